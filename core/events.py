@@ -1,0 +1,97 @@
+"""All that can happen to a core. `effects.py` is all it can do about it; `node.py` connects the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.log import LogRecord
+from relay.link.frames import ToCore
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeUp:
+    """An edge's link is up: mTLS and hello are done. `identity` is the SPIFFE id of its certificate, never what it says of itself."""
+
+    link: int
+    identity: str
+    site: str
+    node: str
+    boot: str
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeFrame:
+    link: int
+    frame: ToCore
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLost:
+    link: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tailed:
+    """Records of the log, in offset order per partition; duplicates (in the sense of the fold) still among them."""
+
+    records: list[LogRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A delivery report. `offset` is None when the fate of the record is unknown; never does it mean that it was not written."""
+
+    ticket: int
+    partition: int
+    offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overfull:
+    """The record was not handed to the producer: its partition's budget is used up, or the producer is being replaced. Safe to refuse."""
+
+    ticket: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndOffset:
+    """Answer to `AskEnd`; None when Kafka did not answer in time."""
+
+    ask: int
+    partition: int
+    offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigRead:
+    """A record of `tidegate.config`; `value` is None for a tombstone."""
+
+    key: str
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigWritten:
+    """The record written by `WriteConfig` is durable and has been read back (`ConfigRead` came first); `ok` False: it failed."""
+
+    ticket: int
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """Look-back is done: the tail has reached what was the end of `partition` at start. Ready when all have."""
+
+    partition: int
+    start: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has reached `next_deadline()`, or a turn ended with admissions still queued."""
+
+
+Event = EdgeUp | EdgeFrame | EdgeLost | Tailed | Reported | Overfull | EndOffset | ConfigRead | ConfigWritten | Looked | Tick
