@@ -90,8 +90,19 @@ class Looked:
 
 
 @dataclass(frozen=True, slots=True)
+class Gap:
+    """Retention took records of `partition` from `position` up to `resumed` (exclusive) before the tail read them: it goes on at `resumed`.
+    Continuity of the partition's channels is lost."""
+
+    stream: str
+    partition: int
+    position: int
+    resumed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has reached `next_deadline()`, or a turn ended with admissions still queued."""
 
 
-Event = EdgeUp | EdgeFrame | EdgeLost | Tailed | Reported | Overfull | EndOffset | ConfigRead | ConfigWritten | Looked | Tick
+Event = EdgeUp | EdgeFrame | EdgeLost | Tailed | Reported | Overfull | EndOffset | ConfigRead | ConfigWritten | Looked | Gap | Tick

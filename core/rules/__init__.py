@@ -1,0 +1,6 @@
+"""Rules: records of the log become records of your topics."""
+
+from core.rules.checks import ConfigError
+from core.rules.rule import Drop, Outcome, Output, Rule, RuleConfig, RuleSet, RuleSource, RuleTarget
+
+__all__ = ["ConfigError", "Drop", "Outcome", "Output", "Rule", "RuleConfig", "RuleSet", "RuleSource", "RuleTarget"]

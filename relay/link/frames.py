@@ -4,7 +4,7 @@ A WebSocket binary message is a msgpack array of frames; a frame is a msgpack ar
 added at the end with a default, so that one version back can be served.
 
 Two lanes: `live` carries what subscribers wait for (records, appends, control), `bulk` what may be large or slow (admission, replay,
-pages). Order holds within a lane and nowhere else.
+pages). Order holds on `live`, and on `bulk` between frames with the same `req` or `ref` (takers have fair turns); nowhere else.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Frame(msgspec.Struct, array_like=True, tag_field="t"):
 
 
 class Credit(Frame, tag=1):
-    """The receiver has taken in `size` more bytes of this lane: the sender may send as many again."""
+    """The receiver has taken in `size` more bytes of this lane: the sender may send as many again. Alone in its message, uncounted."""
 
     size: int
 
@@ -54,6 +54,8 @@ class Hello(Frame, tag=10):
     boot: str
     """Random per edge process: grants are bound to it, so that a restarted edge starts with none."""
     pair: str = ""
+    credit: int = 8_388_608
+    """How many bytes the core may send on this lane before the first `Credit`."""
 
 
 class Admit(Frame, tag=11):

@@ -19,6 +19,62 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Longest silence towards a client, in seconds (CONNECTED carries it in milliseconds); heartbeats go at two thirds of it."""
     connection_state_ttl_s: float = 120.0
     """How long a dropped connection may be resumed."""
+    connections: int = 50_000
+    """Clients connected at once. Above it: DISCONNECTED 50320, which sends them to another edge."""
+    address_connects_per_s: float = 500.0
+    """New connections from one address (IPv6: one /64), a second. Above it, and above the burst: DISCONNECTED 80021."""
+    address_connects_burst: int = 5_000
+    """What one address may save up of these."""
+    address_failures_per_s: float = 5.0
+    """Refused credentials from one address, a second. Above it, and above the burst: DISCONNECTED 80021 or HTTP 429, and no core is asked."""
+    address_failures_burst: int = 200
+    """What one address may save up of these."""
+    addresses: int = 20_000
+    """Addresses remembered for these limits. Above it: the one seen longest ago starts afresh."""
+    admits_outstanding: int = 64
+    """Admissions that one link has not answered. Above it: further ones wait here."""
+    admits_waiting: int = 4_096
+    """Admissions that wait for a link or for their turn. Above it: DISCONNECTED 50320 or HTTP 503."""
+    link_wait_s: float = 5.0
+    """How long an admission waits while there is no link at all. Beyond it: DISCONNECTED 50320 or HTTP 503."""
+    admit_wait_s: float = 9.0
+    """How long a client waits for its first answer (SDKs give up after 10). Beyond it: DISCONNECTED 50003."""
+    frames_before_connected: int = 64
+    """Frames that a client may send before its CONNECTED. Above it: ERROR 80013, closed."""
+    channels_per_connection: int = 200
+    """Attachments of one connection. Above it: ERROR on the channel with 90010."""
+    attach_wait_s: float = 8.0
+    """How long an ATTACH waits for the core. Beyond it: DETACHED 50003 on the channel; the client tries again."""
+    channel_linger_s: float = 5.0
+    """How long a channel stays open on the link after its last detach."""
+    held_records: int = 10_000
+    """Records of one channel held back while it is opened again. Above it: continuity is given up (ATTACHED with 90004 and no RESUMED)."""
+    held_bytes: int = 8_388_608
+    """The same, in bytes."""
+    inbound_per_s: float = 500.0
+    """ProtocolMessages from one connection, a second. Above it, and above the burst: NACK 42911, connection kept."""
+    inbound_burst: int = 5_000
+    """What one connection may save up of these; as many again beyond the limit: ERROR 42921, closed."""
+    unanswered_publishes: int = 10_000
+    """Publishes of one connection without ACK. Above it: NACK 42911."""
+    unanswered_bytes: int = 8_388_608
+    """The same, in payload bytes."""
+    total_unanswered_bytes: int = 134_217_728
+    """The same for all publishers of the edge. Above it: NACK 50003 or HTTP 503."""
+    publish_wait_s: float = 20.0
+    """How long a publish may stay unanswered. Beyond it: DISCONNECTED 50003 (the client sends it again) or HTTP 503."""
+    outbox_bytes: int = 2_097_152
+    """Unread output of one client, beyond what its socket has taken. Above it: that client is disconnected, and may resume."""
+    outbox_age_s: float = 15.0
+    """Oldest unread output of one client, in seconds. Beyond it: the same."""
+    rest_calls: int = 2_000
+    """REST requests in progress. Above it: HTTP 503 with 50004."""
+    rest_grants: int = 10_000
+    """Credentials of REST callers whose grant is remembered. Above it: the one used longest ago is presented to a core again."""
+    auth_notice_s: float = 30.0
+    """How long before its token expires a client is asked (AUTH) for another, if the token lives longer than that."""
+    grant_renewal_s: float = 60.0
+    """How long before its end a grant is renewed."""
 
 
 class LinkLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,6 +82,8 @@ class LinkLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     max_frame_bytes: int = 262_144
     """Largest batch on a lane; one frame may exceed it alone."""
+    max_message_bytes: int = 4_194_304
+    """Longest message that is received. Above it: the link is closed as `oversize`, and the message was not read."""
     bulk_chunk_bytes: int = 65_536
     """Pieces in which bulk answers are cut, so that takers share the lane."""
     credit_bytes: int = 8_388_608
@@ -34,6 +92,26 @@ class LinkLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Live frames queued for one peer. Above it, or older than `queue_age_s`: the link is closed as `slow`; the edge redials."""
     queue_age_s: float = 5.0
     """Oldest live frame that may wait for credit or for the socket, in seconds. Beyond it: the link is closed as `slow`."""
+    bulk_queue_bytes: int = 67_108_864
+    """Bulk frames queued for one peer. Above it: the link is closed as `slow`."""
+    bulk_stall_s: float = 30.0
+    """Longest time in which nothing of a bulk queue could be sent, in seconds. Beyond it: the link is closed as `slow`."""
+    ping_after_s: float = 1.0
+    """Silence on a lane after which the peer is pinged, in seconds."""
+    silent_after_s: float = 4.0
+    """Silence on a lane, in seconds, after which the link is given up as `silent`; the edge redials."""
+    handshake_s: float = 5.0
+    """Longest TCP connect, TLS handshake, upgrade, wait for a hello or for the bulk lane, each, in seconds. Beyond it: closed as `late`."""
+    max_unpaired: int = 256
+    """Live lanes of a core that wait for their bulk lane. Above it: a further hello is refused as `full`; the edge redials."""
+    redial_min_s: float = 1.0
+    """Shortest wait before an edge redials a core, in seconds; only the first redial after a link that held goes at once."""
+    redial_max_s: float = 5.0
+    """Longest wait before an edge redials a core, in seconds."""
+    pair_attempts: int = 16
+    """Dials of a bulk lane that may end at another core than its live lane. After them: both are closed, and the edge redials."""
+    max_requests: int = 65_536
+    """Requests in flight on one link. Above it: the request is refused with 50003 before it is sent."""
 
 
 class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,3 +121,137 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Un-reported publishes of one partition, in bytes. Above it: NACK 50003, and the record was never handed to Kafka."""
     partition_budget_records: int = 2_000
     """The same, in records."""
+    publish_timeout_s: float = 60.0
+    """How long a publish may stay un-reported. Beyond it: every un-reported publish of the core has an unknown fate, and none of them is
+    appended again."""
+    tail_queue_bytes: int = 16_777_216
+    """Records read from the log that the core has not taken in yet. Above it: reading pauses."""
+    tail_queue_records: int = 20_000
+    """The same, in records."""
+    end_asks: int = 10_000
+    """Barriers waiting for an end offset. Above it: a further one fails at once, and the read that asked is refused with 50003."""
+    end_timeout_s: float = 5.0
+    """How long a barrier waits for Kafka. Beyond it: it fails."""
+    config_writes: int = 1_000
+    """Writes to the configuration topic under way. Above it: a further one fails at once."""
+
+    max_message_bytes: int = 65_536
+    """Largest publish a core takes from an edge, in payload bytes. Above it: `Refused` 40009. Keep it equal to the edges' own."""
+    max_publish_id_bytes: int = 1_024
+    """Longest publish id. Above it: `Refused` 40031."""
+    max_credential_bytes: int = 131_072
+    """Longest key or token that is looked at. Above it: refused as malformed."""
+    link_sessions: int = 100_000
+    """Sessions of one link with a live grant. Above it: Admit is refused with 50004, a presented grant is ignored and counted."""
+    link_channels: int = 200_000
+    """Channels that one link has open. Above it: Open is refused with 90021."""
+    link_appends: int = 20_000
+    """Unanswered appends of one link. Above it: `Refused` 50003, and the record was never handed to Kafka."""
+    link_append_bytes: int = 33_554_432
+    """The same, in bytes of record values."""
+    verdict_wait_s: float = 60.0
+    """How long a durable publish waits for the tail to read it. Beyond it: `Unknown`; the client sends it again under its id."""
+    link_admits: int = 256
+    """Admits and calls of one link that wait for their turn. Above it: refused with 50004, which clients try again."""
+    admits_per_turn: int = 24
+    """Admits and calls served in one turn of the loop, about 50 µs each, links in rotation: appends never wait behind more than these."""
+    failed_credentials: int = 10_000
+    """Refused credentials remembered, by keyed hash. Above it: the oldest is forgotten, and costs a signature check if it comes again."""
+    failed_credential_s: float = 10.0
+    """How long a refused credential is remembered, in seconds."""
+    nonces: int = 100_000
+    """Nonces of token requests remembered, for as long as their timestamp is current. Above it: requestToken is refused with 50004."""
+    config_waiters: int = 1_024
+    """Admits that wait to learn whether an unknown key was just created elsewhere. Above it: refused with 50004."""
+    config_barrier_interval_s: float = 0.1
+    """Shortest time between two questions for the end of `tidegate.config`, in seconds. Waiting admits share one."""
+    starting_frames: int = 10_000
+    """Frames held while the core looks back at its start. Above it: refused with 50320, which clients and edges try again."""
+    starting_wait_s: float = 10.0
+    """How long a frame is held while the core starts, in seconds. Beyond it: refused with 50320."""
+    grant_s: float = 300.0
+    """Life of a grant, in seconds; never beyond the token's. Edges renew before; an unrenewed grant ends its session's rights."""
+    departed: int = 100_000
+    """Sessions remembered as departed or superseded, until their grants have expired. Above it: the oldest is forgotten."""
+    witness_grace_s: float = 10.0
+    """How long a channel stays open once its witness is gone, in seconds. Then another session of the link that may read it becomes the
+    witness, or the channel is `Lost` with 40160."""
+    fold_ids: int = 4_000_000
+    """Publish ids remembered for the duplicate verdict, about 200 bytes each. Above it: the oldest are forgotten before their window of
+    240 s is over, counted, and a late repetition of those would be delivered twice."""
+    replay_records: int = 1_000
+    """Records replayed when a channel is opened after a serial. Above it: error 90004 and the newest part."""
+    replay_bytes: int = 1_048_576
+    """The same, in bytes."""
+    replay_turn_bytes: int = 65_536
+    """Replayed bytes sent to one link in one turn of the loop."""
+    link_replays: int = 32
+    """Replays of one link that run at once; further ones wait, and hold no records meanwhile."""
+    position_wait_s: float = 10.0
+    """How long an Open waits for the tail to reach its serial, in seconds. Beyond it: `Refused` 50003; the edge tries again."""
+    sandbox_apps: int = 1_000
+    """Apps made through the sandbox and not deleted. Above it: 42910."""
+
+    rule_span_records: int = 1_000
+    """Records that rules write in one transaction. At it: the transaction is committed."""
+    rule_span_bytes: int = 8_388_608
+    """The same, in bytes of record values."""
+    rule_topics: int = 1_000
+    """Topics that one rule writes to while its core runs. Above it: records for further topics are dropped and counted."""
+    mapping_records: int = 2_000
+    """Records of one mapping read and not yet durable in the log. At it: the mapping reads no further until some are."""
+    mapping_bytes: int = 8_388_608
+    """The same, in bytes of record values."""
+
+
+class ListenerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one listening socket takes on. Setting: `[listen.limits]` of edge.toml, `[link.listen]` and `[admin.limits]` of core.toml."""
+
+    max_head_bytes: int = 16_384
+    """Largest request head. Above it: HTTP 431 and close."""
+    head_deadline_s: float = 5.0
+    """How long a connection may take to send its first request head. Beyond it: HTTP 408 and close."""
+    handshake_deadline_s: float = 10.0
+    """How long a TLS handshake may take. Beyond it: the connection is dropped and counted as `timeout`."""
+    max_handshakes: int = 512
+    """Handshakes under way at once. At it nothing is accepted; further connections wait in the kernel's queue."""
+    accepts_per_turn: int = 32
+    """Connections accepted in one turn of the event loop, so that a storm of connects does not stop deliveries."""
+    backlog: int = 4_096
+    """Connections that the kernel keeps waiting to be accepted (capped by net.core.somaxconn). Above it: the kernel drops the SYN."""
+    max_connections: int = 50_000
+    """Open connections. Above it: accepted and reset at once, counted as `too_many_connections`."""
+    max_http_connections: int = 2_000
+    """Of these, connections that speak HTTP rather than WebSocket. Above it: HTTP 503 and close, or reset if HTTP/2 was agreed."""
+
+
+class ProtocolLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What both tiers refuse alike, whoever asks. No setting: an edge and a core that disagreed would refuse each other's work."""
+
+    max_channel_name_bytes: int = 2_048
+    """Longest channel name with its qualifiers, in UTF-8 bytes. Above it: 40010."""
+    max_messages: int = 1_000
+    """Messages of one publish. Above it: 40034, nothing is published."""
+    max_message_id_bytes: int = 512
+    """Longest message id supplied by a client, in UTF-8 bytes. Above it: 40031."""
+    max_encoding_bytes: int = 512
+    """Longest `encoding` of a message, in UTF-8 bytes (it does not count towards the message size). Above it: 40013."""
+    max_extras_depth: int = 32
+    """Deepest nesting within `extras`. Beyond it: 40032."""
+    max_capability_resources: int = 1_000
+    """Resources of one capability. Above it: 40000."""
+    max_token_ttl_ms: int = 86_400_000
+    """Longest life of a token, in milliseconds. Above it: 40003."""
+    max_revocable_token_ttl_ms: int = 3_600_000
+    """The same where the key allows its tokens to be revoked."""
+    max_clock_difference_ms: int = 120_000
+    """How far the timestamp of a TokenRequest may be from the core's clock, either way. Beyond it: 40104."""
+    expiry_leeway_ms: int = 5_000
+    """How long a token or grant still counts after its expiry, so that clocks of edges and cores need not agree to the millisecond."""
+    capabilities_remembered: int = 512
+    """Parsed capabilities kept per process, by their text; equal texts share one. At the bound the least recently used goes."""
+    channels_remembered_per_capability: int = 256
+    """Channels whose permitted operations a capability remembers. At the bound it forgets all of them and starts again."""
+
+
+PROTOCOL = ProtocolLimits()

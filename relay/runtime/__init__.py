@@ -1,0 +1,1 @@
+"""What a process stands on: settings, TLS, the listener, logs, metrics, tasks and their end."""

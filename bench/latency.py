@@ -1,0 +1,93 @@
+"""Publish to deliver through edge, link, core and Kafka, beside raw produce to consume on the same broker with the same settings."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import threading
+import time
+import uuid
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from bench.clients import MESSAGE_BYTES
+from bench.common import ROUNDS, Figure, clients, product, report
+
+RATE = 100.0
+SECONDS = 8.0
+LAST_RECORDS_S = 2.0
+CONSUMER = {"fetch.min.bytes": 65536, "fetch.wait.max.ms": 2}
+PRODUCER = {"enable.idempotence": True, "acks": "all", "linger.ms": 0}
+
+
+class RawKafka:
+    """A producer and a consumer as a core has them, with nothing between."""
+
+    def __init__(self, brokers: str) -> None:
+        self._topic = f"bench-raw-{uuid.uuid4().hex[:8]}"
+        created = AdminClient({"bootstrap.servers": brokers}).create_topics([NewTopic(self._topic, 1, 1)])
+        if error := created[self._topic].exception():
+            raise SystemExit(f"latency: a topic cannot be created ({error}): the floor needs a real broker, as --kafka local starts")
+        self._producer = Producer({"bootstrap.servers": brokers, **PRODUCER})
+        self._consumer = Consumer({"bootstrap.servers": brokers, "group.id": "bench", "enable.auto.commit": False, **CONSUMER})
+        self._consumer.assign([TopicPartition(self._topic, 0, 0)])
+        self._latencies: list[float] = []
+        self._stopping = threading.Event()
+
+    def turn(self) -> list[float]:
+        """Milliseconds, one a record."""
+        self._latencies, self._stopping = [], threading.Event()
+        consuming = threading.Thread(target=self._consume)
+        consuming.start()
+        count = round(RATE * SECONDS)
+        for _ in range(count):
+            time.sleep(random.expovariate(RATE))
+            self._producer.produce(self._topic, f"{time.perf_counter():<24.9f}".ljust(MESSAGE_BYTES, "x"), partition=0)
+            self._producer.poll(0)
+        self._producer.flush(LAST_RECORDS_S)
+        deadline = time.perf_counter() + LAST_RECORDS_S
+        while len(self._latencies) < count and time.perf_counter() < deadline:
+            time.sleep(0.02)
+        self._stopping.set()
+        consuming.join()
+        return self._latencies
+
+    def _consume(self) -> None:
+        while not self._stopping.is_set():
+            first = self._consumer.poll(0.1)  # consume(n, t) would wait for all n; poll wakes at once, then the rest is taken
+            if first is None:
+                continue
+            for record in (first, *self._consumer.consume(500, 0)):
+                if record.error() is None:
+                    self._latencies.append(1000 * (time.perf_counter() - float((record.value() or b"")[:24])))
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def percentiles(latencies: list[float]) -> tuple[float, float]:
+    if len(latencies) < RATE * SECONDS:
+        raise RuntimeError(f"{len(latencies)} messages arrived of {RATE * SECONDS:.0f}")
+    return statistics.median(latencies), statistics.quantiles(latencies, n=100)[98]
+
+
+def main(kafka: str | None, rounds: int = ROUNDS) -> bool:
+    raws, products = [], []
+    with product(kafka or "local") as server, clients(server) as child:
+        raw = RawKafka(server.kafka)
+        for n in range(-1, rounds):
+            found = [percentiles(raw.turn())]
+            found.append(percentiles(child.ask("latency", token=server.token, rate=RATE, seconds=SECONDS)["ms"]))
+            child.ask("drop")
+            if n < 0:
+                continue  # the first turn warms up
+            raws.append(found[0])
+            products.append(found[1])
+            print(f"latency {n + 1}/{rounds}, p50 and p99 in ms: " + ", ".join(f"{p50:.2f} {p99:.2f}" for p50, p99 in found))
+        raw.close()
+    figures = [
+        Figure("Publish to deliver, p50", "ms", [r[0] for r in raws], [p[0] for p in products], 4.0, difference=True, digits=2),
+        Figure("Publish to deliver, p99", "ms", [r[1] for r in raws], [p[1] for p in products], difference=True, digits=2),
+    ]
+    return report("latency", figures, "raw Kafka produce to consume")

@@ -1,0 +1,230 @@
+"""core.toml as types. `relay.runtime.settings.load(CoreConfig, path)` reads it; what cannot be used is refused with field and reason.
+
+    node = "core-1"
+    index_dir = "/var/lib/tidegate/index"
+    rules_on = "core-1"
+
+    [link]
+    port = 9001
+    trust_domain = "relay.example"
+    certificate = "core-1.pem"
+    private_key = "core-1.key"
+    ca = "ca.pem"
+
+    [kafka]
+    brokers = "kafka-1:9092,kafka-2:9092"
+
+    [[keyring]]
+    id = "2026-01"
+    secret_file = "ring-2026-01.secret"
+
+    [[apps]]
+    id = "shop"
+
+    [[apps.keys]]
+    id = "web"
+    secret_env = "SHOP_WEB_SECRET"
+    capability = '{"chat:*": ["publish", "subscribe"]}'
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+
+import msgspec
+
+from core.kafka.config import KafkaConfig
+from core.mappings import MappingConfig
+from core.registry import App, Key, Namespace
+from core.rules import RuleConfig
+from relay.model.capability import Capability
+from relay.model.errors import RelayError
+from relay.model.keyring import KEY_BYTES, Keyring
+from relay.model.limits import CoreLimits, LinkLimits
+from relay.runtime.settings import File, PrivateFile, Secret
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
+MIN_SECRET = 16
+"""Shortest secret of an API key outside `dev`, in characters. RFC 7518, 3.2 asks for 32 bytes; existing Ably keys have fewer."""
+
+
+def _distinct(what: str, ids: list[str]) -> None:
+    seen: set[str] = set()
+    for one in ids:
+        if one in seen:
+            raise ValueError(f"{what} {one!r} is there twice")
+        seen.add(one)
+
+
+def _checked_id(what: str, value: str) -> None:
+    if not _ID.fullmatch(value):
+        raise ValueError(f"{what} must be 1 to 64 characters of [A-Za-z0-9_-]")
+
+
+class LinkListen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where edges dial in. TLS 1.3; a client certificate with an edge's SPIFFE id is required."""
+
+    host: str = "127.0.0.1"
+    port: int
+    trust_domain: str
+    certificate: File
+    private_key: PrivateFile
+    ca: File
+    limits: LinkLimits = LinkLimits()
+
+
+class Listen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plain HTTP listener for the inside: never route it to the public side."""
+
+    host: str = "127.0.0.1"
+    port: int
+
+
+class RingKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One key of the cluster's ring: the first signs, all verify. `secret` is 32 bytes in base64 or hex."""
+
+    id: str
+    secret: Secret
+
+    def __post_init__(self) -> None:
+        self.bytes_of()
+
+    def bytes_of(self) -> bytes:
+        text = self.secret.reveal().strip()
+        if len(text) == 2 * KEY_BYTES:
+            try:
+                return bytes.fromhex(text)
+            except ValueError:
+                pass
+        try:
+            decoded = base64.b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError(f"the secret must be {KEY_BYTES} bytes in base64 or hex") from None
+        if len(decoded) != KEY_BYTES:
+            raise ValueError(f"the secret must be {KEY_BYTES} bytes, is {len(decoded)}")
+        return decoded
+
+
+class KeyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One API key. `capability` is JSON text or a table of resource → operations; left out, the key may do everything."""
+
+    id: str
+    secret: Secret
+    capability: str | dict[str, list[str]] = '{"*":["*"]}'
+    revoked: bool = False
+    revocable_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        _checked_id("the id of a key", self.id)
+        if not self.secret.reveal():
+            raise ValueError("the secret is empty")
+        self.parsed()
+
+    def parsed(self) -> Capability:
+        try:
+            return Capability.parse(self.capability)
+        except RelayError as error:
+            raise ValueError(error.info.message) from None
+
+
+class AppConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One tenant, with its keys, namespaces, rules and mappings."""
+
+    id: str
+    name: str = ""
+    tls_only: bool = False
+    keys: list[KeyConfig] = []
+    namespaces: list[NamespaceConfig] = []
+    rules: list[RuleConfig] = []
+    mappings: list[MappingConfig] = []
+
+    def __post_init__(self) -> None:
+        _checked_id("the id of an app", self.id)
+        _distinct("key", [key.id for key in self.keys])
+        _distinct("namespace", [namespace.id for namespace in self.namespaces])
+        _distinct("rule", [rule.id for rule in self.rules])
+        _distinct("mapping", [mapping.id for mapping in self.mappings])
+
+    def app(self) -> App:
+        keys = [
+            Key(
+                app=self.id,
+                id=key.id,
+                secret=key.secret.reveal(),
+                capability=key.parsed(),
+                status=int(key.revoked),
+                revocable_tokens=key.revocable_tokens,
+            )
+            for key in self.keys
+        ]
+        return App(
+            id=self.id,
+            name=self.name or self.id,
+            tls_only=self.tls_only,
+            keys={key.id: key for key in keys},
+            namespaces={
+                one.id: Namespace(
+                    id=one.id, persisted=one.persisted, push_enabled=one.push_enabled, mutable_messages=one.mutable_messages
+                )
+                for one in self.namespaces
+            },
+        )
+
+
+class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Properties of the channels whose names begin with `<id>:`."""
+
+    id: str
+    persisted: bool = False
+    push_enabled: bool = False
+    mutable_messages: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.id or ":" in self.id or self.id.startswith("["):
+            raise ValueError("the id of a namespace must not be empty, contain ':' or begin with '['")
+
+
+class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings of one core."""
+
+    node: str
+    """The name in this core's certificate and in logs."""
+    dev: bool = False
+    """Permits what is unsafe outside a developer's machine: readable secrets, short ones, API keys without TLS, `sandbox`."""
+    sandbox: bool = False
+    """`POST /apps` and `DELETE /apps/{id}`, so that client test suites provision themselves. Only with `dev`."""
+    index_dir: str = ""
+    """Where the index of recent records is kept; emptied at start. Empty: in memory."""
+    rules_on: str = ""
+    """The core (by `node`) that runs rules and mappings. Name the same one in the settings of all cores."""
+    link: LinkListen
+    admin: Listen
+    metrics: Listen
+    kafka: KafkaConfig
+    limits: CoreLimits = CoreLimits()
+    keyring: list[RingKey]
+    apps: list[AppConfig] = []
+
+    def __post_init__(self) -> None:
+        if not _NODE.fullmatch(self.node):
+            raise ValueError("node must be a name of letters, digits, '.' and '-', as in the certificate")
+        if self.sandbox and not self.dev:
+            raise ValueError("sandbox is for tests: it needs dev = true")
+        if not self.keyring:
+            raise ValueError("keyring needs at least one key")
+        self.ring()
+        _distinct("app", [app.id for app in self.apps])
+        if not self.dev:
+            for app in self.apps:
+                for key in app.keys:
+                    if len(key.secret.reveal()) < MIN_SECRET:
+                        raise ValueError(f"the secret of key {app.id}.{key.id} is shorter than {MIN_SECRET} characters")
+
+    def ring(self) -> Keyring:
+        return Keyring((key.id, key.bytes_of()) for key in self.keyring)
+
+    def static_apps(self) -> list[App]:
+        return [app.app() for app in self.apps]

@@ -1,0 +1,100 @@
+"""How to reach Kafka, and what the broker at the other end can do."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+log = logging.getLogger("tidegate.kafka")
+
+WINDOW_S = 240.0
+"""W: a publish id repeats within this time of broker clock or never."""
+SKEW_S = 10.0
+"""How far the clocks of cores and brokers may lie apart."""
+LOOK_BACK_S = WINDOW_S + SKEW_S
+"""How far before its start every reader of the log begins, so that all readers agree on what is a duplicate."""
+FORMAT_VERSION = b"1"
+"""The `version` header of a log record. A reader skips what it does not know."""
+
+
+class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[kafka]` of core.toml."""
+
+    brokers: str
+    """host:port, comma-separated."""
+    embedded: bool = False
+    """The brokers are Tidegate's embedded one: see `EMBEDDED` for what it cannot do."""
+    prefix: str = "tidegate"
+    """First part of the names of Tidegate's own topics, groups and transactional ids."""
+    partitions: int = 32
+    """Of the log, when the core creates it; an existing topic keeps its own."""
+    properties: dict[str, str | int | float | bool] = {}
+    """Further librdkafka properties (`security.protocol`, `sasl.*`, `ssl.*`), for every client."""
+
+    def __repr__(self) -> str:
+        return f"KafkaConfig(brokers={self.brokers!r}, embedded={self.embedded}, prefix={self.prefix!r})"  # properties may hold passwords
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return EMBEDDED if self.embedded else REAL
+
+    def client(self, role: str, **overrides: Any) -> dict[str, Any]:
+        """Properties of one librdkafka client; `overrides` spell dots as underscores and win over `properties`.
+
+        librdkafka's log lines go to the logger `tidegate.kafka` when the client is polled.
+        """
+        settings: dict[str, Any] = {
+            "bootstrap.servers": self.brokers,
+            "client.id": f"{self.prefix}-{role}",
+            "reconnect.backoff.ms": 50,
+            "reconnect.backoff.max.ms": 1_000,
+            "log.connection.close": False,
+            "error_cb": lambda error: log.warning("kafka %s: %s", role, error.name()),
+            "logger": log,
+        }
+        return settings | dict(self.properties) | {name.replace("_", "."): value for name, value in overrides.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a broker can do. Code asks this record, never which broker it is."""
+
+    create_topics: bool
+    """False: topics come into being when first asked for, with the broker's partition count."""
+    describe_configs: bool
+    topic_ids: bool
+    """Topics have a UUID. Otherwise the stream id is made of the cluster id."""
+    offsets_for_times: bool
+    """False: the look-back begins at the earliest record."""
+    log_append_time: bool
+    """False: record timestamps are the producer's."""
+    compaction: bool
+    fencing: bool
+    """A paused transactional producer cannot commit after another took its place."""
+    durable: bool
+
+
+REAL = Capabilities(
+    create_topics=True,
+    describe_configs=True,
+    topic_ids=True,
+    offsets_for_times=True,
+    log_append_time=True,
+    compaction=True,
+    fencing=True,
+    durable=True,
+)
+EMBEDDED = Capabilities(
+    create_topics=False,
+    describe_configs=False,
+    topic_ids=False,
+    offsets_for_times=False,
+    log_append_time=False,
+    compaction=False,
+    fencing=False,
+    durable=False,
+)
+"""librdkafka's mock cluster: 4 partitions always, 5 MB kept of each, everything forgotten on exit."""

@@ -1,0 +1,97 @@
+"""Which topics of yours exist, so that one rule with a missing topic cannot hold up the others."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import confluent_kafka
+from confluent_kafka import KafkaError
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from core.kafka.config import KafkaConfig, log
+
+PRESENT_S = 300.0
+"""How long a topic is taken to exist. Should it be deleted meanwhile, the transaction fails and the topic is asked for again."""
+ABSENT_S = 1.0
+"""How long a topic is taken not to exist, in seconds."""
+SINGLE_LOOKUPS = 8
+"""Unknown topics of one span that are asked for one by one; more of them are one question for all topics of the cluster."""
+MAX_REMEMBERED = 20_000
+"""Topics remembered, present or not. At the bound all are forgotten and asked for again."""
+
+Fault = Literal["missing_topic", "unauthorized_topic"]
+
+
+class TargetTopics:
+    """Existence of topics by cached metadata. Belongs to one thread; look-ups wait for the broker, at most `timeout_s` each."""
+
+    __slots__ = ("_client", "_config", "_create", "_known", "_timeout_s")
+
+    def __init__(self, config: KafkaConfig, client: confluent_kafka.Consumer, *, create: bool, timeout_s: float = 10.0) -> None:
+        """`client` must not create topics by asking for them, which a consumer does not. `create`: missing topics are made (dev)."""
+        self._config = config
+        self._client = client
+        self._create = create
+        self._timeout_s = timeout_s
+        self._known: dict[str, tuple[float, Fault | None]] = {}
+
+    def faults(self, topics: set[str]) -> dict[str, Fault]:
+        """Which of `topics` cannot be written to, and why. Raises KafkaException when no broker answers."""
+        now = time.monotonic()
+        ask = sorted(topic for topic in topics if topic not in self._known or self._known[topic][0] <= now)
+        if ask:
+            if len(self._known) + len(ask) > MAX_REMEMBERED:
+                self._known.clear()
+                ask = sorted(topics)
+            self._look_up(ask)
+        return {topic: fault for topic in topics if (fault := self._known[topic][1]) is not None}
+
+    def mark(self, topic: str, fault: Fault) -> None:
+        """A write has shown that the topic is gone, or not ours to write."""
+        self._known[topic] = (time.monotonic() + ABSENT_S, fault)
+
+    def _look_up(self, topics: list[str]) -> None:
+        found = self._metadata(topics)
+        if self._create and (missing := [topic for topic in topics if found[topic] == "missing_topic"]):
+            self._make(missing)
+            found |= self._metadata(missing)
+        now = time.monotonic()
+        for topic, fault in found.items():
+            self._known[topic] = (now + (PRESENT_S if fault is None else ABSENT_S), fault)
+
+    def _metadata(self, topics: list[str]) -> dict[str, Fault | None]:
+        if len(topics) > SINGLE_LOOKUPS:
+            there = self._client.list_topics(timeout=self._timeout_s).topics
+            return {topic: None if topic in there else "missing_topic" for topic in topics}
+        found: dict[str, Fault | None] = {}
+        for topic in topics:
+            about = self._client.list_topics(topic, timeout=self._timeout_s).topics.get(topic)
+            found[topic] = "missing_topic" if about is None else fault_of(about.error)
+        return found
+
+    def _make(self, topics: list[str]) -> None:
+        """Create topics with the broker's defaults. Failures are logged; the topics stay missing."""
+        admin = AdminClient(self._config.client("targets"))
+        if not self._config.capabilities.create_topics:
+            for topic in topics:  # the embedded broker makes a topic when a producer's client asks for it
+                admin.list_topics(topic, timeout=self._timeout_s)
+            return
+        made = admin.create_topics([NewTopic(topic, num_partitions=-1, replication_factor=-1) for topic in topics])
+        for topic, future in made.items():
+            try:
+                future.result(self._timeout_s)
+                log.info("created topic %s", topic)
+            except confluent_kafka.KafkaException as failed:
+                if failed.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    log.warning("topic %s could not be created: %s", topic, failed.args[0].name())
+
+
+def fault_of(error: KafkaError | None) -> Fault | None:
+    """What an error of a topic's metadata or of a delivery says about the topic; None if the topic is not to blame."""
+    code = None if error is None else error.code()
+    if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
+        return "missing_topic"
+    if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        return "unauthorized_topic"
+    return None

@@ -1,0 +1,168 @@
+"""Who may act through which link: the grants that edges hold, as this core has admitted or been shown them.
+
+A grant counts on the link on which it was admitted or presented, until it expires, its session departs, or a later incarnation of the
+session turns up on any link of this core. (Incarnations that other cores have seen will come from `tidegate.sessions`.)
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+
+from core.channel import OpenChannel
+from relay.model.capability import Capability
+from relay.model.errors import ErrorInfo, RelayError
+from relay.model.grants import Grant, GrantRefused, open_grant
+from relay.model.keyring import Keyring
+from relay.model.limits import PROTOCOL, CoreLimits
+
+
+class Session:
+    """One connection, or one REST request, with its rights on one link."""
+
+    __slots__ = ("capability", "ends", "grant", "link", "witnessed")
+
+    def __init__(self, link: int, grant: Grant) -> None:
+        self.link = link
+        self.witnessed: set[OpenChannel] = set()
+        """The open channels for which this session's right to read stands surety."""
+        self.take(grant)
+
+    def take(self, grant: Grant) -> None:
+        self.grant = grant
+        self.capability = Capability.parse(grant.capability)
+        expires = grant.expires if grant.token_expires is None else min(grant.expires, grant.token_expires)
+        self.ends = expires + PROTOCOL.expiry_leeway_ms
+
+
+class NoGrant(RelayError):
+    """The session has no grant here that counts. `reason` is the label of the counter: no_grant, expired, old_incarnation."""
+
+    def __init__(self, reason: str, code: int, message: str) -> None:
+        super().__init__(code, message)
+        self.reason = reason
+
+
+class Link:
+    """An edge process, as its certificate and its hello name it."""
+
+    __slots__ = ("boot", "identity", "node", "sessions", "site")
+
+    def __init__(self, identity: str, site: str, node: str, boot: str) -> None:
+        self.identity = identity
+        self.site = site
+        self.node = node
+        self.boot = boot
+        self.sessions: dict[str, Session] = {}
+
+
+class Roster:
+    def __init__(self, keyring: Keyring, limits: CoreLimits, counters: Counter[str]) -> None:
+        self._keyring = keyring
+        self._limits = limits
+        self._counters = counters
+        self.links: dict[int, Link] = {}
+        self._floor: OrderedDict[str, int] = OrderedDict()
+        """Lowest incarnation that still counts, of sessions that departed or were superseded: bounded, the oldest goes first."""
+        self._ends: list[tuple[int, int, str]] = []
+
+    def __len__(self) -> int:
+        return sum(len(link.sessions) for link in self.links.values())
+
+    def link_up(self, link: int, identity: str, site: str, node: str, boot: str) -> None:
+        self.links[link] = Link(identity, site, node, boot)
+
+    def link_lost(self, link: int) -> None:
+        self.links.pop(link, None)
+
+    def full(self, link: int) -> bool:
+        return len(self.links[link].sessions) >= self._limits.link_sessions
+
+    def admit(self, link: int, grant: Grant) -> Session:
+        """Take in a grant that this core has just made, or that was presented and holds."""
+        sessions = self.links[link].sessions
+        session = sessions.get(grant.session)
+        if session is None:
+            session = sessions[grant.session] = Session(link, grant)
+        else:
+            session.take(grant)
+        heapq.heappush(self._ends, (session.ends, link, grant.session))
+        if grant.incarnation:
+            self._raise_floor(grant.session, grant.incarnation)
+        return session
+
+    def present(self, link: int, data: bytes, now_ms: int) -> Session | None:
+        """An edge shows a grant. One that does not hold is counted under its reason and left out."""
+        edge = self.links[link]
+        try:
+            grant = open_grant(self._keyring, data, edge=edge.identity, boot=edge.boot, now_ms=now_ms)
+        except GrantRefused as refused:
+            self._counters[f"grant.{refused.reason}"] += 1
+            return None
+        except RelayError:
+            self._counters["grant.malformed"] += 1
+            return None
+        known = edge.sessions.get(grant.session)
+        if grant.incarnation < self._floor.get(grant.session, 0):
+            self._counters["grant.old_incarnation"] += 1
+            return None
+        if known is None and self.full(link):
+            self._counters["grant.too_many"] += 1
+            return None
+        if known is not None and grant.incarnation <= known.grant.incarnation and grant.expires < known.grant.expires:
+            return known  # a straggler: what is known is newer
+        return self.admit(link, grant)
+
+    def get(self, link: int, session_id: str, now_ms: int) -> Session:
+        """The session, if it may act on this link now. Raises: NoGrant."""
+        session = self.links[link].sessions.get(session_id)
+        if session is None:
+            raise NoGrant("no_grant", 40101, "No grant for this session")
+        if now_ms >= session.ends:
+            raise NoGrant("expired", 40142, "Token expired")
+        if session.grant.incarnation < self._floor.get(session_id, 0):
+            raise NoGrant("old_incarnation", 80016, "The connection was resumed elsewhere")
+        return session
+
+    def find(self, session_id: str) -> Session | None:
+        """A session on any link of this core, whether or not its grant has expired."""
+        for link in self.links.values():
+            if (session := link.sessions.get(session_id)) is not None:
+                return session
+        return None
+
+    def depart(self, link: int, session_id: str) -> Session | None:
+        """The session is over: its grants, up to this incarnation, count nowhere on this core any more."""
+        session = self.links[link].sessions.pop(session_id, None)
+        if session is not None and session.grant.realtime:
+            self._raise_floor(session_id, session.grant.incarnation + 1)
+        return session
+
+    def expire(self, now_ms: int) -> Iterator[Session]:
+        """Forget the sessions whose grants have ended, and name them."""
+        while self._ends and self._ends[0][0] <= now_ms:
+            _, link_id, session_id = heapq.heappop(self._ends)
+            link = self.links.get(link_id)
+            session = None if link is None else link.sessions.get(session_id)
+            if link is not None and session is not None and session.ends <= now_ms:
+                del link.sessions[session_id]
+                yield session
+
+    def revoke_app(self, app: str) -> Iterator[tuple[Session, ErrorInfo]]:
+        """The app is gone, and with it the rights of all its sessions. O(sessions)."""
+        error = ErrorInfo.of(40101, "The app no longer exists")
+        for link in self.links.values():
+            for session_id in [name for name, session in link.sessions.items() if session.grant.app == app]:
+                session = link.sessions.pop(session_id)
+                self._raise_floor(session_id, session.grant.incarnation + 1)
+                yield session, error
+
+    def _raise_floor(self, session_id: str, incarnation: int) -> None:
+        floor = self._floor
+        if floor.get(session_id, 0) >= incarnation:
+            return
+        floor[session_id] = incarnation
+        floor.move_to_end(session_id)
+        if len(floor) > self._limits.departed:
+            floor.popitem(last=False)

@@ -1,0 +1,63 @@
+"""All that an edge can do. A `frame` is a whole WebSocket frame, header included, ready for the socket (`edge.ably.websocket`)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from relay.link.frames import Lane, ToCore
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    client: int
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """The same frame to many clients, except `skip`: one effect however many there are.
+
+    `clients` is the hub's own collection, not a copy (this is the hot path): it must be read before the next event is handled.
+    """
+
+    clients: Collection[int]
+    frame: bytes
+    skip: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CloseClient:
+    """Flush what was written, send a close frame with `code`, then close. `why` is the label on the metric."""
+
+    client: int
+    code: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSend:
+    """`lane` None: the lane the frame belongs to (`relay.link.frames.BULK`)."""
+
+    link: int
+    frame: ToCore
+    lane: Lane | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestAnswer:
+    call: int
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the log. `fields` never hold credentials, query strings or payloads."""
+
+    event: str
+    fields: dict[str, str | int | float | bool | None]
+
+
+Effect = Write | Broadcast | CloseClient | LinkSend | RestAnswer | Note

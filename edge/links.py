@@ -1,0 +1,103 @@
+"""The links that are up, which of them serves a channel, and whose grants each of them has seen."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from edge.turn import Turn
+from relay.link.frames import Admitted, Lane, Present, Stream, Welcome
+from relay.model.capability import Capability
+from relay.model.channel import partition_of
+
+
+class Session:
+    """Whoever acts through this edge, with the signed grant that says as whom. `presented` are the links that have seen the grant."""
+
+    __slots__ = ("app", "capability", "client_id", "grant", "grant_expires", "id", "presented", "token_expires")
+
+    def __init__(self, frame: Admitted, link: int) -> None:
+        self.id = frame.session
+        self.presented: tuple[int, ...] = ()
+        self.take(frame, link)
+
+    def take(self, frame: Admitted, link: int) -> tuple[int, ...]:
+        """Rights from a later answer (renewal, reauthentication). Answers the other links, which know only the old grant."""
+        self.grant = frame.grant
+        self.app = frame.app
+        self.client_id = frame.client_id
+        self.capability = Capability.parse(frame.capability)
+        self.grant_expires = frame.grant_expires
+        self.token_expires = frame.token_expires
+        others = tuple(other for other in self.presented if other != link)
+        self.presented = (link,)
+        return others
+
+
+class Link:
+    __slots__ = ("core", "draining", "id", "streams")
+
+    def __init__(self, link: int, welcome: Welcome) -> None:
+        self.id = link
+        self.core = welcome.core
+        self.streams: list[Stream] = welcome.streams
+        self.draining = False
+
+    def serves(self, key: bytes) -> bool:
+        if not self.streams:
+            return False
+        stream = self.streams[0]  # one stream for all apps so far; a second one will come with the rule that says which app has which
+        low, high = stream.serves
+        return low <= partition_of(key, stream.partitions) <= high
+
+
+class Links:
+    __slots__ = ("_turn", "by_id", "losses")
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self.by_id: dict[int, Link] = {}
+        self.losses = 0
+        """How many links have been lost: a publish first sent before a loss may have been sent twice."""
+
+    def up(self, link: int, welcome: Welcome) -> Link:
+        made = self.by_id[link] = Link(link, welcome)
+        return made
+
+    def lost(self, link: int) -> bool:
+        if self.by_id.pop(link, None) is None:
+            return False
+        self.losses += 1
+        self._turn.stats.link_losses += 1
+        return True
+
+    def pick(self, key: bytes) -> Link | None:
+        """The link for a channel: rendezvous hashing over the cores that serve its partition, so that a lost core moves only its share."""
+        able = [link for link in self.by_id.values() if not link.draining and link.serves(key)]
+        if not able:
+            able = [link for link in self.by_id.values() if link.serves(key)]
+        if len(able) < 2:
+            return able[0] if able else None
+        return max(able, key=lambda link: (blake2b(key + b"\0" + link.core.encode(), digest_size=8).digest(), link.id))
+
+    def any(self) -> Link | None:
+        """Some link, preferably of a core that stays."""
+        return min(self.by_id.values(), key=lambda link: (link.draining, link.id), default=None)
+
+    def present(self, session: Session, link: int) -> None:
+        """Make sure that the core at `link` knows the session before anything is sent there in its name."""
+        if link not in session.presented:
+            session.presented = (*(other for other in session.presented if other in self.by_id), link)
+            self._turn.send(link, Present(session.grant))
+
+    def present_anew(self, session: Session, others: tuple[int, ...]) -> None:
+        """The grant was replaced: tell the links that act on the old one, which would expire there."""
+        for other in others:
+            if other in self.by_id:
+                self.present(session, other)
+
+    def present_for_call(self, session: Session, link: int) -> None:
+        """The same for what travels on `bulk`: order holds within a lane only."""
+        if link not in session.presented:
+            session.presented = (*(other for other in session.presented if other in self.by_id), link)
+            self._turn.send(link, Present(session.grant), Lane.BULK)
+            self._turn.send(link, Present(session.grant))

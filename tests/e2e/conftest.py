@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.product import Product, product
+
+
+@pytest.fixture(scope="session")
+def relay(kafka_brokers: str) -> Iterator[Product]:
+    """Two edges, two cores, a rule and a mapping, on a real Kafka that is shared by all tests of the run."""
+    with product(
+        "--edges", "2", "--cores", "2", "--kafka", kafka_brokers,
+        "--rule", "^ruled:=ruled-topic", "--mapping", "mapped-topic=mapped:#{topic}:#{key}",
+    ) as running:  # fmt: skip
+        yield running

@@ -1,0 +1,100 @@
+"""Processes that are really killed and frozen, under clients that must not notice."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.product import NodeScript, Product, product
+from tidegate.kafka_local import LocalKafka
+
+pytestmark = [pytest.mark.kafka, pytest.mark.node, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def pair(kafka_brokers: str) -> Iterator[Product]:
+    """One edge, two cores."""
+    with product("--edges", "1", "--cores", "2", "--kafka", kafka_brokers) as running:
+        yield running
+
+
+def test_each_core_killed_in_turn_during_two_thousand_publishes(pair: Product) -> None:
+    count = 2000
+    script = NodeScript("pubsub", pair, channel="survives", count=count, rate=150)
+    try:
+        script.wait_for("ready")
+        for core in (0, 1):
+            time.sleep(3)
+            old = pair.kill("core", core)
+            pair.wait_restarted("core", core, old)
+            time.sleep(2)
+        script.wait_for("published", 60)
+        time.sleep(1)
+        assert len(script.every("acked")) == count
+        assert script.every("nacked") == []
+        assert [m["data"] for m in script.every("message")] == list(range(count))
+        states = [(line["name"], line["state"]) for line in script.every("state")]
+        assert sorted(states) == sorted((name, state) for name in ("publisher", "subscriber") for state in ("connecting", "connected"))
+    finally:
+        script.stop()
+
+
+def resident_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def test_broker_frozen_for_thirty_seconds_under_load(tmp_path: Path) -> None:
+    """No message that was NACKed is ever delivered, order holds, memory is bounded."""
+    broker = LocalKafka(directory=tmp_path / "kafka")
+    brokers = broker.start()
+    try:
+        with product("--cores", "2", "--kafka", brokers) as relay:
+            count = 200 * 45
+            script = NodeScript("pubsub", relay, channel="frozen", count=count, rate=200)
+            try:
+                script.wait_for("ready")
+                time.sleep(5)
+                before = {pid: resident_mib(pid) for role in ("edge", "core") for pid in relay.pids(role)}
+                broker.pause()
+                time.sleep(30)
+                broker.resume()
+                script.wait_for("published", 120)
+                time.sleep(5)
+                after = {pid: resident_mib(pid) for pid in before}
+                nacked = {line["n"] for line in script.every("nacked")}
+                delivered = [m["data"] for m in script.every("message")]
+                assert not nacked & set(delivered)
+                first_seen = list(dict.fromkeys(delivered))
+                assert first_seen == sorted(first_seen)
+                acked = {line["n"] for line in script.every("acked")}
+                assert acked <= set(delivered) or any(line["state"] != "connected" for line in script.every("state")[4:])
+                assert acked | nacked == set(range(count))
+                assert all(after[pid] - before[pid] < 200 for pid in before), (before, after)
+            finally:
+                script.stop()
+    finally:
+        broker.stop()
+
+
+@pytest.mark.parametrize("role", ["core"])
+def test_frozen_core_is_left_for_another(pair: Product, role: str) -> None:
+    """SIGSTOP: the process keeps its sockets but answers nothing; the edge must notice by itself."""
+    count = 1500
+    script = NodeScript("pubsub", pair, channel="thawed", count=count, rate=150)
+    try:
+        script.wait_for("ready")
+        time.sleep(2)
+        stopped = pair.kill(role, 0, signal.SIGSTOP)
+        time.sleep(8)
+        pair.kill(role, 0, signal.SIGCONT)
+        script.wait_for("published", 60)
+        time.sleep(1)
+        assert [m["data"] for m in script.every("message")] == list(range(count))
+        assert stopped in pair.pids(role)
+    finally:
+        script.stop()

@@ -1,0 +1,323 @@
+"""Rules from a record of the log to records of topics (Ably protocol docs, Kafka rules)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.log import LogRecord
+from core.rules import ConfigError, Outcome, Rule, RuleConfig, RuleSet
+from relay.model.message import Kind, Message, RecordBody
+from relay.model.serials import Serial, message_serial
+
+SERIAL = Serial("abcdefgh", 3, 42)
+
+
+def config(**fields: Any) -> RuleConfig:
+    base: dict[str, Any] = {"id": "r1", "target": {"routing_key": "out:#{channelName}"}}
+    return msgspec.convert(base | fields, RuleConfig)
+
+
+def rule(app: str = "app", **fields: Any) -> Rule:
+    return Rule(app, config(**fields))
+
+
+def record(
+    *messages: Message, channel: str = "chat:lobby", kind: int = Kind.MESSAGE, connection: str | None = "conn", **body: Any
+) -> LogRecord:
+    value = msgspec.msgpack.encode(RecordBody(id="conn:7", timestamp=1000, connection_id=connection, messages=list(messages), **body))
+    return LogRecord(SERIAL.stream, SERIAL.partition, SERIAL.offset, 1010, f"app:{channel}".encode(), value, kind, "c:conn:7")
+
+
+def outcome(record: LogRecord, *rules: Rule) -> Outcome:
+    return RuleSet(rules or [rule()], site="eu").outcome(record)
+
+
+# --- matching ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "channel", "matches"),
+    [
+        ("", "anything", True),
+        ("chat", "my-chat-room", True),  # searched, not anchored
+        ("^chat:.*", "chat:lobby", True),
+        ("^chat:.*", "xchat:lobby", False),
+        ("^chat:.*", "chat:émile", True),
+        ("lobby$", "chat:lobby", True),
+        ("", "[meta]log", False),
+        (r"\Achat:\d+\z", "chat:12", True),
+    ],
+)
+def test_channel_filter(pattern: str, channel: str, matches: bool) -> None:
+    assert rule(source={"channel_filter": pattern}).matches("app", channel) is matches
+
+
+def test_other_apps_do_not_match() -> None:
+    assert not rule("other").matches("app", "chat")
+
+
+@pytest.mark.parametrize("pattern", ["(?=a)", "(a", "(a)\\1", "[z-a]", "x" * 2000])
+def test_bad_filter_is_a_config_error(pattern: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        rule(source={"channel_filter": pattern})
+    assert refused.value.field == "source.channel_filter"
+
+
+@pytest.mark.parametrize(
+    ("routing_key", "reason"),
+    [
+        ("#{nope}", "expected one of"),
+        ("", "illegal topic"),
+        (":key", "illegal topic"),
+        ("sp ace:key", "illegal topic"),
+        ("tidegate.log:key", "reserved topic"),
+        ("__consumer_offsets", "reserved topic"),
+        ("..", "illegal topic"),
+        ("é:#{channelName}", "illegal topic"),
+    ],
+)
+def test_bad_routing_key_is_a_config_error(routing_key: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        rule(target={"routing_key": routing_key})
+    assert refused.value.field == "target.routing_key"
+    assert reason in refused.value.reason
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id": "no spaces"},
+        {"id": ""},
+    ],
+)
+def test_bad_id(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        rule(**fields)
+
+
+def test_unknown_fields_and_sources_are_refused() -> None:
+    for wrong in ({"source": {"type": "channel.presence"}}, {"source": {"filter": "x"}}, {"target": {"routing_key": "t", "format": "xml"}}):
+        with pytest.raises(msgspec.ValidationError):
+            config(**wrong)
+
+
+def test_two_rules_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError):
+        RuleSet([rule(), rule()], site="eu")
+    RuleSet([rule(), rule("other")], site="eu")
+
+
+# --- routing -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("routing_key", "channel", "topic", "key"),
+    [
+        ("out:#{channelName}", "chat:lobby", "out", b"chat:lobby"),
+        ("out", "chat:lobby", "out", None),
+        ("out:", "chat:lobby", "out", None),
+        ("#{channelName}", "chat:lobby", "chat", b"lobby"),  # interpolated first, then split at the first colon
+        ("#{channelName}", "chat", "chat", None),
+        ("out:#{message.name}", "chat", "out", None),  # missing values are empty; an empty key is none
+        ("out:#{channelName}", "é", "out", "é".encode()),
+    ],
+)
+def test_routing(routing_key: str, channel: str, topic: str, key: bytes | None) -> None:
+    made = outcome(record(Message(data="x"), channel=channel), rule(target={"routing_key": routing_key}))
+    assert [(output.topic, output.key) for output in made.outputs] == [(topic, key)]
+
+
+@pytest.mark.parametrize(
+    ("channel", "reason"),
+    [
+        ("white space", "illegal_topic"),
+        ("x" * 250, "illegal_topic"),
+        (".", "illegal_topic"),
+        ("tidegate.log", "reserved_topic"),
+        ("tidegate.config:x", "reserved_topic"),
+        ("__transaction_state", "reserved_topic"),
+    ],
+)
+def test_topic_from_a_channel_name_is_dropped_when_not_legal(channel: str, reason: str) -> None:
+    made = outcome(record(Message(data="x"), channel=channel), rule(target={"routing_key": "#{channelName}"}))
+    assert not made.outputs
+    assert [(drop.rule, drop.reason) for drop in made.drops] == [("r1", reason)]
+
+
+def test_one_record_per_message_and_rule() -> None:
+    made = outcome(record(Message(data="a"), Message(data="b"), Message(data="c")), rule(), rule(id="r2", target={"routing_key": "other"}))
+    assert [(output.rule, json.loads(output.value)["messages"][0]["data"]) for output in made.outputs] == [
+        (name, data) for name in ("r1", "r2") for data in "abc"
+    ]
+
+
+# --- skips ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extras", "written"),
+    [
+        (None, True),
+        ({"ephemeral": True}, False),
+        ({"ephemeral": False}, True),
+        ({"privileged": {"skipRule": "*"}}, False),
+        ({"privileged": {"skipRule": ["r1"]}}, False),
+        ({"privileged": {"skipRule": ["r2", "r3"]}}, True),
+        ({"privileged": {"skipRule": "r1"}}, True),
+        ({"privileged": 5}, True),
+    ],
+)
+def test_skips(extras: dict[str, Any] | None, written: bool) -> None:
+    assert bool(outcome(record(Message(data="x", extras=extras))).outputs) is written
+
+
+def test_ephemeral_publish_and_other_kinds_are_skipped() -> None:
+    assert outcome(record(Message(data="x"), ephemeral=True)) == Outcome([], [])
+    assert outcome(record(Message(data="x"), kind=Kind.PRESENCE)) == Outcome([], [])
+
+
+# --- enveloped -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_enveloped_json() -> None:
+    made = outcome(record(Message(name="my message name", data="some message data", client_id="bob"))).outputs[0]
+    assert made.headers == [("content-type", b"application/json"), ("x-ably-version", b"1.2")]
+    assert json.loads(made.value) == {
+        "source": "channel.message",
+        "appId": "app",
+        "channel": "chat:lobby",
+        "site": "eu",
+        "ruleId": "r1",
+        "timestamp": 1010,
+        "messages": [
+            {
+                "id": "conn:7:0",
+                "connectionId": "conn",
+                "clientId": "bob",
+                "timestamp": 1000,
+                "name": "my message name",
+                "data": "some message data",
+                "action": 0,
+                "serial": message_serial(SERIAL.text, 0),
+            }
+        ],
+    }
+
+
+def test_enveloped_msgpack() -> None:
+    made = outcome(record(Message(data=b"\x00\xff")), rule(target={"routing_key": "out", "format": "msgpack"})).outputs[0]
+    assert made.headers == [("content-type", b"application/x-msgpack"), ("x-ably-version", b"1.2")]
+    message = msgspec.msgpack.decode(made.value)["messages"][0]
+    assert message["data"] == b"\x00\xff"
+    assert "encoding" not in message
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "sent", "encoded"),
+    [
+        ("text", None, "text", None),
+        ("", None, "", None),
+        ('{"a":1}', "json", '{"a":1}', "json"),
+        (b"\x00\xff", None, "AP8=", "base64"),
+        (b"\x00\xff", "json/utf-8/cipher+aes-256-cbc", "AP8=", "json/utf-8/cipher+aes-256-cbc/base64"),
+        ("x", "nonsense", "x", "nonsense"),
+        (None, None, None, None),
+    ],
+)
+def test_enveloped_data_in_json(data: Any, encoding: str | None, sent: str | None, encoded: str | None) -> None:
+    message = json.loads(outcome(record(Message(data=data, encoding=encoding))).outputs[0].value)["messages"][0]
+    assert message.get("data") == sent
+    assert message.get("encoding") == encoded
+    assert None not in message.values()
+
+
+def test_own_ids_and_extras_survive_and_privileged_does_not() -> None:
+    extras = {"headers": {"a": 1}, "ref": {"x": [1]}, "privileged": {"skipRule": ["other"]}}
+    made = outcome(record(Message(id="mine", data="x", extras=extras), connection=None))
+    message = json.loads(made.outputs[0].value)["messages"][0]
+    assert message["id"] == "mine"
+    assert message["extras"] == {"headers": {"a": 1}, "ref": {"x": [1]}}
+    assert "connectionId" not in message
+
+
+# --- plain ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "value", "content_type", "remaining"),
+    [
+        ("héllo", None, "héllo".encode(), b"text/plain", None),
+        ('{"a": 1}', "json", b'{"a": 1}', b"application/json", None),
+        (b"\x00\xff", None, b"\x00\xff", b"application/octet-stream", None),
+        (b"\x00", "utf-8/cipher+aes-128-cbc", b"\x00", b"application/octet-stream", b"utf-8/cipher+aes-128-cbc"),
+        ("x", "nonsense", b"x", b"text/plain", b"nonsense"),
+        (None, None, b"", b"text/plain", None),
+    ],
+)
+def test_plain_values(data: Any, encoding: str | None, value: bytes, content_type: bytes, remaining: bytes | None) -> None:
+    plain = rule(target={"routing_key": "out", "enveloped": False})
+    made = outcome(record(Message(data=data, encoding=encoding)), plain).outputs[0]
+    headers = dict(made.headers)
+    assert (made.value, headers["content-type"], headers.get("x-ably-message-encoding")) == (value, content_type, remaining)
+
+
+def test_plain_headers() -> None:
+    plain = rule(target={"routing_key": "out", "enveloped": False})
+    made = outcome(record(Message(name="greet", data="x", client_id="bob", extras={"headers": {"a": 1}})), plain).outputs[0]
+    assert dict(made.headers) == {
+        "content-type": b"text/plain",
+        "x-ably-version": b"1.2",
+        "x-ably-envelope-appid": b"app",
+        "x-ably-envelope-channel": b"chat:lobby",
+        "x-ably-envelope-rule-id": b"r1",
+        "x-ably-envelope-site": b"eu",
+        "x-ably-envelope-source": b"channel.message",
+        "x-ably-message-id": b"conn:7:0",
+        "x-ably-message-timestamp": b"1000",
+        "x-ably-message-client-id": b"bob",
+        "x-ably-message-connection-id": b"conn",
+        "x-ably-message-name": b"greet",
+        "x-ably-message-extras": b'{"headers":{"a":1}}',
+    }
+    assert len(made.headers) == len(dict(made.headers))
+
+
+# --- robustness ----------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.binary(max_size=200), st.binary(max_size=40))
+def test_undecodable_records_are_dropped_and_counted(value: bytes, key: bytes) -> None:
+    bad = LogRecord(SERIAL.stream, 0, 0, 0, b"app:" + key, value, Kind.MESSAGE, "x")
+    for drop in outcome(bad).drops:
+        assert drop.reason == "undecodable"
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    data=st.none() | st.text(max_size=20) | st.binary(max_size=20),
+    extras=st.none() | st.dictionaries(st.sampled_from(["headers", "privileged", "ephemeral", "ref", "x"]), JSON_VALUES, max_size=4),
+    name=st.none() | st.text(max_size=10),
+    channel=st.text(min_size=1, max_size=20),
+    enveloped=st.booleans(),
+    format=st.sampled_from(["json", "msgpack"]),
+)
+def test_every_message_is_written_skipped_or_dropped(
+    data: Any, extras: dict[str, Any] | None, name: str | None, channel: str, enveloped: bool, format: str
+) -> None:
+    key = "t:#{channelName}#{message.extras.headers['a']}#{(message.name, message.id)|hash}"
+    one = rule(target={"routing_key": key, "enveloped": enveloped, "format": format})
+    made = outcome(record(Message(data=data, extras=extras, name=name), channel=channel), one)
+    assert len(made.outputs) + len(made.drops) <= 1
+    assert made == outcome(record(Message(data=data, extras=extras, name=name), channel=channel), one)

@@ -1,0 +1,231 @@
+"""The command line. It joins the parts and explains them; whatever it does is done elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from relay.runtime import logs
+from relay.runtime.settings import SettingsError
+from tidegate.certs_cli import certs_app
+
+app = typer.Typer(
+    name="tidegate",
+    help="A secure edge relay for Apache Kafka. Clients are the official Ably SDKs, unmodified.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+config_app = typer.Typer(help="Look at configuration files.", no_args_is_help=True)
+app.add_typer(certs_app, name="certs")
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The TOML file of this process.")]
+LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
+LogFormat = Annotated[str, typer.Option(help="`text` for people, `json` for machines.")]
+
+
+def main() -> None:
+    app()
+
+
+def fail(reason: object) -> NoReturn:
+    """One line, and exit code 2."""
+    typer.echo(f"tidegate: {reason}", err=True)
+    raise typer.Exit(2)
+
+
+@app.command()
+def dev(
+    host: Annotated[str, typer.Option(help="Address that the edges listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the first edge (the others follow it); 0 takes free ones.")] = 8443,
+    edges: Annotated[int, typer.Option(min=1, max=16, help="How many edge processes.")] = 1,
+    cores: Annotated[int, typer.Option(min=1, max=16, help="How many core processes.")] = 1,
+    kafka: Annotated[str | None, typer.Option(help="Brokers (`host:port,…`), or `local` for a real one started here.")] = None,
+    mapping: Annotated[list[str] | None, typer.Option(help="`TOPIC=CHANNEL`: records of the topic reach the channel. Repeatable.")] = None,
+    rule: Annotated[list[str] | None, typer.Option(help="`FILTER=TOPIC`: messages on matching channels reach the topic.")] = None,
+    sandbox: Annotated[bool, typer.Option(help="Serve `POST /apps`, so that client test suites provision themselves.")] = False,
+    demo: Annotated[bool | None, typer.Option(help="The leaderboard; on in a source checkout, off with --json or --sandbox.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line when everything is ready.")] = False,
+    log_level: LogLevel = "warning",
+) -> None:
+    """Run everything on this machine: a broker, cores, edges, throw-away certificates, a key and a token.
+
+    Examples:
+
+        tidegate dev                                        # nothing else is needed
+
+        tidegate dev --kafka localhost:9092 --mapping orders=orders:#{key} --rule '^chat:=chat'
+
+        tidegate dev --json --edges 2 --cores 2             # for your own test suite
+    """
+    from tidegate.dev import EXAMPLE, Dev, DevError, DevOptions
+
+    logs.configure("text", log_level)
+    options = DevOptions(
+        host=host,
+        port=port,
+        edges=edges,
+        cores=cores,
+        kafka=kafka,
+        mappings=mapping or (),
+        rules=rule or (),
+        sandbox=sandbox,
+        demo=demo if demo is not None else not (as_json or sandbox) and EXAMPLE.is_dir(),
+        as_json=as_json,
+        log_level=log_level,
+    )
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        running = Dev(options, say=lambda text: typer.echo(f"tidegate dev: {text}", err=True))
+        try:
+            starting = asyncio.create_task(running.start())
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                typer.echo(json.dumps(starting.result()) if as_json else _banner(starting.result(), options.demo))
+                sys.stdout.flush()
+                await stopping
+            else:
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+        finally:
+            await running.stop()
+
+    try:
+        asyncio.run(run())
+    except DevError as error:
+        fail(error)
+
+
+def _banner(found: dict[str, Any], demo: bool) -> str:
+    page = f"\n  leaderboard   {found['rest']}/demo/   (the certificate is throw-away: let the browser pass it)" if demo else ""
+    url, rest = found["url"], found["rest"]
+    return f"""
+Tidegate is ready (Ctrl-C ends it).
+{page}
+  clients       {url}
+  REST          {rest}
+  admin         {found["admin"]}
+  CA            {found["ca"]}
+  API key       {found["key"]}
+  token         {found["token"]}
+  Kafka         {found["kafka"]}
+
+  With the ably package of npm:
+    NODE_EXTRA_CA_CERTS={found["ca"]} node -e '
+      const ably = new (require("ably").Realtime)({{ endpoint: "127.0.0.1", tlsPort: {url.rsplit(":", 1)[1]}, key: "{found["key"]}" }});
+      ably.channels.get("hello").subscribe((m) => console.log(m.data));
+      ably.channels.get("hello").publish("greeting", "it works");'
+"""
+
+
+@app.command()
+def edge(
+    config: ConfigFile,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the port (one per core of the machine).")] = 1,
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "text",
+) -> None:
+    """Run an edge node: the public tier.
+
+    Example: `tidegate edge -c edge.toml --workers 4`
+    """
+    from edge.config import EdgeConfig
+    from edge.io.process import run_edge
+    from relay.runtime.settings import load
+
+    logs.configure(log_format, log_level)
+    try:
+        settings = load(EdgeConfig, config)
+    except SettingsError as error:
+        fail(error)
+    if workers == 1:
+        raise typer.Exit(run_edge(settings))
+    from tidegate.workers import run_workers
+
+    raise typer.Exit(run_workers(workers, lambda worker: run_edge(settings, worker=worker)))
+
+
+@app.command()
+def core(config: ConfigFile, log_level: LogLevel = "info", log_format: LogFormat = "text") -> None:
+    """Run a core: the private tier, the only one that talks to Kafka.
+
+    Example: `tidegate core -c core.toml`
+    """
+    from core.config import CoreConfig
+    from core.io.process import run_core
+    from relay.runtime.settings import load
+
+    logs.configure(log_format, log_level)
+    try:
+        settings = load(CoreConfig, config)
+    except SettingsError as error:
+        fail(error)
+    raise typer.Exit(run_core(settings))
+
+
+@app.command()
+def token(
+    key: Annotated[str | None, typer.Option(envvar="TIDEGATE_KEY", help="`appId.keyId:secret`; better given as $TIDEGATE_KEY.")] = None,
+    key_file: Annotated[Path | None, typer.Option(help="A file that holds the key.")] = None,
+    capability: Annotated[str | None, typer.Option(help='JSON, as in `{"chat:*":["subscribe"]}`; all that the key may do.')] = None,
+    client_id: Annotated[str | None, typer.Option(help="The identity; `*` for any; anonymous without.")] = None,
+    ttl: Annotated[int, typer.Option(min=1, max=86_400, help="Lifetime in seconds.")] = 3600,
+) -> None:
+    """Mint a JWT for a client, as your auth server would.
+
+    Example: `TIDEGATE_KEY=app.key:secret tidegate token --client-id bob --capability '{"chat:*":["publish","subscribe"]}'`
+    """
+    from relay.model.capability import Capability
+    from relay.model.errors import RelayError
+    from tidegate.tokens import mint
+
+    if key_file:
+        key = key_file.read_text().strip()
+    if not key:
+        fail("no key: set TIDEGATE_KEY, or pass --key-file or --key")
+    try:
+        canonical = Capability.parse(capability).canonical() if capability is not None else None
+        typer.echo(mint(key, capability=canonical, client_id=client_id, ttl_s=ttl, now_s=int(time.time())))
+    except (ValueError, RelayError) as error:
+        fail(error)
+
+
+@config_app.command("check")
+def config_check(config: ConfigFile) -> None:
+    """Read a configuration file as the process would, and say what is wrong with it.
+
+    Example: `tidegate config check -c core.toml`
+    """
+    from relay.runtime.settings import load
+
+    try:
+        content = tomllib.loads(config.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        fail(f"{config}: {error}")
+    kind = "core" if "kafka" in content else "edge"
+    try:
+        if kind == "core":
+            from core.config import CoreConfig
+
+            load(CoreConfig, config)
+        else:
+            from edge.config import EdgeConfig
+
+            load(EdgeConfig, config)
+    except SettingsError as error:
+        fail(error)
+    typer.echo(f"{config}: a valid {kind} configuration")

@@ -1,0 +1,382 @@
+"""`tidegate dev`: the whole product on one machine, as separate processes joined by the real link.
+
+Everything it makes (certificates, keys, configuration files, index) lives in one temporary directory and goes with it. People test their
+own applications against it, so a process that dies is started again, as a deployment would do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import ctypes
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import ssl
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import tomli_w
+
+from certs.authority import Authority
+from core.kafka.embedded import EmbeddedBroker
+from core.kafka.topics import create_missing
+from tidegate.kafka_local import LocalKafka
+from tidegate.tokens import mint
+
+TRUST_DOMAIN = "dev.tidegate"
+APP = "dev"
+READY_WITHIN_S = 60.0
+RESTART_DELAY_S = 0.5
+STOP_WITHIN_S = 10.0
+TOKEN_TTL_S = 24 * 3600
+EXAMPLE = Path(__file__).parents[1] / "examples" / "leaderboard"
+BROWSER_SDK = Path(__file__).parents[1] / ".cache" / "node" / "node_modules" / "ably" / "build" / "ably.min.js"
+
+EMBEDDED_PROMISES = (
+    "embedded broker: nothing survives its end, 4 partitions, 5 MB each, no log-append time, no fencing; for trying things out only "
+    "(--kafka local or --kafka HOST:PORT for the real one)"
+)
+
+
+class DevError(Exception):
+    """What a person can put right: one line, with what to do."""
+
+
+@dataclass(frozen=True)
+class DevOptions:
+    host: str = "127.0.0.1"
+    port: int = 8443
+    edges: int = 1
+    cores: int = 1
+    kafka: str | None = None
+    """None: the embedded broker; `local`: a real one started here; else brokers as `host:port,…`."""
+    mappings: Sequence[str] = ()
+    """Each `TOPIC=CHANNEL`."""
+    rules: Sequence[str] = ()
+    """Each `FILTER=TOPIC`."""
+    sandbox: bool = False
+    demo: bool = False
+    as_json: bool = False
+    log_level: str = "warning"
+
+
+class _Broker(Protocol):
+    def stop(self) -> None: ...
+
+
+@dataclass
+class _Child:
+    name: str
+    argv: list[str]
+    restart: bool
+    process: asyncio.subprocess.Process | None = None
+
+
+@dataclass
+class Dev:
+    """Owns every process it starts; `stop` ends them in the order clients would want (demo, edges, cores, broker)."""
+
+    options: DevOptions
+    say: Callable[[str], None]
+    directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="tidegate-dev-")))
+    children: list[_Child] = field(default_factory=list)
+    keepers: list[asyncio.Task[None]] = field(default_factory=list)
+    broker: _Broker | None = None
+    stopping: bool = False
+
+    async def start(self) -> dict[str, Any]:
+        """Brings everything up. Returns what `--json` prints; raises DevError."""
+        rules = [_pair(text, "--rule", "FILTER=TOPIC") for text in self.options.rules]
+        mappings = [_pair(text, "--mapping", "TOPIC=CHANNEL") for text in self.options.mappings]
+        if self.options.demo:
+            if not EXAMPLE.is_dir():
+                raise DevError("the demo is part of the source checkout, not of the installed package: run without --demo")
+            rules.append(("^score:", "score-ingestion"))
+            mappings.append(("leaderboard-update", "leaderboard"))
+        ports = self._edge_ports()
+
+        brokers = await self._start_broker()
+        await asyncio.to_thread(create_missing, brokers, sorted({topic for _, topic in rules} | {topic for topic, _ in mappings}))
+
+        secret = secrets.token_urlsafe(24)
+        key = f"{APP}.key:{secret}"
+        token = mint(key, capability='{"*":["*"]}', client_id="*", ttl_s=TOKEN_TTL_S, now_s=int(time.time()))
+        self._issue_certificates()
+        link_ports, admin_ports, metrics_ports = (_free_ports(n) for n in (self.options.cores, self.options.cores, self.options.cores))
+        for n in range(self.options.cores):
+            self._write(
+                f"core-{n + 1}.toml",
+                self._core(n + 1, brokers, secret, rules, mappings, link_ports[n], admin_ports[n], metrics_ports[n]),
+            )
+        edge_metrics = _free_ports(self.options.edges)
+        for n in range(self.options.edges):
+            self._write(f"edge-{n + 1}.toml", self._edge(n + 1, ports[n], link_ports, edge_metrics[n]))
+
+        tidegate = [sys.executable, "-m", "tidegate"]
+        for kind, count in (("core", self.options.cores), ("edge", self.options.edges)):
+            for n in range(1, count + 1):
+                argv = [*tidegate, kind, "-c", str(self.directory / f"{kind}-{n}.toml"), "--log-level", self.options.log_level]
+                await self._spawn(_Child(f"{kind}-{n}", argv, restart=True))
+        await self._until_ready([f"https://127.0.0.1:{port}/readyz" for port in ports])
+
+        host = self.options.host if self.options.host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
+        found = {
+            "url": f"wss://{host}:{ports[0]}",
+            "rest": f"https://{host}:{ports[0]}",
+            "edges": [f"wss://{host}:{port}" for port in ports],
+            "admin": f"http://127.0.0.1:{admin_ports[0]}",
+            "ca": str(self.directory / "ca.pem"),
+            "key": key,
+            "token": token,
+            "kafka": brokers,
+            "processes": self.pids(),
+            "state": str(self.directory),
+        }
+        if self.options.demo:
+            await self._start_demo(found)
+        self._note_processes()
+        return found
+
+    def pids(self) -> dict[str, list[int]]:
+        """Process ids by role, those of processes that were started again included; also in `processes.json` of the state directory."""
+        by_role: dict[str, list[int]] = {"edge": [], "core": []}
+        for child in self.children:
+            role = child.name.partition("-")[0]
+            if child.process and role in by_role:
+                by_role[role].append(child.process.pid)
+        return by_role
+
+    async def stop(self) -> None:
+        self.stopping = True
+        for prefix in ("demo", "edge", "core"):
+            group = [c for c in self.children if c.name.startswith(prefix) and c.process and c.process.returncode is None]
+            for child in group:
+                assert child.process
+                child.process.terminate()
+            for child in group:
+                assert child.process
+                try:
+                    await asyncio.wait_for(child.process.wait(), STOP_WITHIN_S)
+                except TimeoutError:
+                    self.say(f"{child.name} did not stop within {STOP_WITHIN_S:.0f} s: killed")
+                    child.process.kill()
+        for keeper in self.keepers:
+            keeper.cancel()
+        await asyncio.gather(*self.keepers, return_exceptions=True)
+        if self.broker:
+            await asyncio.to_thread(self.broker.stop)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    # --- parts ---------------------------------------------------------------------------------------------------------------------
+
+    async def _start_broker(self) -> str:
+        match self.options.kafka:
+            case None:
+                self.say(EMBEDDED_PROMISES)
+                embedded = EmbeddedBroker()
+                self.broker = embedded
+                return await asyncio.to_thread(embedded.start)
+            case "local":
+                self.say("starting a real Apache Kafka (the first time it is fetched, which takes a minute)")
+                local = LocalKafka(directory=self.directory / "kafka")
+                self.broker = local
+                return await asyncio.to_thread(local.start)
+            case brokers:
+                return brokers
+
+    def _issue_certificates(self) -> None:
+        authority = Authority.create(TRUST_DOMAIN)
+        (self.directory / "ca.pem").write_bytes(authority.certificate_pem)
+        names = sorted({"127.0.0.1", "localhost", "::1", self.options.host} - {"0.0.0.0", "::"})  # noqa: S104
+        issued = [("server", authority.issue_server(names, days=30))]
+        issued += [(f"core-{n + 1}", authority.issue_core(f"core-{n + 1}", days=30)) for n in range(self.options.cores)]
+        issued += [(f"edge-{n + 1}", authority.issue_edge("dev", f"edge-{n + 1}", days=30)) for n in range(self.options.edges)]
+        for name, leaf in issued:
+            (self.directory / f"{name}.pem").write_bytes(leaf.certificate_pem)
+            _write_private(self.directory / f"{name}.key", leaf.private_key_pem)
+        _write_private(self.directory / "ring.secret", base64.b64encode(secrets.token_bytes(32)))
+
+    def _core(
+        self,
+        n: int,
+        brokers: str,
+        secret: str,
+        rules: list[tuple[str, str]],
+        mappings: list[tuple[str, str]],
+        link: int,
+        admin: int,
+        metrics: int,
+    ) -> dict[str, Any]:
+        return {
+            "node": f"core-{n}",
+            "dev": True,
+            "sandbox": self.options.sandbox,
+            "index_dir": str(self.directory / f"index-{n}"),
+            "rules_on": "core-1",
+            "link": {"host": "127.0.0.1", "port": link, **self._identity(f"core-{n}")},
+            "admin": {"host": "127.0.0.1", "port": admin},
+            "metrics": {"host": "127.0.0.1", "port": metrics},
+            "kafka": {"brokers": brokers, "embedded": self.options.kafka is None},
+            "keyring": [{"id": "dev1", "secret_file": str(self.directory / "ring.secret")}],
+            "apps": [
+                {
+                    "id": APP,
+                    "name": "development",
+                    "keys": [{"id": "key", "secret": secret, "capability": '{"[*]*":["*"]}'}],
+                    "rules": [
+                        {
+                            "id": f"rule-{i}",
+                            "source": {"type": "channel.message", "channel_filter": pattern},
+                            "target": {"routing_key": f"{topic}:#{{channelName}}", "enveloped": True, "format": "json"},
+                        }
+                        for i, (pattern, topic) in enumerate(rules, 1)
+                    ],
+                    "mappings": [
+                        {"id": f"mapping-{i}", "topics": [topic], "channel": channel} for i, (topic, channel) in enumerate(mappings, 1)
+                    ],
+                }
+            ],
+        }
+
+    def _edge(self, n: int, port: int, link_ports: list[int], metrics: int) -> dict[str, Any]:
+        return {
+            "site": "dev",
+            "node": f"edge-{n}",
+            "dev": True,
+            "sandbox": self.options.sandbox,
+            "basic_auth": "all",
+            "demo": str(self.directory / "web") if self.options.demo else "",
+            "listen": {
+                "host": self.options.host,
+                "port": port,
+                "certificate": str(self.directory / "server.pem"),
+                "private_key": str(self.directory / "server.key"),
+            },
+            "metrics": {"host": "127.0.0.1", "port": metrics},
+            "link": {"cores": [f"127.0.0.1:{p}" for p in link_ports], **self._identity(f"edge-{n}")},
+        }
+
+    def _identity(self, name: str) -> dict[str, str]:
+        return {
+            "trust_domain": TRUST_DOMAIN,
+            "certificate": str(self.directory / f"{name}.pem"),
+            "private_key": str(self.directory / f"{name}.key"),
+            "ca": str(self.directory / "ca.pem"),
+        }
+
+    def _write(self, name: str, settings: dict[str, Any]) -> None:
+        _write_private(self.directory / name, tomli_w.dumps(settings).encode())
+
+    def _edge_ports(self) -> list[int]:
+        if self.options.port == 0:
+            return _free_ports(self.options.edges)
+        ports = [self.options.port + n for n in range(self.options.edges)]
+        for port in ports:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((self.options.host, port))
+                except OSError as error:
+                    raise DevError(f"port {port} cannot be used ({error.strerror}): pass another with --port, or --port 0") from None
+        return ports
+
+    async def _start_demo(self, found: dict[str, Any]) -> None:
+        web = self.directory / "web"
+        shutil.copytree(EXAMPLE / "web", web)
+        if BROWSER_SDK.exists():
+            shutil.copy(BROWSER_SDK, web / "ably.min.js")
+        config = {"url": found["url"], "token": found["token"], "channel": "leaderboard"}
+        (web / "config.json").write_text(json.dumps(config))
+        python = sys.executable
+        database = str(self.directory / "scores.db")
+        aggregator = [python, str(EXAMPLE / "aggregator.py"), "--kafka", found["kafka"], "--db", database]
+        players = [python, str(EXAMPLE / "players.py"), "--url", found["url"], "--ca", found["ca"], "--token", found["token"]]
+        await self._spawn(_Child("demo-aggregator", aggregator, restart=True))
+        await self._spawn(_Child("demo-players", players, restart=True))
+
+    async def _spawn(self, child: _Child) -> None:
+        # stdin is a pipe that nobody writes to: a child that reads it sees the end when this process dies, however it dies
+        child.process = await asyncio.create_subprocess_exec(
+            *child.argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=sys.stderr,
+            stderr=sys.stderr,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        if child not in self.children:
+            self.children.append(child)
+            self.keepers.append(asyncio.create_task(self._keep(child)))
+
+    async def _keep(self, child: _Child) -> None:
+        while True:
+            assert child.process
+            code = await child.process.wait()
+            if self.stopping or not child.restart:
+                return
+            self.say(f"{child.name} ended ({_ending(code)}): started again in {RESTART_DELAY_S} s")
+            await asyncio.sleep(RESTART_DELAY_S)
+            await self._spawn(child)
+            self._note_processes()
+
+    def _note_processes(self) -> None:
+        (self.directory / "processes.json").write_text(json.dumps(self.pids()))
+
+    async def _until_ready(self, urls: list[str]) -> None:
+        context = ssl.create_default_context(cafile=str(self.directory / "ca.pem"))
+        deadline = time.monotonic() + READY_WITHIN_S
+        for url in urls:
+            while not await asyncio.to_thread(_answers, url, context):
+                if time.monotonic() > deadline:
+                    raise DevError(f"{url} was not ready within {READY_WITHIN_S:.0f} s: run again with --log-level info to see why")
+                await asyncio.sleep(0.1)
+
+
+def _answers(url: str, context: ssl.SSLContext) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2, context=context) as answer:  # noqa: S310
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _pair(text: str, option: str, form: str) -> tuple[str, str]:
+    left, equals, right = text.partition("=")
+    if not (left and equals and right):
+        raise DevError(f"{option} takes {form}, not {text!r}")
+    return left, right
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
+
+
+def _ending(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit {code}"
+
+
+def _die_with_parent() -> None:
+    """Linux: the kernel ends the child when this process is killed; elsewhere the end of stdin has to do."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
