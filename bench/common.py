@@ -54,10 +54,8 @@ def rss_bytes(pids: Sequence[int]) -> int:
 class Child:
     """A process that is told what to do by JSON lines on stdin, and answers by JSON lines on stdout. Ends with its `with`."""
 
-    def __init__(self, argv: Sequence[str], *, quiet: bool = False) -> None:
-        self._process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if quiet else None, text=True
-        )
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._name = " ".join(argv[1:4])
 
     @property
@@ -236,7 +234,7 @@ def chart(figures: Sequence[Figure], floor_is: str) -> str:
             beside = "" if kind == "floor" else f" ({sign}{figure.found:.2f})"
             body.append(f'<rect class="{kind}" x="{LABEL}" y="{y}" width="{end - LABEL:.1f}" height="17" rx="2"/>')
             body.append(f'<path class="spread" d="M{low:.1f} {y + 8.5}H{high:.1f}"/>')
-            body.append(f'<text x="{max(end, high) + 8:.1f}" y="{y + 13}">{middle:.{figure.digits}f}{beside}</text>')
+            body.append(f'<text x="{LABEL + BARS + 12}" y="{y + 13}">{middle:.{figure.digits}f}{beside}</text>')
         if bound is not None:
             x = LABEL + scale * bound
             body.append(f'<path class="target" d="M{x:.1f} {top}v46"><title>target</title></path>')

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
 import threading
 import time
 import uuid
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench.clients import MESSAGE_BYTES
 from bench.common import ROUNDS, Figure, clients, product, report
+from core.kafka.config import KafkaConfig
+from core.kafka.consumer import open_consumer, read_batch
 
 RATE = 100.0
 SECONDS = 8.0
 LAST_RECORDS_S = 2.0
-CONSUMER = {"fetch.min.bytes": 65536, "fetch.wait.max.ms": 2}
 PRODUCER = {"enable.idempotence": True, "acks": "all", "linger.ms": 0}
 
 
@@ -26,11 +28,10 @@ class RawKafka:
 
     def __init__(self, brokers: str) -> None:
         self._topic = f"bench-raw-{uuid.uuid4().hex[:8]}"
-        created = AdminClient({"bootstrap.servers": brokers}).create_topics([NewTopic(self._topic, 1, 1)])
-        if error := created[self._topic].exception():
-            raise SystemExit(f"latency: a topic cannot be created ({error}): the floor needs a real broker, as --kafka local starts")
+        with contextlib.suppress(KafkaException):  # the embedded broker has topics come into being by themselves
+            AdminClient({"bootstrap.servers": brokers}).create_topics([NewTopic(self._topic, 1, 1)])[self._topic].result()
         self._producer = Producer({"bootstrap.servers": brokers, **PRODUCER})
-        self._consumer = Consumer({"bootstrap.servers": brokers, "group.id": "bench", "enable.auto.commit": False, **CONSUMER})
+        self._consumer = open_consumer(KafkaConfig(brokers=brokers), "bench")  # as the tail of a core reads
         self._consumer.assign([TopicPartition(self._topic, 0, 0)])
         self._latencies: list[float] = []
         self._stopping = threading.Event()
@@ -55,10 +56,7 @@ class RawKafka:
 
     def _consume(self) -> None:
         while not self._stopping.is_set():
-            first = self._consumer.poll(0.1)  # consume(n, t) would wait for all n; poll wakes at once, then the rest is taken
-            if first is None:
-                continue
-            for record in (first, *self._consumer.consume(500, 0)):
+            for record in read_batch(self._consumer, 500, 0.1):
                 if record.error() is None:
                     self._latencies.append(1000 * (time.perf_counter() - float((record.value() or b"")[:24])))
 
@@ -74,7 +72,7 @@ def percentiles(latencies: list[float]) -> tuple[float, float]:
 
 def main(kafka: str | None, rounds: int = ROUNDS) -> bool:
     raws, products = [], []
-    with product(kafka or "local") as server, clients(server) as child:
+    with product(kafka) as server, clients(server) as child:
         raw = RawKafka(server.kafka)
         for n in range(-1, rounds):
             found = [percentiles(raw.turn())]

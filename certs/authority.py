@@ -1,7 +1,7 @@
 """The root key, and signing. Whether a name may be signed is asked of the policy first; this module decides nothing.
 
-ECDSA on P-256 throughout: every TLS stack verifies it fast. Leaves follow RFC 5280 strictly (key identifiers, critical basic constraints and key
-usage), so that they pass OpenSSL's X509_STRICT, which the link asks for.
+ECDSA on P-256 throughout: every TLS stack verifies it fast. Leaves follow RFC 5280 strictly (key identifiers, critical basic constraints
+and key usage), so that they pass OpenSSL's X509_STRICT, which the link asks for.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Authority:
             .issuer_name(root.subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(max(now - BACKDATED, root.not_valid_before_utc) if now >= root.not_valid_before_utc else now - BACKDATED)
+            .not_valid_before(now - BACKDATED)
             .not_valid_after(ends)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)

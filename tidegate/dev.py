@@ -24,18 +24,22 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import tomli_w
 
 from certs.authority import Authority
+from certs.policy import Policy
 from core.kafka.embedded import EmbeddedBroker
-from core.kafka.topics import create_missing
 from tidegate.kafka_local import LocalKafka
 from tidegate.tokens import mint
 
 TRUST_DOMAIN = "dev.tidegate"
+SITE = "dev"
+LIFETIME = timedelta(days=7)
+"""Of certificates: longer than anybody leaves it running, well within what authorities sign."""
 APP = "dev"
 READY_WITHIN_S = 60.0
 RESTART_DELAY_S = 0.5
@@ -108,7 +112,6 @@ class Dev:
         ports = self._edge_ports()
 
         brokers = await self._start_broker()
-        await asyncio.to_thread(create_missing, brokers, sorted({topic for _, topic in rules} | {topic for topic, _ in mappings}))
 
         secret = secrets.token_urlsafe(24)
         key = f"{APP}.key:{secret}"
@@ -197,16 +200,19 @@ class Dev:
                 return brokers
 
     def _issue_certificates(self) -> None:
-        authority = Authority.create(TRUST_DOMAIN)
-        (self.directory / "ca.pem").write_bytes(authority.certificate_pem)
         names = sorted({"127.0.0.1", "localhost", "::1", self.options.host} - {"0.0.0.0", "::"})  # noqa: S104
-        issued = [("server", authority.issue_server(names, days=30))]
-        issued += [(f"core-{n + 1}", authority.issue_core(f"core-{n + 1}", days=30)) for n in range(self.options.cores)]
-        issued += [(f"edge-{n + 1}", authority.issue_edge("dev", f"edge-{n + 1}", days=30)) for n in range(self.options.edges)]
-        for name, leaf in issued:
-            (self.directory / f"{name}.pem").write_bytes(leaf.certificate_pem)
-            _write_private(self.directory / f"{name}.key", leaf.private_key_pem)
+        authority = Authority.create(Policy(TRUST_DOMAIN, tuple(names)))
+        (self.directory / "ca.pem").write_bytes(authority.root.certificate_pem())
+        issued = {"server": authority.server(names, lifetime=LIFETIME)}
+        issued |= {name: authority.core(name, lifetime=LIFETIME) for name in self._names("core", self.options.cores)}
+        issued |= {name: authority.edge(SITE, name, lifetime=LIFETIME) for name in self._names("edge", self.options.edges)}
+        for name, leaf in issued.items():
+            (self.directory / f"{name}.pem").write_bytes(leaf.certificate_pem())
+            _write_private(self.directory / f"{name}.key", leaf.private_key_pem())
         _write_private(self.directory / "ring.secret", base64.b64encode(secrets.token_bytes(32)))
+
+    def _names(self, kind: str, count: int) -> list[str]:
+        return [f"{kind}-{n + 1}" for n in range(count)]
 
     def _core(
         self,
@@ -252,7 +258,7 @@ class Dev:
 
     def _edge(self, n: int, port: int, link_ports: list[int], metrics: int) -> dict[str, Any]:
         return {
-            "site": "dev",
+            "site": SITE,
             "node": f"edge-{n}",
             "dev": True,
             "sandbox": self.options.sandbox,

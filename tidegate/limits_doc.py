@@ -16,7 +16,7 @@ Every bound of Tidegate, with its default and what happens at it. Made from `rel
 def render() -> str:
     """The page, ending in a newline."""
     tree = ast.parse(inspect.getsource(limits))
-    return HEAD + "".join(_section(node) for node in tree.body if isinstance(node, ast.ClassDef)) + ""
+    return HEAD + "".join(_section(node) for node in tree.body if isinstance(node, ast.ClassDef))
 
 
 def _section(struct: ast.ClassDef) -> str:

@@ -17,8 +17,8 @@ Wiring a core takes six calls. Whatever happens in Kafka comes back as events of
     config_log.ask_end(ask); config_log.write(ticket, key, value)    # effects AskConfigEnd, WriteConfig
     await config_log.ready()                                         # everything that was there at start has been delivered
 
-`EmbeddedBroker` is a broker inside this process for `tidegate dev`; `Capabilities` says what it cannot do. `consumer` and `transactions`
-are building blocks for rules and mappings.
+`EmbeddedBroker` is a broker inside this process for `tidegate dev`; `Capabilities` says what it cannot do. `consumer` holds
+building blocks for whatever reads.
 """
 
 from core.kafka.config import EMBEDDED, REAL, Capabilities, KafkaConfig

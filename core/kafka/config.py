@@ -16,8 +16,6 @@ SKEW_S = 10.0
 """How far the clocks of cores and brokers may lie apart."""
 LOOK_BACK_S = WINDOW_S + SKEW_S
 """How far before its start every reader of the log begins, so that all readers agree on what is a duplicate."""
-FORMAT_VERSION = b"1"
-"""The `version` header of a log record. A reader skips what it does not know."""
 
 
 class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

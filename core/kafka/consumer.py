@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from typing import Any
 
 import confluent_kafka
@@ -73,8 +75,6 @@ class KafkaThread:
 
     async def close(self, timeout_s: float = 10.0) -> None:
         """Ends the thread and waits for it."""
-        import asyncio  # noqa: PLC0415
-
         self.stop()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, timeout_s)
@@ -82,17 +82,15 @@ class KafkaThread:
     def _keep_running(self) -> None:
         backoff_s = 0.1
         while not self.closing.is_set():
-            before = self.failures
+            began = time.monotonic()
             try:
-                self.run()
+                return self.run()
             except KafkaException as error:
-                self.failures += 1
                 log.warning("%s: %s", self._thread.name, error.args[0].str())
             except Exception:
-                self.failures += 1
                 log.exception("%s failed", self._thread.name)
-            if self.failures == before:
+            self.failures += 1
+            if time.monotonic() - began > 30.0:
                 backoff_s = 0.1
-                continue
             self.closing.wait(backoff_s)
             backoff_s = min(2 * backoff_s, 5.0)

@@ -20,8 +20,8 @@ SHARE_S = 0.002
 
 
 class EndOffsets:
-    """Answers every `ask` with one `EndOffset`: the offset after the last record that was acknowledged before the ask; None if Kafka did not
-    say in time.
+    """Answers every `ask` with one `EndOffset`: the offset after the last record that was acknowledged before the ask; None if Kafka did
+    not say in time.
 
     A request is sent at once when none was sent within the last 2 ms, so a lone ask waits for one round trip only.
     `answered_at` is when Kafka last answered (loop time), for readiness.
@@ -70,7 +70,7 @@ class EndOffsets:
         if self._admin is None or not waiting:
             return
         self._admin.poll(0)  # serves the log
-        request = {TopicPartition(self._stream.topic, partition): OffsetSpec.latest() for partition in waiting}
+        request = {TopicPartition(self._stream.topic, partition): OffsetSpec.latest() for partition in waiting}  # type: ignore[no-untyped-call]
         gather = _Gather(waiting, len(request), self._outlet)
         try:
             futures = self._admin.list_offsets(request, request_timeout=self._limits.end_timeout_s)
@@ -100,9 +100,9 @@ class EndOffsets:
             self._waiting = {}
         self._outlet.flush()
         self._outlet.close()
-        admin, self._admin = self._admin, None
-        # The driver waits for its threads when it is let go of.
-        await asyncio.to_thread(lambda held: held.clear(), [admin])
+        held = [self._admin]
+        self._admin = None
+        await asyncio.to_thread(held.clear)  # letting go of the driver's client waits for its threads
 
 
 class _Answer:

@@ -1,7 +1,8 @@
 """Runs the mappings: reads your topics as a consumer group each, appends to the log, commits what has become durable there.
 
-Two halves. A thread per mapping owns the consumer: it reads, maps, and commits. The loop owns the lanes, one per partition read: they append
-in order and keep the low-water mark, behind which everything is durable. `LogAppends` is the mappings' share of the core's `LogProducer`.
+Two halves. A thread per mapping owns the consumer: it reads, maps, and commits. The loop owns the lanes, one per partition read: they
+append in order and keep the low-water mark, behind which everything is durable. `LogAppends` is the mappings' share of the core's
+`LogProducer`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import functools
 import itertools
 import threading
 import time
@@ -16,11 +18,11 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from core.events import Event, Overfull, Reported
 from core.kafka.config import KafkaConfig, log
+from core.kafka.consumer import KafkaThread, open_consumer, read_batch
 from core.kafka.outlet import Deliver
 from core.kafka.targets import TargetTopics
 from core.mappings import Mapping, Skipped, SourceRecord
@@ -44,8 +46,6 @@ DRAIN_S = 2.0
 """How long partitions that are given up wait for their last delivery reports."""
 MISSING_S = 1.0
 """How often the topics of the group are looked for, in seconds."""
-BACKOFF_S = (0.5, 15.0)
-"""First and longest wait before a new attempt after a failure."""
 COMPLAIN_S = 60.0
 """The same trouble of a mapping is logged at most this often."""
 CLOSE_S = 15.0
@@ -135,7 +135,10 @@ class _Lane:
     fate go again, first and in order, under their ids: readers of the log leave out what was there already.
     """
 
-    __slots__ = ("_appended", "_appends", "_closed", "_done", "_loop", "_open", "_rewind", "_timer", "_waiting", "mark", "records", "size")
+    __slots__ = (
+        "_appended", "_appends", "_closed", "_loop", "_open", "_rewind", "_timer", "_waiting",
+        "finished_bytes", "finished_records", "mark", "taken_bytes", "taken_records",
+    )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, appends: LogAppends, mark: int) -> None:
         self._loop = loop
@@ -148,17 +151,15 @@ class _Lane:
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self.mark = mark
         """Everything before this offset is durable in the log, or skipped. Read by the thread."""
-        self.records = 0
-        """Read and not yet durable. Counted up by the thread before the hand-over (`_added`), down here; see `MappingRunner._backlog`."""
-        self.size = 0
+        self.taken_records = self.taken_bytes = 0
+        """Handed over, ever. Written by the thread only, so that what the loop has not seen yet counts against the bounds too."""
+        self.finished_records = self.finished_bytes = 0
+        """Behind the mark, ever. Written by the loop only."""
 
     def add(self, entries: list[_Entry]) -> None:
         if self._closed:
             return
         self._waiting.extend(entries)
-        for entry in entries:
-            self.records += 1
-            self.size += entry.size
         if self._timer is None:
             self._append()
 
@@ -172,8 +173,8 @@ class _Lane:
 
     @property
     def settled(self) -> bool:
-        """No append is un-answered."""
-        return self._open == 0
+        """The lane is closed and no append is un-answered."""
+        return self._closed and self._open == 0
 
     def _append(self) -> None:
         self._timer = None
@@ -185,7 +186,7 @@ class _Lane:
                 entry.state = _State.DURABLE
             else:
                 key, body, publish_id = entry.append
-                if not self._appends.append(key, body, publish_id, lambda offset, entry=entry: self._answered(entry, offset)):
+                if not self._appends.append(key, body, publish_id, functools.partial(self._answered, entry)):
                     self._timer = self._loop.call_later(RETRY_S, self._append)
                     return
                 entry.state = _State.APPENDED
@@ -222,14 +223,14 @@ class _Lane:
         while self._appended and self._appended[0].state is _State.DURABLE:
             entry = self._appended.popleft()
             self.mark = entry.offset + 1
-            self.records -= 1
-            self.size -= entry.size
+            self.finished_records += 1
+            self.finished_bytes += entry.size
 
 
 # --- the thread ----------------------------------------------------------------------------------------------------------------------
 
 
-class MappingRunner:
+class MappingRunner(KafkaThread):
     """One mapping on one core. Cores that run the same mapping share its partitions."""
 
     def __init__(
@@ -243,20 +244,18 @@ class MappingRunner:
         create_topics: bool = False,
     ) -> None:
         """`create_topics`: make topics that are missing (dev only)."""
+        super().__init__(f"tidegate-mapping-{mapping.id}")
         self._config = config
         self._mapping = mapping
         self._appends = appends
         self._limits = limits
         self._loop = loop
         self._create_topics = create_topics
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
         self._ready = threading.Event()
         self._complained: dict[str, float] = {}
         self._born: set[str] | None = None
         self._consumer: Any = None
         self._lanes: dict[tuple[str, int], _Lane] = {}
-        self._handed: dict[tuple[str, int], int] = {}
         self._committed: dict[tuple[str, int], int] = {}
         self.group = f"{config.prefix}.mapping.{mapping.app}.{mapping.id}"
         self.read = 0
@@ -265,82 +264,60 @@ class MappingRunner:
         """Records that became no message, by reason."""
         self.lost = 0
         """Records that retention had deleted before the mapping saw them."""
-        self.restarts = 0
 
     @property
     def ready(self) -> bool:
         """The group has taken this core in, and its starting offsets are committed: what is produced from now on will be read."""
         return self._ready.is_set()
 
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name=f"mapping-{self._mapping.id}", daemon=True)
-        self._thread.start()
-
-    async def close(self) -> None:
+    async def close(self, timeout_s: float = CLOSE_S) -> None:
         """Waits shortly for un-reported appends, commits, leaves the group. Close it before `LogProducer`."""
-        self._stop.set()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, CLOSE_S)
+        await super().close(timeout_s)
 
-    def _run(self) -> None:
-        backoff, longest = BACKOFF_S
-        while not self._stop.is_set():
-            began = time.monotonic()
-            try:
-                self._session()
-            except KafkaException as failed:
-                self.restarts += 1
-                self._complain(f"starting again after {failed.args[0].name()}")
-            except Exception:
-                self.restarts += 1
-                log.exception("mapping %s failed", self._mapping.id)
-            if time.monotonic() - began > 60:
-                backoff = BACKOFF_S[0]
-            self._stop.wait(backoff)
-            backoff = min(backoff * 2, longest)
-
-    def _session(self) -> None:
+    def run(self) -> None:
         """Until `close`, or an error that needs a new consumer. Raises KafkaException."""
-        self._consumer = confluent_kafka.Consumer(
-            self._config.client(
-                f"mapping-{self._mapping.id}",
-                group_id=self.group,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",  # `_assigned` asks for every position; this is for what retention deletes under way
-                isolation_level="read_committed",
-                allow_auto_create_topics=False,
-                partition_assignment_strategy="cooperative-sticky",
-                session_timeout_ms=10_000,
-                topic_metadata_refresh_interval_ms=5_000,
-                fetch_wait_max_ms=50,
-            )
+        self._consumer = open_consumer(
+            self._config,
+            f"mapping-{self._mapping.id}",
+            self.group,
+            auto_offset_reset="earliest",  # `_assigned` asks for every position; this is for what retention deletes under way
+            isolation_level="read_committed",
+            allow_auto_create_topics=False,
+            topic_metadata_refresh_interval_ms=5_000,
+            fetch_wait_max_ms=10,
         )
         try:
-            topics = sorted(set(self._mapping.config.topics))
-            missing = self._missing(topics)
-            if self._born is None:
-                self._born = missing
-            self._consumer.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._gone)
-            look_at = time.monotonic() + MISSING_S
-            commit_at = time.monotonic() + COMMIT_S
-            paused = False
-            while not self._stop.is_set():
-                paused = self._hold(paused)
-                self._read()
-                now = time.monotonic()
-                if now >= commit_at:
-                    commit_at = now + COMMIT_S
-                    self._commit(wait=False)
-                if missing and now >= look_at:
-                    look_at = now + MISSING_S
-                    still = self._missing(topics)
-                    if still != missing:
-                        self._consumer.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._gone)
-                    missing = still
-            self._settle(list(self._lanes))
+            self._read_until_closed()
         finally:
             self._drop(list(self._lanes))
             self._consumer.close()
+
+    def _read_until_closed(self) -> None:
+        topics = sorted(set(self._mapping.config.topics))
+        missing = self._missing(topics)
+        if self._born is None:
+            self._born = missing
+        self._subscribe(topics)
+        look_at = time.monotonic() + MISSING_S
+        commit_at = time.monotonic() + COMMIT_S
+        paused = False
+        while not self.closing.is_set():
+            paused = self._hold(paused)
+            self._read()
+            now = time.monotonic()
+            if now >= commit_at:
+                commit_at = now + COMMIT_S
+                self._commit(wait=False)
+            if missing and now >= look_at:
+                look_at = now + MISSING_S
+                still = self._missing(topics)
+                if still != missing:
+                    self._subscribe(topics)  # makes librdkafka look at once
+                missing = still
+        self._settle(list(self._lanes))
+
+    def _subscribe(self, topics: list[str]) -> None:
+        self._consumer.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._gone)
 
     def _missing(self, topics: list[str]) -> set[str]:
         """Which topics are not there (or not ours to read)."""
@@ -353,8 +330,9 @@ class MappingRunner:
 
     def _hold(self, paused: bool) -> bool:
         """Stop reading while too much is not yet durable, go on below half of it. The group is polled all the while."""
-        records = sum(lane.records for lane in list(self._lanes.values()))
-        size = sum(lane.size for lane in list(self._lanes.values()))
+        lanes = self._lanes.values()
+        records = sum(lane.taken_records - lane.finished_records for lane in lanes)
+        size = sum(lane.taken_bytes - lane.finished_bytes for lane in lanes)
         full = records >= self._limits.mapping_records or size >= self._limits.mapping_bytes
         partitions = [TopicPartition(topic, number) for topic, number in self._lanes]
         if full:
@@ -366,12 +344,9 @@ class MappingRunner:
         return paused
 
     def _read(self) -> None:
-        first = self._consumer.poll(POLL_S)
-        if first is None:
-            return
         batch: dict[tuple[str, int], list[_Entry]] = {}
         now_ms = time.time_ns() // 1_000_000
-        for message in [first, *self._consumer.consume(BATCH, 0)]:
+        for message in read_batch(self._consumer, BATCH, POLL_S):
             error = message.error()
             if error is None:
                 self._take(message, now_ms, batch)
@@ -383,6 +358,8 @@ class MappingRunner:
             # A rebalance within `consume` may have taken the partition away, and its records with it.
             lane = self._lanes.get(at)
             if lane is not None:
+                lane.taken_records += len(entries)
+                lane.taken_bytes += sum(entry.size for entry in entries)
                 self._call(lane.add, entries)
 
     def _take(self, message: Any, now_ms: int, batch: dict[tuple[str, int], list[_Entry]]) -> None:

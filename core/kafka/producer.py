@@ -34,8 +34,9 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
 from core.events import Event, Overfull, Reported
-from core.kafka.config import FORMAT_VERSION, KafkaConfig, log
+from core.kafka.config import KafkaConfig, log
 from core.kafka.outlet import Deliver, Outlet
+from core.kafka.records import headers
 from core.kafka.topics import StreamInfo
 from relay.model.limits import CoreLimits
 
@@ -43,7 +44,6 @@ OVERHEAD = 100
 """Bytes that a record costs beside key and value, for the budgets."""
 DRAIN_S = 5.0
 """How long a replaced or closing producer may take to give its last reports."""
-KIND_HEADERS = [str(kind).encode() for kind in range(256)]
 
 MakeProducer = Callable[[dict[str, Any]], Any]
 
@@ -62,7 +62,7 @@ class _Pending:
     __slots__ = ("born", "headers", "key", "partition", "size", "ticket", "value")
 
     def __init__(
-        self, ticket: int, partition: int, key: bytes, value: bytes, headers: list[tuple[str, bytes]], size: int, born: float
+        self, ticket: int, partition: int, key: bytes, value: bytes, headers: list[tuple[str, str | bytes | None]], size: int, born: float
     ) -> None:
         self.ticket = ticket
         self.partition = partition
@@ -147,14 +147,13 @@ class LogProducer:
             self.refused += 1
             self._outlet.put([Overfull(ticket, "partition budget")])
             return
-        headers = [("kind", KIND_HEADERS[kind]), ("id", id.encode()), ("version", FORMAT_VERSION)]
         with self._lock:
             if not self._open:
                 refusal = "producer is being replaced"
             else:
                 self._newest += 1
                 number = self._newest
-                self._unreported[number] = pending = _Pending(ticket, partition, key, value, headers, size, time.monotonic())
+                self._unreported[number] = pending = _Pending(ticket, partition, key, value, headers(kind, id), size, time.monotonic())
                 try:
                     self._hand_over(number, pending)
                 except (BufferError, KafkaException) as error:
@@ -214,8 +213,8 @@ class LogProducer:
                 # Budgets bound what is queued, per partition; these only must never strike first.
                 queue_buffering_max_messages=self._limits.partition_budget_records * self._stream.partitions + 1_000,
                 queue_buffering_max_kbytes=min(self._limits.partition_budget_bytes * self._stream.partitions // 1024 + 1_024, 2_097_151),
-                error_cb=self._on_error,
             )
+            | {"error_cb": self._on_error}
         )
 
     def _on_error(self, error: KafkaError) -> None:

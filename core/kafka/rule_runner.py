@@ -6,7 +6,6 @@ or not at all. A new run goes on from the committed offsets; its duplicate verdi
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
@@ -19,9 +18,10 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from core.fold import Fold
 from core.kafka.config import LOOK_BACK_S, KafkaConfig, log
+from core.kafka.consumer import KafkaThread, open_consumer, read_batch
+from core.kafka.records import log_record
 from core.kafka.targets import TargetTopics, fault_of
 from core.kafka.topics import StreamInfo
-from core.log import LogRecord
 from core.rules import Output, Rule, RuleSet
 from relay.model.limits import CoreLimits
 
@@ -32,12 +32,10 @@ COMMIT_S = 0.05
 """Shortest time between two commits that write something, in seconds."""
 QUIET_COMMIT_S = 5.0
 """Time between commits of offsets when no record of the log matched a rule."""
-IDLE_POLL_S = 0.2
+IDLE_POLL_S = 0.1
 """Longest wait for a record of the log, and so for `close` to be noticed."""
 MAX_REDO = 5
 """Attempts at one span before producer and consumer are made anew."""
-BACKOFF_S = (0.5, 15.0)
-"""First and longest wait before a new attempt after a failure."""
 COMPLAIN_S = 60.0
 """The same rule's same trouble is logged at most this often."""
 CLOSE_S = 15.0
@@ -54,12 +52,11 @@ class _Span:
     offsets: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
-class _StartAgain(Exception):
-    """This run cannot go on; the next one starts from what is committed."""
+class RuleRunner(KafkaThread):
+    """One thread, one consumer of all partitions, one transactional producer. Run by one core: a second one fences the first.
 
-
-class RuleRunner:
-    """One thread, one consumer of all partitions, one transactional producer. Run by one core: a second one fences the first."""
+    After any failure (fenced, fatal, unreachable) producer and consumer are made anew, with backoff, and go on from what is committed.
+    """
 
     def __init__(
         self,
@@ -75,13 +72,12 @@ class RuleRunner:
 
         Raises ConfigError when two rules of an app share an id.
         """
+        super().__init__("tidegate-rules")
         self._config = config
         self._stream = stream
         self._rules = RuleSet(rules, site=site)
         self._limits = limits
         self._create_topics = create_topics
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
         self._ready = threading.Event()
         self._complained: dict[tuple[str, str], float] = {}
         self._rule_topics: dict[str, set[str]] = {}
@@ -94,7 +90,6 @@ class RuleRunner:
         self.duplicates = 0
         self.lost = 0
         """Records of the log that retention had deleted before the rules saw them."""
-        self.restarts = 0
 
     @property
     def ready(self) -> bool:
@@ -106,33 +101,16 @@ class RuleRunner:
         if not self._rules.rules:
             self._ready.set()
             return
-        self._thread = threading.Thread(target=self._run, name="rules", daemon=True)
-        self._thread.start()
+        super().start()
 
-    async def close(self) -> None:
+    async def close(self, timeout_s: float = CLOSE_S) -> None:
         """Ends the thread after the transaction that it is in."""
-        self._stop.set()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, CLOSE_S)
+        await super().close(timeout_s)
 
     # --- the thread ------------------------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        backoff, longest = BACKOFF_S
-        while not self._stop.is_set():
-            began = time.monotonic()
-            try:
-                _Run(self).run()
-            except (KafkaException, _StartAgain) as failed:
-                self.restarts += 1
-                self.complain("rules", _text(failed))
-            except Exception:
-                self.restarts += 1
-                log.exception("rules failed")
-            if time.monotonic() - began > 60:
-                backoff = BACKOFF_S[0]
-            self._stop.wait(backoff)
-            backoff = min(backoff * 2, longest)
+    def run(self) -> None:
+        _Run(self).run()
 
     def complain(self, who: str, what: str, detail: str = "") -> None:
         """Log, at most once a minute for the same trouble, whatever its detail."""
@@ -164,18 +142,13 @@ class _Run:
     def __init__(self, owner: RuleRunner) -> None:
         self._owner = owner
         self._config, self._stream, self._limits = owner._config, owner._stream, owner._limits
-        # stop at the end of what is replicated, and wait for offsets of a transaction that is being finished
-        self._consumer = confluent_kafka.Consumer(
-            self._config.client(
-                "rules",
-                group_id=owner.group,
-                enable_auto_commit=False,
-                auto_offset_reset="error",
-                isolation_level="read_committed",
-                allow_auto_create_topics=False,
-                fetch_min_bytes=65_536,
-                fetch_wait_max_ms=10,
-            )
+        self._consumer = open_consumer(
+            self._config,
+            "rules",
+            group_id=owner.group,
+            isolation_level="read_committed",  # also waits for offsets of a transaction that is just being finished
+            allow_auto_create_topics=False,
+            fetch_wait_max_ms=10,
         )
         self._producer = confluent_kafka.Producer(
             self._config.client(
@@ -193,15 +166,16 @@ class _Run:
         self._fold = Fold(self._limits.fold_ids, os.urandom(16))
         self._first: dict[int, int] = {}
         self._span = _Span()
+        self._plain_offsets: list[TopicPartition] = []
         self._committed_at = 0.0
 
     def run(self) -> None:
-        """Until `close`. Raises KafkaException or _StartAgain."""
+        """Until `close`. Raises KafkaException."""
         try:
             self._producer.init_transactions(CALL_S)
             self._begin()
             self._owner._ready.set()
-            while not self._owner._stop.is_set():
+            while not self._owner.closing.is_set():
                 self._read()
                 if self._due():
                     self._commit()
@@ -272,19 +246,16 @@ class _Run:
         wait = IDLE_POLL_S
         if self._span.outputs:
             wait = max(0.0, min(wait, self._committed_at + COMMIT_S - time.monotonic()))
-        first = self._consumer.poll(wait)
-        if first is None:
-            return
-        self._take(first)
-        for message in self._consumer.consume(self._limits.rule_span_records, 0):
+        for message in read_batch(self._consumer, self._limits.rule_span_records, wait):
             self._take(message)
 
     def _take(self, message: confluent_kafka.Message) -> None:
         error = message.error()
         if error is not None:
             if error.fatal() or error.code() in _LOST_POSITION:
-                raise _StartAgain(error.name())
-            return  # librdkafka goes on by itself; `error_cb` has logged it
+                raise KafkaException(error)
+            self._owner.complain("rules", f"reading the log: {error.name()}")
+            return  # librdkafka goes on by itself
         record = log_record(message, self._stream.stream)
         number, offset = record.partition, record.offset
         first = self._fold.see(number, record.key, record.id, record.timestamp, offset)
@@ -319,7 +290,7 @@ class _Run:
     def _commit(self) -> None:
         """The span in one transaction. What cannot be written is dropped and counted; the rest is written without it."""
         self._committed_at = time.monotonic()
-        span, outputs = self._span, self._span.outputs
+        outputs = self._span.outputs
         for _ in range(MAX_REDO):
             outputs = self._writable(outputs)
             refused: dict[int, KafkaError] = {}
@@ -329,6 +300,7 @@ class _Run:
                     self._produce(index, output, refused)
                 self._send_offsets()
                 self._producer.commit_transaction(CALL_S)
+                self._commit_plainly()
             except KafkaException as failed:
                 error = failed.args[0]
                 if not error.txn_requires_abort():
@@ -340,7 +312,7 @@ class _Run:
                 self._owner.written.update(output.rule for output in outputs)
                 self._span = _Span()
                 return
-        raise _StartAgain("a transaction failed repeatedly")
+        raise _again("a transaction failed repeatedly")
 
     def _writable(self, outputs: list[Output]) -> list[Output]:
         faults = self._targets.faults({output.topic for output in outputs})
@@ -365,7 +337,7 @@ class _Run:
                 self._producer.produce(output.topic, output.value, output.key, headers=output.headers, on_delivery=delivered)
             except BufferError:  # the producer's queue is full
                 if time.monotonic() > give_up:
-                    raise _StartAgain("the producer's queue does not drain") from None
+                    raise _again("the producer's queue does not drain") from None
                 self._producer.poll(0.05)
             except KafkaException as failed:
                 if failed.args[0].code() not in _TOO_LARGE:
@@ -380,7 +352,16 @@ class _Run:
             TopicPartition(self._stream.topic, number, offset, f"{self._stream.stream}:{timestamp}")
             for number, (offset, timestamp) in self._span.offsets.items()
         ]
-        self._producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), CALL_S)
+        if self._config.capabilities.fencing:
+            self._producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), CALL_S)
+        else:
+            self._plain_offsets = offsets
+
+    def _commit_plainly(self) -> None:
+        """The embedded broker forgets offsets that are sent to a transaction (measured): they follow it, which makes at least once of it."""
+        if self._plain_offsets:
+            self._consumer.commit(offsets=self._plain_offsets, asynchronous=False)
+            self._plain_offsets = []
 
     def _without(self, outputs: list[Output], refused: dict[int, KafkaError]) -> list[Output]:
         """The outputs that may be tried again after an abort; those that the broker will never take are dropped."""
@@ -398,13 +379,7 @@ class _Run:
 
 
 _TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.INVALID_RECORD)
-_LOST_POSITION = (
-    KafkaError._AUTO_OFFSET_RESET,
-    KafkaError.OFFSET_OUT_OF_RANGE,
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError._UNKNOWN_PARTITION,
-    KafkaError._UNKNOWN_TOPIC,
-)
+_LOST_POSITION = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
 def _metadata(text: str | None) -> tuple[str, int]:
@@ -417,7 +392,6 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _text(failed: Exception) -> str:
-    """Name of a Kafka error rather than its text, which may quote the configuration."""
-    error = failed.args[0] if failed.args else None
-    return f"starting again after {error.name() if isinstance(error, KafkaError) else failed}"
+def _again(reason: str) -> KafkaException:
+    """Ends this run; the next one starts from what is committed."""
+    return KafkaException(KafkaError(KafkaError._STATE, reason))

@@ -1,20 +1,135 @@
+"""The tail: every record of the log, as it is written, read once by each core for all purposes."""
+
 from __future__ import annotations
 
 import asyncio
+import time
+from typing import Any
 
-from core.kafka.config import KafkaConfig
-from core.kafka.outlet import Deliver
+import confluent_kafka
+from confluent_kafka import OFFSET_END, KafkaError, TopicPartition
+
+from core.events import Event, Gap, Looked, Tailed
+from core.kafka.config import LOOK_BACK_S, KafkaConfig, log
+from core.kafka.consumer import KafkaThread, open_consumer, read_batch
+from core.kafka.outlet import Deliver, Outlet
+from core.kafka.records import log_record
 from core.kafka.topics import StreamInfo
+from core.log import LogRecord
 from relay.model.limits import CoreLimits
 
+BATCH = 512
+"""Records handed to the loop at once: a few milliseconds of its time at most."""
+ASK_S = 10.0
+"""How long one question about offsets may take."""
+RECORD_OVERHEAD = 300
+"""Bytes that a record costs in memory beside key and value."""
+LOST_POSITION = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
-class Tail:
+
+class Tail(KafkaThread):
+    """Delivers `Tailed` in offset order per partition, from `LOOK_BACK_S` before now on, and `Looked` for each partition when it has
+    reached what was its end at the start.
+
+    A core that is slower than its log makes the tail stop reading (`tail_queue_bytes`, `tail_queue_records`); nothing is left out.
+    Kafka out of reach: the tail goes on where it was once it is back. `Gap` if retention was faster than the tail.
+    """
+
     def __init__(
         self, config: KafkaConfig, streams: list[StreamInfo], limits: CoreLimits, loop: asyncio.AbstractEventLoop, deliver: Deliver
-    ) -> None: ...
+    ) -> None:
+        super().__init__("tidegate-tail")
+        self._config = config
+        self._streams = {stream.topic: stream for stream in streams}
+        self._outlet = Outlet(loop, deliver, limits.tail_queue_bytes, limits.tail_queue_records)
+        self._starts: dict[tuple[str, int], int] = {}
+        self._positions: dict[tuple[str, int], int] = {}
+        """By topic and partition: the next offset to read."""
+        self._looking: dict[tuple[str, int], int] = {}
+        """Partitions in their look-back, with the offset at which it ends."""
+        self.records = 0
 
-    def start(self) -> None: ...
+    def positions(self) -> dict[tuple[str, int], int]:
+        """Next offset by (stream id, partition): what has been read, a moment before the core has it. For metrics."""
+        return {(self._streams[topic].stream, partition): offset for (topic, partition), offset in list(self._positions.items())}
 
-    def positions(self) -> dict[tuple[str, int], int]: ...
+    async def close(self, timeout_s: float = 10.0) -> None:
+        self._outlet.close()
+        await super().close(timeout_s)
 
-    async def close(self) -> None: ...
+    # --- on the thread ------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        consumer = open_consumer(self._config, "tail")
+        try:
+            if not self._positions:
+                self._begin(consumer)
+            consumer.assign([TopicPartition(topic, partition, offset) for (topic, partition), offset in self._positions.items()])
+            while not self.closing.is_set():
+                self._take(consumer, read_batch(consumer, BATCH, 0.1))
+        finally:
+            consumer.close()
+
+    def _begin(self, consumer: confluent_kafka.Consumer) -> None:
+        """Where each partition starts, and where its look-back ends. Kept only when known for all, so that a failure changes nothing."""
+        since = max(0, time.time_ns() // 1_000_000 - int(LOOK_BACK_S * 1000))
+        places = [(stream.topic, partition) for stream in self._streams.values() for partition in range(stream.partitions)]
+        marks = {place: consumer.get_watermark_offsets(TopicPartition(*place), timeout=ASK_S) for place in places}
+        starts = {place: low for place, (low, _) in marks.items()}
+        if self._config.capabilities.offsets_for_times:
+            for found in consumer.offsets_for_times([TopicPartition(*place, since) for place in places], timeout=ASK_S):
+                place = (found.topic, found.partition)
+                low, high = marks[place]
+                # No record is as young: start at the end, as it was asked for before, so that nothing falls between the two answers.
+                starts[place] = high if found.offset == OFFSET_END else max(found.offset, low)
+        self._starts = starts
+        self._looking = {place: max(high, starts[place]) for place, (_, high) in marks.items()}
+        self._positions = dict(starts)
+        self._outlet.put([event for place in places for event in self._looked(place)])
+
+    def _looked(self, place: tuple[str, int]) -> list[Event]:
+        """`Looked`, once per partition, when it is due."""
+        end = self._looking.get(place)
+        if end is None or self._positions[place] < end:
+            return []
+        del self._looking[place]
+        return [Looked(place[1], self._starts[place], self._positions[place])]
+
+    def _take(self, consumer: confluent_kafka.Consumer, messages: list[Any]) -> None:
+        if not messages:
+            return
+        records: list[LogRecord] = []
+        events: list[Event] = [Tailed(records)]
+        size = 0
+        for message in messages:
+            if message.error() is not None:
+                events += self._trouble(consumer, message)
+                continue
+            topic = message.topic()
+            record = log_record(message, self._streams[topic].stream)
+            self._positions[topic, record.partition] = record.offset + 1
+            size += len(record.value) + len(record.key) + RECORD_OVERHEAD
+            records.append(record)
+        self.records += len(records)
+        for place in list(self._looking):
+            events += self._looked(place)
+        if not records:
+            del events[0]
+        if events:
+            self._outlet.put(events, size, len(records), wait=True)
+
+    def _trouble(self, consumer: confluent_kafka.Consumer, message: Any) -> list[Event]:
+        error: KafkaError = message.error()
+        if error.code() not in LOST_POSITION:
+            log.warning("tail: %s", error.name())
+            return []
+        topic, partition = place = (message.topic(), message.partition())
+        position = self._positions[place]
+        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ASK_S)
+        resumed = low if position < low else min(position, high)
+        self._positions[place] = resumed
+        consumer.seek(TopicPartition(topic, partition, resumed))
+        if resumed == position:
+            return []  # a leader that knows less for a moment
+        log.error("tail: %s/%d has no record %d any more, going on at %d", topic, partition, position, resumed)
+        return [Gap(self._streams[topic].stream, partition, position, resumed), *self._looked(place)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -163,8 +164,6 @@ def _prepare(admin: AdminClient, config: KafkaConfig, plan: TopicPlan, timeout_s
 def _describe(admin: AdminClient, name: str, timeout_s: float, patience_s: float = 0.0) -> Any:
     """The description of a topic whose partitions all have a leader, or None if there is no such topic. A topic just created takes a moment
     to be known: `patience_s`."""
-    import time  # noqa: PLC0415
-
     until = time.monotonic() + patience_s
     while True:
         future = admin.describe_topics(TopicCollection([name]), request_timeout=timeout_s)[name]
@@ -214,8 +213,8 @@ def _open_acls(admin: AdminClient, config: KafkaConfig, timeout_s: float) -> lis
         ResourceType.TOPIC,
         f"{config.prefix}.log",
         ResourcePatternType.MATCH,
-        None,
-        None,
+        None,  # type: ignore[arg-type]  # any principal
+        None,  # type: ignore[arg-type]  # any host
         AclOperation.ANY,
         AclPermissionType.ANY,
     )
@@ -239,5 +238,19 @@ def _reason(error: KafkaException) -> str:
     return str(reason.str())
 
 
-def names(topics: Iterable[StreamInfo]) -> list[str]:
-    return [topic.topic for topic in topics]
+def create_missing(brokers: str, topics: Iterable[str], partitions: int = 4, timeout_s: float = 10.0) -> None:
+    """Make those of `topics` that do not exist, with the broker's defaults: for the topics of rules and mappings in `dev`.
+
+    Raises Unreachable.
+    """
+    config = KafkaConfig(brokers=brokers)
+    admin = AdminClient(config.client("admin"))
+    try:
+        for name in topics:
+            found = admin.list_topics(name, timeout=timeout_s).topics[name]  # the embedded broker makes what it is asked for
+            if found.error is not None:
+                nodes = len(admin.list_topics(timeout=timeout_s).brokers)
+                _create(admin, TopicPlan(name, partitions, ()), nodes, timeout_s)
+                _describe(admin, name, timeout_s, patience_s=timeout_s)
+    except KafkaException as error:
+        raise Unreachable(f"Kafka at {brokers}: {_reason(error)}") from error

@@ -71,8 +71,8 @@ class Mapping:
         if not config.topics:
             raise ConfigError("topics", "name at least one topic")
         for topic in config.topics:
-            if fault := topic_fault(topic, prefix):
-                raise ConfigError("topics", f"{topic!r} cannot be read ({fault.replace('_', ' ')})")
+            if wrong := topic_fault(topic, prefix):
+                raise ConfigError("topics", f"{topic!r} cannot be read ({wrong.replace('_', ' ')})")
         if config.on_failed_record_mapping != "skip":
             raise ConfigError("on_failed_record_mapping", "this version knows 'skip' only; 'stop' and 'dlq' come later")
         self.app = app

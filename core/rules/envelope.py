@@ -12,7 +12,8 @@ from relay.model.message import Message
 from relay.model.publish import relayed_extras
 
 Format = Literal["json", "msgpack"]
-Headers = list[tuple[str, bytes]]
+Headers = list[tuple[str, str | bytes | None]]
+"""Of a record, as the driver takes them; all values here are bytes."""
 
 VERSION = b"1.2"
 """`x-ably-version` of every record, whatever version the publisher spoke."""

@@ -55,7 +55,7 @@ class RuleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Output(NamedTuple):
-    """One record to write."""
+    """One record to write. `rule` is the rule's `label`."""
 
     rule: str
     topic: str
@@ -79,7 +79,7 @@ class Outcome(NamedTuple):
 class Rule:
     """A checked rule of one app."""
 
-    __slots__ = ("_filter", "_reserved", "_routing", "app", "config", "id")
+    __slots__ = ("_filter", "_reserved", "_routing", "app", "config", "id", "label")
 
     def __init__(self, app: str, config: RuleConfig, *, prefix: str = "tidegate") -> None:
         """`prefix` is that of Tidegate's own topics, which no rule may write to. Raises ConfigError."""
@@ -90,6 +90,8 @@ class Rule:
             raise ConfigError("target.routing_key", str(wrong)) from wrong
         self.app = app
         self.id = config.id
+        self.label = f"{app}/{config.id}"
+        """For counters and logs; ids are unique within an app only."""
         self.config = config
         self._reserved = prefix
         self._filter = compile_filter(config.source.channel_filter)
@@ -118,7 +120,7 @@ class Rule:
         """The record for one complete message (`complete`); `timestamp` is broker time in ms."""
         topic, _, key = self._routing.render(channel, message).partition(":")
         if fault := topic_fault(topic, self._reserved):
-            return Drop(self.id, fault)
+            return Drop(self.label, fault)
         target, source = self.config.target, self.config.source.type
         try:
             if target.enveloped:
@@ -127,8 +129,8 @@ class Rule:
             else:
                 value, headers = plain(source, self.app, channel, site, self.id, message)
         except (ValueError, TypeError, OverflowError, msgspec.MsgspecError):
-            return Drop(self.id, "unencodable")
-        return Output(self.id, topic, key.encode("utf-8", "surrogatepass") or None, value, headers)
+            return Drop(self.label, "unencodable")
+        return Output(self.label, topic, key.encode("utf-8", "surrogatepass") or None, value, headers)
 
 
 def complete(body: RecordBody, serial: Serial) -> list[Message]:
@@ -173,7 +175,7 @@ class RuleSet:
         try:
             body = _BODY.decode(record.value)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            outcome.drops.extend(Drop(rule.id, "undecodable") for rule in rules)
+            outcome.drops.extend(Drop(rule.label, "undecodable") for rule in rules)
             return outcome
         if body.ephemeral:
             return outcome

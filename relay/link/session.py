@@ -8,7 +8,7 @@ A *link* is two *lanes* between one edge process and one core, each a WebSocket.
 It is fed with `receive`, written to with `send`, and read with `next_batch` as often as the socket takes more. `check` is to be called a
 few times a second; it says when to ping and when to give up. Any broken rule is a `LinkProtocolError`, after which the lane is dead.
 
-`LinkSession` is the pair: frames find their lane there. `Lobby` is where a core keeps live lanes until their bulk lane arrives.
+`Lobby` is where a core keeps live lanes until their bulk lane arrives.
 """
 
 from __future__ import annotations
@@ -407,20 +407,11 @@ class LaneSession:
         return False
 
 
-class LinkSession:
-    """Both lanes of a link, all of them up."""
-
-    __slots__ = ("bulk", "live")
-
-    def __init__(self, live: LaneSession, bulk: LaneSession) -> None:
-        self.live = live
-        self.bulk = bulk
-
-    def lane_of(self, frame: Frame, lane: Lane | None) -> LaneSession:
-        """Where `frame` goes: the lane asked for, else the one it belongs to."""
-        if lane is None:
-            return self.bulk if type(frame) in BULK else self.live
-        return self.bulk if lane is Lane.BULK else self.live
+def lane_of(frame: Frame, lane: Lane | None) -> Lane:
+    """Which lane `frame` takes: the one asked for, else the one it belongs to."""
+    if lane is not None:
+        return lane
+    return Lane.BULK if type(frame) in BULK else Lane.LIVE
 
 
 Link = TypeVar("Link")

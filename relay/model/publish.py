@@ -57,19 +57,12 @@ def _message(item: object, json: bool, rest: bool) -> Message:
         raise RelayError(40013, "Invalid encoding; must be a string")
     if not isinstance(data, _TYPES):
         if rest and json and not encoding and isinstance(data, dict | list):
-            data, encoding = msgspec.json.encode(data).decode(), "json"
+            data, encoding = _json_text(data), "json"
         else:
             raise _bad_data()
     if json and encoding and isinstance(data, str) and (encoding == "base64" or encoding.endswith("/base64")):
         data, encoding = _unbase64(data), encoding[:-7]
     message = Message(name=name, data=data, encoding=encoding or None)
-    if len(item) > 2:  # name and data alone are the common case
-        _optional(item, message)
-    return message
-
-
-def _optional(item: dict[Any, Any], message: Message) -> None:
-    get = item.get
     if (id_ := get("id")) is not None:
         if not isinstance(id_, str):
             raise _bad_id()
@@ -98,6 +91,7 @@ def _optional(item: dict[Any, Any], message: Message) -> None:
             if version is not None and not isinstance(version, dict):
                 raise RelayError(40000, "Malformed message; version must be an object")
             message.serial, message.version = serial, version
+    return message
 
 
 def connection_key_of(items: object) -> str | None:
@@ -114,6 +108,13 @@ def _hashable(items: object) -> list[object]:
         if isinstance(item, dict) and not isinstance(item.get("connectionKey"), str | None):
             raise _bad_connection()
     return several
+
+
+def _json_text(data: object) -> str:
+    try:
+        return msgspec.json.encode(data).decode()
+    except (UnicodeEncodeError, RecursionError, TypeError):
+        raise _bad_data() from None
 
 
 def _unbase64(text: str) -> bytes:
@@ -222,8 +223,10 @@ def _check_action(message: Message, mutable: bool) -> None:
         raise RelayError(40000, "Malformed message; invalid action")
     if not mutable:
         raise RelayError(93002, "Messages can be updated, deleted or appended to only in a namespace with mutableMessages")
-    if not message.serial:
+    if not message.serial or not _is_json(message.serial, 0):
         raise RelayError(40003, "Malformed message; the serial of the message to change is missing")
+    if not _is_json(message.version, PROTOCOL.max_extras_depth):
+        raise RelayError(40000, "Malformed message; version must be what JSON can express")
 
 
 def _base_id(messages: list[Message]) -> str | None:
@@ -272,7 +275,9 @@ def _settle_extras(message: Message, privileged: bool, allowed: Collection[str])
 
 def _is_json(value: object, depth: int) -> bool:
     """msgpack can carry bytes, other keys than text, extension types and NaN, which no JSON subscriber could be shown unchanged."""
-    if value is None or isinstance(value, str | bool):
+    if isinstance(value, str):
+        return value.isascii() or _is_unicode(value)
+    if value is None or isinstance(value, bool):
         return True
     if isinstance(value, int):
         return value in _INT64  # the range of msgpack, in which records are stored
@@ -281,8 +286,17 @@ def _is_json(value: object, depth: int) -> bool:
     if depth == 0:
         return False
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_json(inner, depth - 1) for key, inner in value.items())
+        return all(isinstance(key, str) and _is_json(key, 0) and _is_json(inner, depth - 1) for key, inner in value.items())
     return isinstance(value, list) and all(_is_json(inner, depth - 1) for inner in value)
+
+
+def _is_unicode(text: str) -> bool:
+    """False if there are lone surrogates, which could neither be stored nor delivered."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_data(message: Message) -> None:
@@ -300,7 +314,7 @@ def _check_data(message: Message) -> None:
 
 
 def size_of(message: Message) -> int:
-    """Bytes of name, clientId, data and extras (as JSON), once decoded. Source: specification TM6. Raises RelayError 40013."""
+    """Bytes of name, clientId, data and extras (as JSON), once decoded, of a settled message. Source: specification TM6."""
     return _size_without_client_id(message) + (_utf8_length(message.client_id) if message.client_id else 0)
 
 
@@ -328,10 +342,9 @@ def _size_without_client_id(message: Message) -> int:
 def _utf8_length(text: str) -> int:
     if text.isascii():
         return len(text)
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError:  # a lone surrogate: could neither be stored nor delivered
-        raise RelayError(40013, "Malformed message; not Unicode text") from None
+    if not _is_unicode(text):
+        raise RelayError(40013, "Malformed message; not Unicode text")
+    return len(text.encode())
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------------------------

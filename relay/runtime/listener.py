@@ -112,7 +112,7 @@ class Listener:
         self._on_refused = on_refused or (lambda reason: None)
         self._sockets: list[socket.socket] = []
         self._accepting = False
-        self._open: set[asyncio.BaseTransport] = set()
+        self._open: set[asyncio.Transport] = set()
         self._handshakes: set[asyncio.Task[None]] = set()
         self._http: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
@@ -185,7 +185,7 @@ class Listener:
         for task in self._http:
             task.cancel()
         for transport in list(self._open):
-            transport.abort()  # type: ignore[attr-defined]
+            transport.abort()
         tasks = self._http | self._handshakes
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
@@ -260,7 +260,7 @@ class Listener:
     def _opened(self, transport: asyncio.Transport) -> None:
         self._open.add(transport)
 
-    def _gone(self, transport: asyncio.BaseTransport) -> None:
+    def _gone(self, transport: asyncio.Transport) -> None:
         self._open.discard(transport)
         self._wake()
 
@@ -371,8 +371,7 @@ class _Gate(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._listener._opened(transport)
         tls = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() == "h2":

@@ -109,6 +109,7 @@ async def supervise(main: Callable[[Scope], Awaitable[None]], *, deadline_s: flo
         log.info("stopping", signal=signum.name)
         scope.ask_stop()
 
+    loop.set_exception_handler(complain)
     signals = (signal.SIGTERM, signal.SIGINT)
     for each in signals:
         loop.add_signal_handler(each, asked, each)
@@ -137,6 +138,15 @@ def run(main: Callable[[Scope], Awaitable[None]], *, deadline_s: float = 10.0) -
     """Run a process: uvloop with aiofastnet's transports, `supervise`, and the exit code."""
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(supervise(main, deadline_s=deadline_s))
+
+
+def complain(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The event loop's exception handler: what nobody caught goes to the log, without the objects it happened to."""
+    error = context.get("exception")
+    # aiofastnet reports a peer that goes away in mid-handshake this way (it hands over the class itself, so that it does not see an
+    # OSError, which it would keep to itself). The listener counts it.
+    if error is not ConnectionResetError:
+        log.error("unhandled in the event loop", what=context.get("message", ""), exc_info=error)
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -90,5 +90,5 @@ async function config() {
 const receive = (data) => show(typeof data === "string" ? JSON.parse(data) : data);
 
 const Ably = await loadSdk("ably.min.js");
-part("client").textContent = Ably ? `the ably package ${Ably.Realtime.Version ?? ""}`.trim() : "a plain WebSocket";
+part("client").textContent = Ably ? "the ably package" : "a plain WebSocket";
 await (Ably ? followBySdk(Ably, config, receive, say) : followDirectly(config, receive, say));

@@ -10,7 +10,7 @@ from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
 from relay.link.codec import Fault, LinkProtocolError
 from relay.link.frames import Frame, Lane
-from relay.link.session import Ended, LaneSession, LinkEnded, LinkSession
+from relay.link.session import Ended, LaneSession, LinkEnded, lane_of
 
 CHECK_S = 0.25
 """How often a lane is asked whether its peer is silent or slow."""
@@ -119,7 +119,7 @@ class LaneSocket(WSListener):
                 word = frame.get_close_message().decode("ascii", "replace")
                 self._end(word if word in WORDS else Ended.CLOSED, answer=False)
             else:
-                raise LinkProtocolError(Fault.NOT_BINARY)
+                self._end(Fault.NOT_BINARY)
         except LinkProtocolError as error:
             self._end(error.fault)
         except LinkEnded as end:
@@ -160,18 +160,16 @@ class LaneSocket(WSListener):
 class LinkSockets:
     """Both lanes of a link that is up, under the number by which the node knows it. Numbers are never used twice."""
 
-    __slots__ = ("_bulk", "_live", "_session", "number")
+    __slots__ = ("bulk", "live", "number")
 
     def __init__(self, number: int, live: LaneSocket, bulk: LaneSocket) -> None:
         self.number = number
-        self._live = live
-        self._bulk = bulk
-        self._session = LinkSession(live.session, bulk.session)
+        self.live = live
+        self.bulk = bulk
 
     def send(self, frame: Frame, lane: Lane | None) -> None:
-        session = self._session.lane_of(frame, lane)
-        (self._live if session is self._session.live else self._bulk).send(frame)
+        (self.live if lane_of(frame, lane) is Lane.LIVE else self.bulk).send(frame)
 
     def close(self, why: str) -> None:
-        self._live.close(why)
-        self._bulk.close(why)
+        self.live.close(why)
+        self.bulk.close(why)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from relay.model.capability import ALL, ATTACH, Capability, Operation
 from relay.model.errors import RelayError
 from relay.model.limits import PROTOCOL
+from tests.support.refusals import code_or
 
 # --- the oracle ------------------------------------------------------------------------------------------------------------------------
 
@@ -20,19 +21,15 @@ LETTERS = ("a", "b", "z")  # resources are made of a, b and *: z is what only a 
 LONGEST = 4  # resources have at most three segments, so the universe has names longer than any of them
 QUALIFIERS = ("", "meta", "filter", "queue")
 SPELLED = {"": "", "meta": "[meta]", "filter": "[filter=bmFtZQ==]", "queue": "[queue]"}
-UNIVERSE = {
-    (qualifier, segments) for qualifier in QUALIFIERS for length in range(1, LONGEST + 1) for segments in itertools.product(LETTERS, repeat=length)
-}
+TAILS = [segments for length in range(1, LONGEST + 1) for segments in itertools.product(LETTERS, repeat=length)]
+UNIVERSE = {(qualifier, segments) for qualifier in QUALIFIERS for segments in TAILS}
 
 
 def meaning(resource: str) -> frozenset[tuple[str, tuple[str, ...]]]:
     qualifier, path = resource[1:].split("]") if resource.startswith("[") else ("", resource)
     *body, last = path.split(":")
     heads = list(itertools.product(*(LETTERS if segment == "*" else (segment,) for segment in body)))
-    if last == "*":
-        tails = [tail for length in range(1, LONGEST + 1) for tail in itertools.product(LETTERS, repeat=length)]
-    else:
-        tails = [(last,)]
+    tails = TAILS if last == "*" else [(last,)]
     names = [head + tail for head in heads for tail in tails if len(head + tail) <= LONGEST]
     return frozenset((q, name) for q in (QUALIFIERS if qualifier == "*" else (qualifier,)) for name in names)
 
@@ -147,7 +144,7 @@ def test_intersection_examples(key, requested, result):
 @pytest.mark.parametrize(
     ("resource", "covered", "not_covered"),
     [
-        ("*", ["a", "a:b", "a:b:c", "foo*"], ["[meta]a", "[queue]a", "[filter=eA==]a", ":x"[:0]]),
+        ("*", ["a", "a:b", "a:b:c", "foo*"], ["[meta]a", "[queue]a", "[filter=eA==]a"]),
         ("[meta]*", ["[meta]log", "[meta]stats:minute"], ["log", "[queue]log"]),
         ("[queue]*", ["[queue]q", "[queue]q:r"], ["q", "[meta]q"]),
         ("[filter]*", ["[filter=eA==]a", "[filter=eA==?rewind=1]a:b"], ["a", "[meta]a"]),
@@ -194,7 +191,16 @@ def test_attaching_needs_any_of_several():
     "source",
     [
         *("", "x", "[]", "null", "1", '"*"', "{", '{"a":["*"]', b"\xff", None, 1, []),
-        *({"a": []}, {"a": None}, {"a": "*"}, {"a": ["*", "publish"]}, {"a": ["publish_"]}, {"a": [1]}, {"a": [None]}, {"a": [["publish"]]}),
+        *(
+            {"a": []},
+            {"a": None},
+            {"a": "*"},
+            {"a": ["*", "publish"]},
+            {"a": ["publish_"]},
+            {"a": [1]},
+            {"a": [None]},
+            {"a": [["publish"]]},
+        ),
         *({"": ["*"]}, {"[": ["*"]}, {"[]a": ["*"]}, {"[x]a": ["*"]}, {"[meta]": ["*"]}, {"[?rewind=1]a": ["*"]}, {"[*][meta]a": ["*"]}),
         *({1: ["*"]}, {"\ud800": ["*"]}, "[" * 100_000, '{"a":' * 100_000),
         {str(number): ["*"] for number in range(PROTOCOL.max_capability_resources + 1)},
@@ -220,12 +226,8 @@ JSONLIKE = st.recursive(
 
 @given(st.one_of(JSONLIKE, JSONLIKE.map(lambda value: json.dumps(value, default=repr)), st.text(st.characters(exclude_categories=()))))
 def test_anything_is_a_capability_or_40000(source):
-    try:
-        capability = Capability.parse(source)
-    except RelayError as error:
-        assert error.code == 40000
-    else:
-        assert Capability.parse(capability.canonical()) == capability
+    capability = code_or(lambda: Capability.parse(source))
+    assert capability == 40000 or Capability.parse(capability.canonical()) == capability
 
 
 @given(CAPABILITIES, st.text(st.characters(exclude_categories=())))

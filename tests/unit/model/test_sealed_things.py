@@ -47,7 +47,7 @@ def test_subkeys_stay_what_they_are():
     assert RING.sign(Purpose.GRANT, b"data")[1].hex().startswith(PINNED_GRANT_MAC)
 
 
-PINNED_GRANT_MAC = "PIN"
+PINNED_GRANT_MAC = "f303c5ca32cefc1c"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,13 @@ EDGE, BOOT, NOW = "spiffe://relay.example/edge/fra/e1", "b00t", 1_763_845_200_00
 def grant(**changes: object) -> Grant:
     values = {
         **{"edge": EDGE, "boot": BOOT, "session": "SuJTceISnT", "realtime": True, "incarnation": 2, "app": "app1", "key_name": "app1.key1"},
-        **{"client_id": "bob", "capability": '{"*":["*"]}', "issued": NOW - 1_000, "revocation_key": None, "token_expires": NOW + 3_600_000},
+        **{
+            "client_id": "bob",
+            "capability": '{"*":["*"]}',
+            "issued": NOW - 1_000,
+            "revocation_key": None,
+            "token_expires": NOW + 3_600_000,
+        },
         **{"expires": NOW + 300_000},
     }
     return Grant(**{**values, **changes})
@@ -213,7 +219,9 @@ def test_any_text_is_no_connection_key(text):
     assert parse_key(RING, "app1", text) is None
 
 
-@pytest.mark.parametrize("arguments", [("short", 1, b"123456789"), ("SuJTceISnT", -1, b"123456789"), ("SuJTceISnT", 1, b"1"), ("a!b:c.d/ef", 1, b"9" * 9)])
+@pytest.mark.parametrize(
+    "arguments", [("short", 1, b"123456789"), ("SuJTceISnT", -1, b"123456789"), ("SuJTceISnT", 1, b"1"), ("a!b:c.d/ef", 1, b"9" * 9)]
+)
 def test_a_key_that_could_not_be_read_is_not_made(arguments):
     with pytest.raises(ValueError, match="connection id"):
         make_key(RING, "app1", *arguments)

@@ -27,7 +27,12 @@ def test_a_message_serial_survives_its_text(serial, index):
     assert parse_message_serial(message_serial(serial.text, index)) == (serial, index)
 
 
-@given(STREAMS, st.integers(0, 9_999), st.tuples(st.integers(0, 10**16 - 1), st.integers(0, 999)), st.tuples(st.integers(0, 10**16 - 1), st.integers(0, 999)))
+@given(
+    STREAMS,
+    st.integers(0, 9_999),
+    st.tuples(st.integers(0, 10**16 - 1), st.integers(0, 999)),
+    st.tuples(st.integers(0, 10**16 - 1), st.integers(0, 999)),
+)
 def test_text_order_is_log_order(stream, partition, one, other):
     texts = [message_serial(Serial(stream, partition, offset).text, index) for offset, index in (one, other)]
     assert (texts[0] < texts[1]) == (one < other)
@@ -36,8 +41,21 @@ def test_text_order_is_log_order(stream, partition, one, other):
 @pytest.mark.parametrize(
     "text",
     [
-        *("", None, 7, b"k3j9x0ab-0007-0000000000000123", "k3j9x0ab-0007-123", "K3J9X0AB-0007-0000000000000123", "k3j9x0ab-0007--000000000000123"),
-        *("k3j9x0ab-0007-0000000000000123\n", "k3j9x0ab-0007-000000000000012٣", " k3j9x0ab-0007-0000000000000123", "k3j9x0ab-0007-0000000000000123:000"),
+        *(
+            "",
+            None,
+            7,
+            b"k3j9x0ab-0007-0000000000000123",
+            "k3j9x0ab-0007-123",
+            "K3J9X0AB-0007-0000000000000123",
+            "k3j9x0ab-0007--000000000000123",
+        ),
+        *(
+            "k3j9x0ab-0007-0000000000000123\n",
+            "k3j9x0ab-0007-000000000000012٣",
+            " k3j9x0ab-0007-0000000000000123",
+            "k3j9x0ab-0007-0000000000000123:000",
+        ),
     ],
 )
 def test_what_we_never_wrote_is_no_serial(text):

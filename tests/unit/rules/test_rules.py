@@ -147,13 +147,13 @@ def test_routing(routing_key: str, channel: str, topic: str, key: bytes | None) 
 def test_topic_from_a_channel_name_is_dropped_when_not_legal(channel: str, reason: str) -> None:
     made = outcome(record(Message(data="x"), channel=channel), rule(target={"routing_key": "#{channelName}"}))
     assert not made.outputs
-    assert [(drop.rule, drop.reason) for drop in made.drops] == [("r1", reason)]
+    assert [(drop.rule, drop.reason) for drop in made.drops] == [("app/r1", reason)]
 
 
 def test_one_record_per_message_and_rule() -> None:
     made = outcome(record(Message(data="a"), Message(data="b"), Message(data="c")), rule(), rule(id="r2", target={"routing_key": "other"}))
     assert [(output.rule, json.loads(output.value)["messages"][0]["data"]) for output in made.outputs] == [
-        (name, data) for name in ("r1", "r2") for data in "abc"
+        (name, data) for name in ("app/r1", "app/r2") for data in "abc"
     ]
 
 

@@ -1,0 +1,224 @@
+"""A core as a process: the pure node in the middle, Kafka on one side, the link on the other, admin and metrics beside it.
+
+Order of things at start: admin and metrics first, so that whoever watches sees that the process lives; then Kafka, for as long as it takes;
+then the node; the link last, since a `Welcome` names the streams. At the end the reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+
+import structlog
+
+from core.config import CoreConfig
+from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig
+from core.events import EdgeFrame, EdgeLost, EdgeUp, Event, Gap, Tailed, Tick
+from core.index import Index, MemoryIndex
+from core.io.http import admin_app, metrics_app
+from core.io.index import RocksIndex
+from core.kafka import ConfigLog, EndOffsets, LogProducer, Tail, TopicMisconfigured, Topics, Unreachable, prepare_topics
+from core.kafka.mapping_runner import LogAppends, MappingRunner
+from core.kafka.rule_runner import RuleRunner
+from core.mappings import Mapping
+from core.node import CoreNode
+from core.registry import LogStream, Registry, Streams
+from core.rules import Rule
+from relay.link.frames import Frame, Hello, Stream
+from relay.link.io.accept import LinkServer
+from relay.runtime import tls
+from relay.runtime.driver import Driver
+from relay.runtime.listener import Listener
+from relay.runtime.metrics import Metrics
+from relay.runtime.shutdown import FAILED, Scope, run
+
+log = structlog.get_logger("core")
+
+RETRY_S = 2.0
+"""Between two attempts to reach Kafka at start."""
+EXPIRE_S = 10.0
+"""How often the index forgets what is old."""
+
+
+def run_core(config: CoreConfig) -> int:
+    """Run until SIGTERM or SIGINT; the exit code."""
+
+    async def main(scope: Scope) -> None:
+        await CoreProcess(config, scope).start()
+
+    return run(main)
+
+
+class CoreProcess:
+    """Owns every part of one core."""
+
+    def __init__(self, config: CoreConfig, scope: Scope) -> None:
+        self._config = config
+        self._scope = scope
+        self._loop = asyncio.get_running_loop()
+        self._metrics = Metrics()
+        self._node: CoreNode | None = None
+        self._driver: Driver[Event, Effect]
+        self._links: LinkServer
+        self._producer: LogProducer
+        self._ends: EndOffsets
+        self._config_log: ConfigLog
+        self._rules: RuleRunner | None = None
+        self._mappings: list[MappingRunner] = []
+
+    async def start(self) -> None:
+        config = self._config
+        context = tls.link_server_context(config.link.certificate, config.link.private_key, config.link.ca)
+        await self._serve_http()
+        topics = await self._reach_kafka()
+        if topics is None:
+            return
+        for warning in topics.warnings:
+            log.warning("kafka", warning=warning)
+
+        index: Index = RocksIndex(config.index_dir) if config.index_dir else MemoryIndex()
+        self._scope.on_stop("index", self._closing(index))
+        stream = LogStream(topics.log.stream, topics.log.topic, topics.log.partitions, (0, topics.log.partitions - 1))
+        registry = Registry(config.static_apps(), config.ring())
+        self._node = CoreNode(config, registry, Streams([stream]), index, os.urandom)
+        self._driver = Driver(self._node, self._perform, Tick())
+
+        await self._start_kafka(topics)
+        self._watch(self._node, index)
+        self._scope.spawn("index expiry", self._expire(index))
+        await self._start_links(context, [Stream(stream.id, stream.partitions, stream.serves)])
+        log.info("core is up", node=config.node, link=self._links.port, partitions=stream.partitions)
+
+    @property
+    def ready(self) -> bool:
+        """Whether publishes and attaches are served: Kafka was reached, the look-back is done, rules and mappings run."""
+        return (
+            self._node is not None
+            and self._node.ready
+            and not self._scope.stopping
+            and (self._rules is None or self._rules.ready)
+            and all(mapping.ready for mapping in self._mappings)
+        )
+
+    # --- parts ---------------------------------------------------------------------------------------------------------------------
+
+    async def _serve_http(self) -> None:
+        """Admin and metrics: plain HTTP on inside addresses, each a listener of its own."""
+        for name, listen, app in (
+            ("admin", self._config.admin, admin_app(lambda: self.ready, self._status)),
+            ("metrics", self._config.metrics, metrics_app(self._metrics, lambda: self.ready)),
+        ):
+            listener = await Listener(context=None, app=app).start(listen.host, listen.port)
+            self._scope.on_stop(name, listener.close)
+
+    async def _reach_kafka(self) -> Topics | None:
+        """Tries for ever while Kafka cannot be reached; None after a setting that must be put right first, which ends the process."""
+        while True:
+            try:
+                return await asyncio.to_thread(prepare_topics, self._config.kafka)
+            except Unreachable as error:
+                log.warning("kafka cannot be reached: trying again", error=str(error), retry_s=RETRY_S)
+                await asyncio.sleep(RETRY_S)
+            except TopicMisconfigured as error:
+                log.error("kafka topic has a wrong setting", error=str(error))
+                self._scope.ask_stop(FAILED)
+                return None
+
+    async def _start_kafka(self, topics: Topics) -> None:
+        config, limits, loop = self._config, self._config.limits, self._loop
+        appends = LogAppends(topics.log.partitions)
+        self._config_log = ConfigLog(config.kafka, topics.config, limits, loop, self._deliver)
+        self._producer = LogProducer(config.kafka, topics.log, limits, loop, appends.sort(self._deliver))
+        self._ends = EndOffsets(config.kafka, topics.log, limits, loop, self._deliver)
+        tail = Tail(config.kafka, [topics.log], limits, loop, self._deliver)
+        appends.use(self._producer)
+        for name, part in (("config log", self._config_log), ("producer", self._producer), ("ends", self._ends), ("tail", tail)):
+            part.start()
+            self._scope.on_stop(name, part.close)
+        await self._config_log.ready()
+
+        if config.rules_on == config.node:
+            rules = [Rule(app.id, rule, prefix=config.kafka.prefix) for app in config.apps for rule in app.rules]
+            self._rules = RuleRunner(config.kafka, topics.log, rules, site=config.node, limits=limits, create_topics=config.dev)
+            self._rules.start()
+            self._scope.on_stop("rules", self._rules.close)
+        for app in config.apps:
+            for each in app.mappings:
+                mapping = Mapping(app.id, each, prefix=config.kafka.prefix)
+                runner = MappingRunner(config.kafka, mapping, appends, limits=limits, loop=loop, create_topics=config.dev)
+                runner.start()
+                self._mappings.append(runner)
+                self._scope.on_stop(f"mapping {mapping.id}", runner.close)
+
+    async def _start_links(self, context: ssl.SSLContext, streams: list[Stream]) -> None:
+        refused = self._metrics.counter("link_refused", "Sockets that became no link, by reason.", "reason")
+        link = self._config.link
+        self._links = LinkServer(
+            context=context,
+            trust_domain=link.trust_domain,
+            core=self._config.node,
+            streams=lambda: streams,
+            on_up=self._link_up,
+            on_frames=self._link_frames,
+            on_lost=lambda number, why: self._driver.post(EdgeLost(number, why)),
+            on_refused=lambda reason: refused.labels(reason).inc(),
+            limits=link.limits,
+        )
+        await self._links.start(link.host, link.port)
+        self._scope.on_stop("links", self._links.close)
+
+    async def _expire(self, index: Index) -> None:
+        while True:
+            await asyncio.sleep(EXPIRE_S)
+            assert self._node is not None
+            index.expire(self._node.broker_now_ms)
+
+    # --- events in, effects out ----------------------------------------------------------------------------------------------------
+
+    def _link_up(self, link: int, identity: str, hello: Hello) -> None:
+        log.info("link up", link=link, edge=identity)
+        self._driver.post(EdgeUp(link, identity, hello.site, hello.node, hello.boot))
+
+    def _link_frames(self, link: int, frames: list[Frame]) -> None:
+        for frame in frames:
+            self._driver.post(EdgeFrame(link, frame))  # type: ignore[arg-type]  # the session has refused what goes the other way
+
+    def _deliver(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, Gap) and event.resumed < event.position:
+                log.error("the log was made anew under this core: starting again", partition=event.partition)
+                self._scope.ask_stop(FAILED)
+                return
+            self._driver.post(event)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case LinkSend(link, frame, lane):
+                self._links.send(link, frame, lane)
+            case Produce(ticket, partition, key, value, kind, publish_id):
+                self._producer.append(ticket, partition, key, value, kind, publish_id)
+            case AskEnd(ask, partition):
+                self._ends.ask(ask, partition)
+            case AskConfigEnd(ask):
+                self._config_log.ask_end(ask)
+            case WriteConfig(ticket, key, value):
+                self._config_log.write(ticket, key, value)
+            case LinkClose(link, why):
+                self._links.close_link(link, why)
+
+    # --- what is shown -------------------------------------------------------------------------------------------------------------
+
+    def _status(self) -> dict[str, object]:
+        node = self._node
+        return {
+            "node": self._config.node,
+            "ready": self.ready,
+            "links": self._links.links if node else 0,
+            "counters": dict(node.counters) if node else {},
+        }
+
+    def _watch(self, node: CoreNode, index: Index) -> None:
+        ...
+
+    def _closing(self, index: Index): ...
