@@ -20,6 +20,7 @@ from core.kafka.consumer import open_consumer, read_batch
 RATE = 100.0
 SECONDS = 8.0
 LAST_RECORDS_S = 2.0
+START_WITHIN_S = 20.0
 PRODUCER = {"enable.idempotence": True, "acks": "all", "linger.ms": 0}
 
 
@@ -28,17 +29,22 @@ class RawKafka:
 
     def __init__(self, brokers: str) -> None:
         self._topic = f"bench-raw-{uuid.uuid4().hex[:8]}"
+        admin = AdminClient({"bootstrap.servers": brokers})
         with contextlib.suppress(KafkaException):  # the embedded broker has topics come into being by themselves
-            AdminClient({"bootstrap.servers": brokers}).create_topics([NewTopic(self._topic, 1, 1)])[self._topic].result()
+            admin.create_topics([NewTopic(self._topic, 1, 1)])[self._topic].result()
         self._producer = Producer({"bootstrap.servers": brokers, **PRODUCER})
         self._consumer = open_consumer(KafkaConfig(brokers=brokers), "bench")  # as the tail of a core reads
-        self._consumer.assign([TopicPartition(self._topic, 0, 0)])
+        self._producer.produce(self._topic, "first", partition=0)
+        if self._producer.flush(START_WITHIN_S):
+            raise RuntimeError("Kafka takes no record")
         self._latencies: list[float] = []
         self._stopping = threading.Event()
 
     def turn(self) -> list[float]:
         """Milliseconds, one a record."""
         self._latencies, self._stopping = [], threading.Event()
+        _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, 0), timeout=START_WITHIN_S)
+        self._consumer.assign([TopicPartition(self._topic, 0, end)])
         consuming = threading.Thread(target=self._consume)
         consuming.start()
         count = round(RATE * SECONDS)

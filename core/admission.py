@@ -55,7 +55,7 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     revocation_key: str | None = None
 
 
-class UnknownCredential(RelayError):
+class UnknownCredential(RelayError):  # noqa: N818 - it says what happened
     """No such app or key *as far as this core has read*. Another core may have made it a moment ago, so that it is worth asking once."""
 
 

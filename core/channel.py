@@ -75,3 +75,7 @@ class Channels:
     def of_app(self, app: str) -> Iterator[OpenChannel]:
         """Every open channel of an app. O(open channels): for the rare end of an app."""
         return (channel for channels in self._by_link.values() for channel in channels.values() if channel.app == app)
+
+    def of_partition(self, link: int, partition: int) -> list[OpenChannel]:
+        """The channels of one partition that a link has open. O(open channels of the link): for the rare gap in the log."""
+        return [channel for channel in self._by_link.get(link, {}).values() if channel.partition == partition]

@@ -1,30 +1,30 @@
 """core.toml as types. `relay.runtime.settings.load(CoreConfig, path)` reads it; what cannot be used is refused with field and reason.
 
-    node = "core-1"
-    index_dir = "/var/lib/tidegate/index"
-    rules_on = "core-1"
+node = "core-1"
+index_dir = "/var/lib/tidegate/index"
+rules_on = "core-1"
 
-    [link]
-    port = 9001
-    trust_domain = "relay.example"
-    certificate = "core-1.pem"
-    private_key = "core-1.key"
-    ca = "ca.pem"
+[link]
+port = 9001
+trust_domain = "relay.example"
+certificate = "core-1.pem"
+private_key = "core-1.key"
+ca = "ca.pem"
 
-    [kafka]
-    brokers = "kafka-1:9092,kafka-2:9092"
+[kafka]
+brokers = "kafka-1:9092,kafka-2:9092"
 
-    [[keyring]]
-    id = "2026-01"
-    secret_file = "ring-2026-01.secret"
+[[keyring]]
+id = "2026-01"
+secret_file = "ring-2026-01.secret"
 
-    [[apps]]
-    id = "shop"
+[[apps]]
+id = "shop"
 
-    [[apps.keys]]
-    id = "web"
-    secret_env = "SHOP_WEB_SECRET"
-    capability = '{"chat:*": ["publish", "subscribe"]}'
+[[apps.keys]]
+id = "web"
+secret_env = "SHOP_WEB_SECRET"
+capability = '{"chat:*": ["publish", "subscribe"]}'
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ import re
 import msgspec
 
 from core.kafka.config import KafkaConfig
-from core.mappings import MappingConfig
+from core.mappings import Mapping, MappingConfig
 from core.registry import App, Key, Namespace
-from core.rules import RuleConfig
+from core.rules import Rule, RuleConfig
 from relay.model.capability import Capability
 from relay.model.errors import RelayError
 from relay.model.keyring import KEY_BYTES, Keyring
@@ -130,6 +130,19 @@ class KeyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError(error.info.message) from None
 
 
+class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Properties of the channels whose names begin with `<id>:`."""
+
+    id: str
+    persisted: bool = False
+    push_enabled: bool = False
+    mutable_messages: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.id or ":" in self.id or self.id.startswith("["):
+            raise ValueError("the id of a namespace must not be empty, contain ':' or begin with '['")
+
+
 class AppConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One tenant, with its keys, namespaces, rules and mappings."""
 
@@ -166,25 +179,10 @@ class AppConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             tls_only=self.tls_only,
             keys={key.id: key for key in keys},
             namespaces={
-                one.id: Namespace(
-                    id=one.id, persisted=one.persisted, push_enabled=one.push_enabled, mutable_messages=one.mutable_messages
-                )
+                one.id: Namespace(id=one.id, persisted=one.persisted, push_enabled=one.push_enabled, mutable_messages=one.mutable_messages)
                 for one in self.namespaces
             },
         )
-
-
-class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Properties of the channels whose names begin with `<id>:`."""
-
-    id: str
-    persisted: bool = False
-    push_enabled: bool = False
-    mutable_messages: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.id or ":" in self.id or self.id.startswith("["):
-            raise ValueError("the id of a namespace must not be empty, contain ':' or begin with '['")
 
 
 class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -217,11 +215,26 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError("keyring needs at least one key")
         self.ring()
         _distinct("app", [app.id for app in self.apps])
+        for app in self.apps:
+            self._check_rules(app)
         if not self.dev:
             for app in self.apps:
                 for key in app.keys:
                     if len(key.secret.reveal()) < MIN_SECRET:
                         raise ValueError(f"the secret of key {app.id}.{key.id} is shorter than {MIN_SECRET} characters")
+
+    def _check_rules(self, app: AppConfig) -> None:
+        """Rules and mappings are checked by making them. Raises: ValueError."""
+        at = ""
+        try:
+            for rule in app.rules:
+                at = f"rule {rule.id!r} of app {app.id!r}"
+                Rule(app.id, rule, prefix=self.kafka.prefix)
+            for mapping in app.mappings:
+                at = f"mapping {mapping.id!r} of app {app.id!r}"
+                Mapping(app.id, mapping, prefix=self.kafka.prefix)
+        except ValueError as error:
+            raise ValueError(f"{at}: {error}") from None
 
     def ring(self) -> Keyring:
         return Keyring((key.id, key.bytes_of()) for key in self.keyring)

@@ -178,9 +178,10 @@ class Registry:
         static, record = self._static.get(app_id), self._records.get(app_id)
         if static is None and record is None:
             self._apps.pop(app_id, None)
-            for table in (self._keys, self._namespaces):
-                if not table.get(app_id, True):
-                    del table[app_id]  # type: ignore[attr-defined]
+            if not self._keys.get(app_id, True):
+                del self._keys[app_id]
+            if not self._namespaces.get(app_id, True):
+                del self._namespaces[app_id]
             return
         base = static or App(id=app_id)
         self._apps[app_id] = App(

@@ -43,10 +43,10 @@ class Replay:
 
     __slots__ = ("at", "channel", "error", "gathered", "gathering", "sent", "size")
 
-    def __init__(self, channel: OpenChannel, after: int) -> None:
+    def __init__(self, channel: OpenChannel, after: int, error: ErrorInfo | None) -> None:
         self.channel = channel
         self.at = after
-        self.error: ErrorInfo | None = None
+        self.error = error
         self.gathered: deque[LogRecord] = deque()
         self.size = 0
         self.gathering = True
@@ -68,9 +68,9 @@ class Replays:
     def __len__(self) -> int:
         return sum(len(running) + len(waiting) for running, waiting in self._links.values())
 
-    def start(self, channel: OpenChannel, after: int) -> None:
+    def start(self, channel: OpenChannel, after: int, error: ErrorInfo | None) -> None:
         running, waiting = self._links.setdefault(channel.link, (deque(), deque()))
-        (running if len(running) < self._limits.link_replays else waiting).append(Replay(channel, after))
+        (running if len(running) < self._limits.link_replays else waiting).append(Replay(channel, after, error))
 
     def link_lost(self, link: int) -> None:
         self._links.pop(link, None)

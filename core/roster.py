@@ -36,8 +36,8 @@ class Session:
         self.ends = expires + PROTOCOL.expiry_leeway_ms
 
 
-class NoGrant(RelayError):
-    """The session has no grant here that counts. `reason` is the label of the counter: no_grant, expired, old_incarnation."""
+class Denied(RelayError):  # noqa: N818 - it says what happened
+    """A refusal whose counter is not named by its code. `reason` is the counter's label."""
 
     def __init__(self, reason: str, code: int, message: str) -> None:
         super().__init__(code, message)
@@ -115,14 +115,14 @@ class Roster:
         return self.admit(link, grant)
 
     def get(self, link: int, session_id: str, now_ms: int) -> Session:
-        """The session, if it may act on this link now. Raises: NoGrant."""
+        """The session, if it may act on this link now. Raises: Denied: no_grant, expired, old_incarnation."""
         session = self.links[link].sessions.get(session_id)
         if session is None:
-            raise NoGrant("no_grant", 40101, "No grant for this session")
+            raise Denied("no_grant", 40101, "No grant for this session")
         if now_ms >= session.ends:
-            raise NoGrant("expired", 40142, "Token expired")
+            raise Denied("expired", 40142, "Token expired")
         if session.grant.incarnation < self._floor.get(session_id, 0):
-            raise NoGrant("old_incarnation", 80016, "The connection was resumed elsewhere")
+            raise Denied("old_incarnation", 80016, "The connection was resumed elsewhere")
         return session
 
     def find(self, session_id: str) -> Session | None:

@@ -160,6 +160,4 @@ class Attachment:
 
     def _tell(self, serial: str | None, flags: int, error: ErrorInfo | None) -> None:
         connection = self.connection
-        connection.say(
-            Action.ATTACHED, channel=self.text, channelSerial=serial, flags=int(flags), params=self.params or None, error=error
-        )
+        connection.say(Action.ATTACHED, channel=self.text, channelSerial=serial, flags=int(flags), params=self.params or None, error=error)

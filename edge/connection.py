@@ -16,13 +16,13 @@ from typing import Any
 from edge.ably.channel_params import attach_params, modes_asked, publish_params
 from edge.ably.codec import JSON, MSGPACK, Malformed, ProtocolMessage, Wire, decode
 from edge.ably.connect import Credential, credential_of, is_dead, is_msgpack, parse_connect, parse_query
-from edge.ably.protocol import PUBLISH, Action, Flag
+from edge.ably.protocol import PUBLISH, Action, modes_of
 from edge.ably.websocket import PING
 from edge.admission import Admission
 from edge.attachment import Attachment, Heard
 from edge.desk import Desk
 from edge.events import ClientOpened
-from edge.hub import PendingAppend
+from edge.hub import Channel, PendingAppend
 from edge.limits import InboundRate, Verdict
 from edge.links import Session
 from edge.turn import Timed
@@ -30,6 +30,7 @@ from relay.link.frames import Admit, Admitted, Depart, Renew
 from relay.model.capability import Operation
 from relay.model.channel import parse_channel
 from relay.model.errors import ErrorInfo, RelayError
+from relay.model.message import Message
 from relay.model.publish import is_ephemeral, messages_from_wire, settle
 from relay.model.serials import message_serial
 
@@ -122,12 +123,7 @@ class Connection(Timed):
             params = parse_query(event.query)
             self.msgpack = is_msgpack(params)
             asked = parse_connect(params, event.headers)
-            if desk.stopping:
-                raise RelayError(50320, "this server is stopping; connect to another one")
-            if len(desk.connections) > turn.limits.connections:
-                raise RelayError(50320, "this server is full; connect to another one")
-            if not desk.addresses.may_connect(event.address, turn.now):
-                raise RelayError(80021, "too many connections, or refused credentials, from this address; try again later")
+            self._let_in()
             credential = self._presentable(asked.credential)
         except RelayError as error:
             self.refuse(error.info)
@@ -153,6 +149,16 @@ class Connection(Timed):
         if self.state is State.CONNECTING:
             wait = turn.limits.link_wait_s if not desk.links.by_id else turn.limits.admit_wait_s
             turn.wheel.schedule(self, turn.now + wait)
+
+    def _let_in(self) -> None:
+        """Raises RelayError when there is no room for another client, or for another one from its address."""
+        desk, turn = self.desk, self.desk.turn
+        if desk.stopping:
+            raise RelayError(50320, "this server is stopping; connect to another one")
+        if len(desk.connections) > turn.limits.connections:
+            raise RelayError(50320, "this server is full; connect to another one")
+        if not desk.addresses.may_connect(self.address, turn.now):
+            raise RelayError(80021, "too many connections, or refused credentials, from this address; try again later")
 
     def _presentable(self, credential: Credential | None) -> Credential:
         """What no core needs to see is refused here. Raises RelayError."""
@@ -357,34 +363,18 @@ class Connection(Timed):
         if text is None:
             self._end(Action.ERROR, ErrorInfo.of(80013, "malformed message: ATTACH without channel"))
             return
-        session = self.session
-        assert session is not None, "connected"
-        attachment = (self.attachments or {}).get(text)
+        before = (self.attachments or {}).get(text)
         try:
-            name = parse_channel(text)
-            if name.qualifier is not None:
-                raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] are not enabled on this server")
-            if attachment is None and not session.capability.operations_on(name.name):
-                raise _denied()
-            params = attach_params(message.params, name.params)
-            fresh = attachment is None
-            if attachment is None:
-                if len(self.attachments or ()) >= self.desk.turn.limits.channels_per_connection:
-                    most = self.desk.turn.limits.channels_per_connection
-                    raise RelayError(90010, f"Maximum number of channels per connection ({most}) exceeded")
-                attachment = Attachment(self, name, self.desk.hub.channel(session.app, name.name))
-            if not attachment.allow(modes_asked(params, message.flags)):
-                raise _denied()
+            attachment = self._permitted(text, message, before)
         except RelayError as error:
-            if attachment is not None:
-                self._forget(attachment, Heard.REFUSED)
+            if before is not None:
+                self._forget(before, Heard.REFUSED)
             self._channel_error(text, error.info)
             return
-        attachment.params = params or None
-        attachment.echo = self.echo and params.get("echo") != "false"
         channel = attachment.channel
-        if not fresh:
+        if attachment is before:
             if attachment.attached:
+                channel = self._channel_of(attachment)
                 channel.changed(attachment)
                 attachment.asked_again(channel.serial)
             else:
@@ -401,6 +391,33 @@ class Connection(Timed):
             # Publishers that may not read have no position on the channel but the one others here have learnt.
             attachment.opened(channel.serial, resumed=False, backlog=False, error=None)
             channel.detach(attachment)
+
+    def _permitted(self, text: str, message: ProtocolMessage, before: Attachment | None) -> Attachment:
+        """The attachment (`before`, if there is one) with the params and modes asked for. Raises RelayError: 40010, 40160, 40003, 90010."""
+        session, limits = self.session, self.desk.turn.limits
+        assert session is not None, "connected"
+        name = parse_channel(text)
+        if name.qualifier is not None:
+            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] are not enabled on this server")
+        allowed = modes_of(session.capability.operations_on(name.name))
+        if not allowed:
+            raise _denied()
+        params = attach_params(message.params, name.params)
+        asked = modes_asked(params, message.flags)
+        if not asked & allowed:
+            raise _denied()
+        if before is None and len(self.attachments or ()) >= limits.channels_per_connection:
+            raise RelayError(90010, f"Maximum number of channels per connection ({limits.channels_per_connection}) exceeded")
+        attachment = before or Attachment(self, name, self.desk.hub.channel(session.app, name.name))
+        attachment.allow(asked)
+        attachment.params = params or None
+        attachment.echo = self.echo and params.get("echo") != "false"
+        return attachment
+
+    def _channel_of(self, attachment: Attachment) -> Channel:
+        """The hub forgets a channel that nobody reads; an attachment that could only publish may be about to read it."""
+        attachment.channel = self.desk.hub.channel(attachment.channel.app, attachment.channel.name)
+        return attachment.channel
 
     def _detach(self, message: ProtocolMessage) -> None:
         text = message.channel
@@ -436,59 +453,73 @@ class Connection(Timed):
         answer, again = self._question(message)
         if answer is None:
             return
-        desk, session = self.desk, self.session
-        limits = desk.turn.limits
-        assert session is not None, "connected"
         try:
-            name = parse_channel(message.channel or "")
-            if name.qualifier is not None:
-                raise RelayError(40010, f"publishing to channels with the qualifier [{name.qualifier}] is not permitted")
-            operations = session.capability.operations_on(name.name)
-            if Operation.PUBLISH not in operations:
-                raise _denied()
-            attachment = (self.attachments or {}).get(name.text)
-            if attachment is not None and attachment.attached and not attachment.granted & PUBLISH:
-                raise RelayError(40165, "operation not permitted: the channel was attached without the publish mode")
-            params = publish_params(message.params)
-            if params.get("_forceNack") == "true":
-                raise RelayError(40099, "refused as asked (_forceNack)")
-            messages = messages_from_wire([] if message.messages is None else message.messages, json=not self.msgpack)
-            base = settle(
-                messages,
-                client_id=session.client_id,
-                connection_id=session.id,
-                max_bytes=limits.max_message_bytes,
-                privileged=Operation.PRIVILEGED_HEADERS in operations,
-            )
-            if not within:
-                raise RelayError(42911, "Rate limit exceeded; request rejected (nonfatal); metric = connection.inboundRate")
-            size = len(messages) * 64 + sum(len(each.data) for each in messages if each.data)
-            if len(self.answers or ()) > limits.unanswered_publishes or self.unanswered_bytes + size > limits.unanswered_bytes:
-                raise RelayError(42911, "Rate limit exceeded; request rejected (nonfatal); metric = connection.unacknowledged")
-            if desk.hub.unanswered_bytes + size > limits.total_unanswered_bytes:
-                raise RelayError(50003, "this server has too many publishes under way; try again")
+            name, messages, base, ephemeral = self._checked(message)
+            size = sum(64 + len(each.data or "") for each in messages)
+            self._make_room(size, within=within)
         except RelayError as error:
             self._settle(answer, error=error.info)
             return
+        session = self.session
+        assert session is not None, "connected"
         answer.count = len(messages)
         self.unanswered_bytes += size
         if self.by_append is None:
             self.by_append = {}
-        append = desk.hub.append(
+        append = self.desk.hub.append(
             session,
-            name.name,
+            name,
             f"i:{base}" if base is not None else f"c:{session.id}:{answer.serial}",
             messages,
             self,
             size,
             # Only a first send on a connection without history can be told apart from a repetition by its id alone.
-            fresh=base is None and not again and not self.resumed and self.epoch == desk.links.losses,
-            ephemeral=is_ephemeral(messages) or params.get("ephemeral") == "true",
+            fresh=base is None and not again and not self.resumed and self.epoch == self.desk.links.losses,
+            ephemeral=ephemeral,
         )
         answer.append = append
         self.by_append[append.frame.req] = answer
         if len(self.by_append) == 1:
             self._arm()
+
+    def _checked(self, message: ProtocolMessage) -> tuple[str, list[Message], str | None, bool]:
+        """The channel's name, the messages in stored form, the base of the client's own ids, ephemeral or not. Raises RelayError.
+
+        In this order: 40010, 40160, 40165, 40099, then what is said of the messages themselves.
+        """
+        session = self.session
+        assert session is not None, "connected"
+        name = parse_channel(message.channel or "")
+        if name.qualifier is not None:
+            raise RelayError(40010, f"publishing to channels with the qualifier [{name.qualifier}] is not permitted")
+        operations = session.capability.operations_on(name.name)
+        if Operation.PUBLISH not in operations:
+            raise _denied()
+        attachment = (self.attachments or {}).get(name.text)
+        if attachment is not None and attachment.attached and not attachment.granted & PUBLISH:
+            raise RelayError(40165, "operation not permitted: the channel was attached without the publish mode")
+        params = publish_params(message.params)
+        if params.get("_forceNack") == "true":
+            raise RelayError(40099, "refused as asked (_forceNack)")
+        messages = messages_from_wire([] if message.messages is None else message.messages, json=not self.msgpack)
+        base = settle(
+            messages,
+            client_id=session.client_id,
+            connection_id=session.id,
+            max_bytes=self.desk.turn.limits.max_message_bytes,
+            privileged=Operation.PRIVILEGED_HEADERS in operations,
+        )
+        return name.name, messages, base, is_ephemeral(messages) or params.get("ephemeral") == "true"
+
+    def _make_room(self, size: int, *, within: bool) -> None:
+        """Raises RelayError: 42911 for what this connection has used up, 50003 for what the edge has."""
+        hub, limits = self.desk.hub, self.desk.turn.limits
+        if not within:
+            raise RelayError(42911, "Rate limit exceeded; request rejected (nonfatal); metric = connection.inboundRate")
+        if len(self.answers or ()) > limits.unanswered_publishes or self.unanswered_bytes + size > limits.unanswered_bytes:
+            raise RelayError(42911, "Rate limit exceeded; request rejected (nonfatal); metric = connection.unacknowledged")
+        if hub.unanswered_bytes + size > limits.total_unanswered_bytes:
+            raise RelayError(50003, "this server has too many publishes under way; try again")
 
     def _question(self, message: ProtocolMessage) -> tuple[Answer | None, bool]:
         """A place in the order of answers, and whether this msgSerial has been seen before.
@@ -617,7 +648,7 @@ class Connection(Timed):
                 self._forget(attachment, Heard.REFUSED)
                 self._channel_error(attachment.text, _denied().info)
             elif attachment.attached and (attachment.granted, attachment.reads) != (before, read):
-                attachment.channel.changed(attachment)
+                self._channel_of(attachment).changed(attachment)
                 attachment.modes_changed()
 
     def renewed(self, frame: Admitted, link: int) -> None:
@@ -758,7 +789,7 @@ def presentable(credential: Credential, desk: Desk, *, tls: bool, realtime: bool
 
 def _compatible(before: str | None, after: str | None) -> bool:
     """Whether the connection may go on as `after`. A connection that could be anyone may become someone, and nobody may change."""
-    return before == after or before == "*"
+    return before in (after, "*")
 
 
 def _denied() -> RelayError:

@@ -28,7 +28,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Desk:
-    __slots__ = ("addresses", "admissions", "connections", "hub", "links", "policy", "renewals", "server_id", "sessions", "stopping", "to_flush", "turn")
+    __slots__ = (
+        *("addresses", "admissions", "connections", "hub", "links", "policy", "renewals"),
+        *("server_id", "sessions", "stopping", "to_flush", "turn"),
+    )
 
     def __init__(self, policy: Policy, limits: EdgeLimits) -> None:
         self.policy = policy

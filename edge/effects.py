@@ -1,4 +1,5 @@
-"""All that an edge can do. A `frame` is a whole WebSocket frame, header included, ready for the socket (`edge.ably.websocket`)."""
+"""All that an edge can do. A `frame` is one whole WebSocket frame or several, headers included
+(`edge.ably.websocket`): ready for the socket."""
 
 from __future__ import annotations
 

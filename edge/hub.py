@@ -184,6 +184,8 @@ class Channel(Timed):
         self.readers[attachment] = None
         if attachment.receives:
             self._subscribe(attachment)
+        if self.witness is None or self.witness.over:
+            self._new_witness()
 
     def _subscribe(self, attachment: Attachment) -> None:
         wire, text = attachment.wire, attachment.text
@@ -453,7 +455,10 @@ class Channel(Timed):
         replay = self.catching.get(ref)
         limits = self.hub.turn.limits
         if replay is not None:
-            if not all([replay.hold(record, limits.held_records, limits.held_bytes) for record in records]):
+            fits = True
+            for record in records:
+                fits = replay.hold(record, limits.held_records, limits.held_bytes)
+            if not fits:
                 self._give_up(replay)
         elif ref != self.ref:
             return

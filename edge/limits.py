@@ -46,7 +46,8 @@ class Addresses:
     def may_connect(self, address: str, now: float) -> bool:
         """Counts one connect; False when the address has used up its share of connects or of failures."""
         seen = self._of(address, now)
-        return seen.connects.spend(self._limits.address_connects_per_s, self._limits.address_connects_burst, now) and not self._barred(seen, now)
+        within = seen.connects.spend(self._limits.address_connects_per_s, self._limits.address_connects_burst, now)
+        return within and not self._barred(seen, now)
 
     def may_present(self, address: str, now: float) -> bool:
         """Whether a credential from this address is worth a core's time. Counts nothing."""

@@ -13,7 +13,7 @@ class Outbox:
     The client alone pays for its slowness: beyond a bound it is disconnected, resumes, and is sent what it missed from the log.
     """
 
-    __slots__ = ("_frames", "size", "since")
+    __slots__ = ("_frames", "since", "size")
 
     def __init__(self, now: float) -> None:
         self._frames: deque[bytes] = deque()

@@ -9,27 +9,29 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+from pathlib import Path
+from typing import Any
 
 import structlog
 
 from core.config import CoreConfig
 from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig
-from core.events import EdgeFrame, EdgeLost, EdgeUp, Event, Gap, Tailed, Tick
+from core.events import EdgeFrame, EdgeLost, EdgeUp, Event, Gap, Tick
 from core.index import Index, MemoryIndex
-from core.io.http import admin_app, metrics_app
+from core.io.http import admin_app, metrics_app, watch
 from core.io.index import RocksIndex
 from core.kafka import ConfigLog, EndOffsets, LogProducer, Tail, TopicMisconfigured, Topics, Unreachable, prepare_topics
 from core.kafka.mapping_runner import LogAppends, MappingRunner
 from core.kafka.rule_runner import RuleRunner
 from core.mappings import Mapping
 from core.node import CoreNode
-from core.registry import LogStream, Registry, Streams
+from core.registry import Registry, Streams
 from core.rules import Rule
 from relay.link.frames import Frame, Hello, Stream
 from relay.link.io.accept import LinkServer
 from relay.runtime import tls
 from relay.runtime.driver import Driver
-from relay.runtime.listener import Listener
+from relay.runtime.listener import Listener, Refusal
 from relay.runtime.metrics import Metrics
 from relay.runtime.shutdown import FAILED, Scope, run
 
@@ -37,8 +39,6 @@ log = structlog.get_logger("core")
 
 RETRY_S = 2.0
 """Between two attempts to reach Kafka at start."""
-EXPIRE_S = 10.0
-"""How often the index forgets what is old."""
 
 
 def run_core(config: CoreConfig) -> int:
@@ -61,6 +61,7 @@ class CoreProcess:
         self._node: CoreNode | None = None
         self._driver: Driver[Event, Effect]
         self._links: LinkServer
+        self._index: Index
         self._producer: LogProducer
         self._ends: EndOffsets
         self._config_log: ConfigLog
@@ -77,17 +78,25 @@ class CoreProcess:
         for warning in topics.warnings:
             log.warning("kafka", warning=warning)
 
-        index: Index = RocksIndex(config.index_dir) if config.index_dir else MemoryIndex()
-        self._scope.on_stop("index", self._closing(index))
-        stream = LogStream(topics.log.stream, topics.log.topic, topics.log.partitions, (0, topics.log.partitions - 1))
-        registry = Registry(config.static_apps(), config.ring())
-        self._node = CoreNode(config, registry, Streams([stream]), index, os.urandom)
+        self._index = RocksIndex(Path(config.index_dir)) if config.index_dir else MemoryIndex()
+        stream = Stream(topics.log.stream, topics.log.partitions, (0, topics.log.partitions - 1))
+        keyring = config.ring()
+        self._node = CoreNode(
+            name=config.node,
+            streams=Streams([stream]),
+            registry=Registry(config.static_apps(), keyring),
+            keyring=keyring,
+            index=self._index,
+            random=os.urandom,
+            limits=config.limits,
+            dev=config.dev,
+            sandbox=config.sandbox,
+        )
         self._driver = Driver(self._node, self._perform, Tick())
-
+        self._scope.on_stop("node", self._close_node)
+        watch(self._metrics, self._node)
         await self._start_kafka(topics)
-        self._watch(self._node, index)
-        self._scope.spawn("index expiry", self._expire(index))
-        await self._start_links(context, [Stream(stream.id, stream.partitions, stream.serves)])
+        await self._start_links(context, [stream])
         log.info("core is up", node=config.node, link=self._links.port, partitions=stream.partitions)
 
     @property
@@ -101,15 +110,22 @@ class CoreProcess:
             and all(mapping.ready for mapping in self._mappings)
         )
 
+    def status(self) -> dict[str, Any]:
+        return self._node.status() | {"ready": self.ready} if self._node else {"node": self._config.node, "ready": False}
+
+    async def _close_node(self) -> None:
+        self._driver.close()
+        self._index.close()
+
     # --- parts ---------------------------------------------------------------------------------------------------------------------
 
     async def _serve_http(self) -> None:
         """Admin and metrics: plain HTTP on inside addresses, each a listener of its own."""
         for name, listen, app in (
-            ("admin", self._config.admin, admin_app(lambda: self.ready, self._status)),
+            ("admin", self._config.admin, admin_app(lambda: self.ready, self.status)),
             ("metrics", self._config.metrics, metrics_app(self._metrics, lambda: self.ready)),
         ):
-            listener = await Listener(context=None, app=app).start(listen.host, listen.port)
+            listener = await Listener(context=None, app=app, make_listener=_no_websocket).start(listen.host, listen.port)
             self._scope.on_stop(name, listener.close)
 
     async def _reach_kafka(self) -> Topics | None:
@@ -121,7 +137,7 @@ class CoreProcess:
                 log.warning("kafka cannot be reached: trying again", error=str(error), retry_s=RETRY_S)
                 await asyncio.sleep(RETRY_S)
             except TopicMisconfigured as error:
-                log.error("kafka topic has a wrong setting", error=str(error))
+                log.error("kafka topic has a wrong setting", error=str(error))  # noqa: TRY400 - the text says all
                 self._scope.ask_stop(FAILED)
                 return None
 
@@ -168,12 +184,6 @@ class CoreProcess:
         await self._links.start(link.host, link.port)
         self._scope.on_stop("links", self._links.close)
 
-    async def _expire(self, index: Index) -> None:
-        while True:
-            await asyncio.sleep(EXPIRE_S)
-            assert self._node is not None
-            index.expire(self._node.broker_now_ms)
-
     # --- events in, effects out ----------------------------------------------------------------------------------------------------
 
     def _link_up(self, link: int, identity: str, hello: Hello) -> None:
@@ -207,18 +217,6 @@ class CoreProcess:
             case LinkClose(link, why):
                 self._links.close_link(link, why)
 
-    # --- what is shown -------------------------------------------------------------------------------------------------------------
 
-    def _status(self) -> dict[str, object]:
-        node = self._node
-        return {
-            "node": self._config.node,
-            "ready": self.ready,
-            "links": self._links.links if node else 0,
-            "counters": dict(node.counters) if node else {},
-        }
-
-    def _watch(self, node: CoreNode, index: Index) -> None:
-        ...
-
-    def _closing(self, index: Index): ...
+def _no_websocket(_request: object, _info: object) -> Refusal:
+    return Refusal(404)

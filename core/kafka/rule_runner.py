@@ -291,13 +291,17 @@ class _Run:
         """The span in one transaction. What cannot be written is dropped and counted; the rest is written without it."""
         self._committed_at = time.monotonic()
         outputs = self._span.outputs
-        for _ in range(MAX_REDO):
-            outputs = self._writable(outputs)
+        suspects: set[int] = set()
+        tries = MAX_REDO
+        while tries:
+            outputs, suspects = self._writable(outputs, suspects)
             refused: dict[int, KafkaError] = {}
             self._producer.begin_transaction()
             try:
                 for index, output in enumerate(outputs):
                     self._produce(index, output, refused)
+                    if index in suspects:
+                        self._producer.flush(CALL_S)  # in a batch of its own
                 self._send_offsets()
                 self._producer.commit_transaction(CALL_S)
                 self._commit_plainly()
@@ -307,24 +311,51 @@ class _Run:
                     raise
                 self._producer.abort_transaction(CALL_S)
                 self._owner.complain("rules", f"transaction aborted: {error.name()}")
-                outputs = self._without(outputs, refused)
+                suspects, progress = self._learn(outputs, refused)
+                tries -= not progress
             else:
                 self._owner.written.update(output.rule for output in outputs)
                 self._span = _Span()
                 return
         raise _again("a transaction failed repeatedly")
 
-    def _writable(self, outputs: list[Output]) -> list[Output]:
+    def _writable(self, outputs: list[Output], suspects: set[int]) -> tuple[list[Output], set[int]]:
+        """Outputs without those that cannot be written, and where the suspects are among them."""
         faults = self._targets.faults({output.topic for output in outputs})
-        writable = []
-        for output in outputs:
+        writable: list[Output] = []
+        still: set[int] = set()
+        for index, output in enumerate(outputs):
             if output.topic in faults:
                 self._owner.drop(output.rule, faults[output.topic], f" ({output.topic})")
             elif not self._owner.within_topics(output):
                 self._owner.drop(output.rule, "too_many_topics")
+            elif self._targets.too_large(output.topic, _size(output)):
+                self._owner.drop(output.rule, "too_large", f" ({output.topic})")
             else:
+                if index in suspects:
+                    still.add(len(writable))
                 writable.append(output)
-        return writable
+        return writable, still
+
+    def _learn(self, outputs: list[Output], refused: dict[int, KafkaError]) -> tuple[set[int], bool]:
+        """From the delivery reports of an aborted transaction, for the next attempt: which outputs to send alone, and whether a
+        topic has turned out not to take what it was sent, so that the next attempt is another one.
+
+        A broker that finds a batch too large refuses all of its records. Sent alone, a record shows what its topic takes.
+        """
+        too_large = {index for index, error in refused.items() if error.code() in _TOO_LARGE}
+        progress = False
+        if len(too_large) == 1:
+            (index,) = too_large
+            self._targets.refuse_size(outputs[index].topic, _size(outputs[index]))
+            progress = True
+        for index, error in refused.items():
+            fault = fault_of(error)
+            if fault is not None:
+                self._targets.mark(outputs[index].topic, fault)
+                progress = True
+        topics = {outputs[index].topic for index in too_large}
+        return {index for index, output in enumerate(outputs) if output.topic in topics}, progress
 
     def _produce(self, index: int, output: Output, refused: dict[int, KafkaError]) -> None:
         def delivered(error: KafkaError | None, _message: confluent_kafka.Message) -> None:
@@ -342,6 +373,7 @@ class _Run:
             except KafkaException as failed:
                 if failed.args[0].code() not in _TOO_LARGE:
                     raise
+                self._targets.refuse_size(output.topic, _size(output))
                 self._owner.drop(output.rule, "too_large", f" ({output.topic})")
                 return
             else:
@@ -363,20 +395,6 @@ class _Run:
             self._consumer.commit(offsets=self._plain_offsets, asynchronous=False)
             self._plain_offsets = []
 
-    def _without(self, outputs: list[Output], refused: dict[int, KafkaError]) -> list[Output]:
-        """The outputs that may be tried again after an abort; those that the broker will never take are dropped."""
-        again = []
-        for index, output in enumerate(outputs):
-            error = refused.get(index)
-            fault = fault_of(error)
-            if error is not None and error.code() in _TOO_LARGE:
-                self._owner.drop(output.rule, "too_large", f" ({output.topic})")
-                continue
-            if fault is not None:
-                self._targets.mark(output.topic, fault)
-            again.append(output)
-        return again
-
 
 _TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.INVALID_RECORD)
 _LOST_POSITION = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
@@ -390,6 +408,12 @@ def _metadata(text: str | None) -> tuple[str, int]:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _size(output: Output) -> int:
+    """Bytes of one record, without what its batch adds."""
+    headers = sum(len(name) + len(value or b"") for name, value in output.headers)
+    return len(output.value) + len(output.key or b"") + headers
 
 
 def _again(reason: str) -> KafkaException:

@@ -20,7 +20,7 @@ from relay.model.limits import CoreLimits
 
 BATCH = 512
 """Records handed to the loop at once: a few milliseconds of its time at most."""
-ASK_S = 10.0
+ASK_S = 3.0
 """How long one question about offsets may take."""
 RECORD_OVERHEAD = 300
 """Bytes that a record costs in memory beside key and value."""
@@ -47,6 +47,7 @@ class Tail(KafkaThread):
         """By topic and partition: the next offset to read."""
         self._looking: dict[tuple[str, int], int] = {}
         """Partitions in their look-back, with the offset at which it ends."""
+        self._misplaced = False
         self.records = 0
 
     def positions(self) -> dict[tuple[str, int], int]:
@@ -64,11 +65,14 @@ class Tail(KafkaThread):
         try:
             if not self._positions:
                 self._begin(consumer)
-            consumer.assign([TopicPartition(topic, partition, offset) for (topic, partition), offset in self._positions.items()])
+            self._assign(consumer)
             while not self.closing.is_set():
                 self._take(consumer, read_batch(consumer, BATCH, 0.1))
         finally:
             consumer.close()
+
+    def _assign(self, consumer: confluent_kafka.Consumer) -> None:
+        consumer.assign([TopicPartition(topic, partition, offset) for (topic, partition), offset in self._positions.items()])
 
     def _begin(self, consumer: confluent_kafka.Consumer) -> None:
         """Where each partition starts, and where its look-back ends. Kept only when known for all, so that a failure changes nothing."""
@@ -113,6 +117,9 @@ class Tail(KafkaThread):
         self.records += len(records)
         for place in list(self._looking):
             events += self._looked(place)
+        if self._misplaced:
+            self._misplaced = False
+            self._assign(consumer)
         if not records:
             del events[0]
         if events:
@@ -128,7 +135,7 @@ class Tail(KafkaThread):
         low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ASK_S)
         resumed = low if position < low else min(position, high)
         self._positions[place] = resumed
-        consumer.seek(TopicPartition(topic, partition, resumed))
+        self._misplaced = True  # by a new assignment of all: librdkafka cannot seek in a partition that failed
         if resumed == position:
             return []  # a leader that knows less for a moment
         log.error("tail: %s/%d has no record %d any more, going on at %d", topic, partition, position, resumed)

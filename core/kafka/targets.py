@@ -11,10 +11,12 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from core.kafka.config import KafkaConfig, log
 
-PRESENT_S = 300.0
-"""How long a topic is taken to exist. Should it be deleted meanwhile, the transaction fails and the topic is asked for again."""
+PRESENT_S = 5.0
+"""How long a topic is taken to exist, in seconds. Should it be deleted meanwhile, a transaction waits for it until it times out."""
 ABSENT_S = 1.0
 """How long a topic is taken not to exist, in seconds."""
+REFUSED_SIZE_S = 60.0
+"""How long the size of a record that a topic refused counts as too large, in seconds."""
 SINGLE_LOOKUPS = 8
 """Unknown topics of one span that are asked for one by one; more of them are one question for all topics of the cluster."""
 MAX_REMEMBERED = 20_000
@@ -26,7 +28,7 @@ Fault = Literal["missing_topic", "unauthorized_topic"]
 class TargetTopics:
     """Existence of topics by cached metadata. Belongs to one thread; look-ups wait for the broker, at most `timeout_s` each."""
 
-    __slots__ = ("_client", "_config", "_create", "_known", "_timeout_s")
+    __slots__ = ("_client", "_config", "_create", "_known", "_sizes", "_timeout_s")
 
     def __init__(self, config: KafkaConfig, client: confluent_kafka.Consumer, *, create: bool, timeout_s: float = 10.0) -> None:
         """`client` must not create topics by asking for them, which a consumer does not. `create`: missing topics are made (dev)."""
@@ -35,6 +37,7 @@ class TargetTopics:
         self._create = create
         self._timeout_s = timeout_s
         self._known: dict[str, tuple[float, Fault | None]] = {}
+        self._sizes: dict[str, tuple[float, int]] = {}
 
     def faults(self, topics: set[str]) -> dict[str, Fault]:
         """Which of `topics` cannot be written to, and why. Raises KafkaException when no broker answers."""
@@ -50,6 +53,16 @@ class TargetTopics:
     def mark(self, topic: str, fault: Fault) -> None:
         """A write has shown that the topic is gone, or not ours to write."""
         self._known[topic] = (time.monotonic() + ABSENT_S, fault)
+
+    def refuse_size(self, topic: str, size: int) -> None:
+        """A record of this size, alone in its batch, was too large for the topic."""
+        if len(self._sizes) >= MAX_REMEMBERED:
+            self._sizes.clear()
+        self._sizes[topic] = (time.monotonic() + REFUSED_SIZE_S, size)
+
+    def too_large(self, topic: str, size: int) -> bool:
+        until, refused = self._sizes.get(topic, (0.0, 0))
+        return size >= refused and time.monotonic() < until
 
     def _look_up(self, topics: list[str]) -> None:
         found = self._metadata(topics)

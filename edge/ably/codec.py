@@ -15,7 +15,8 @@ from relay.model.message import Message, RecordBody
 from relay.model.publish import relayed_extras
 from relay.model.serials import message_serial
 
-class Malformed(Exception):
+
+class Malformed(Exception):  # noqa: N818 - as in "malformed message"
     """What came in is no ProtocolMessage. The text says what is wrong with its shape, never what it holds."""
 
 

@@ -26,7 +26,7 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     address_connects_burst: int = 5_000
     """What one address may save up of these."""
     address_failures_per_s: float = 5.0
-    """Refused credentials from one address, a second. Above it, and above the burst: DISCONNECTED 80021 or HTTP 429, and no core is asked."""
+    """Refused credentials from one address, a second. Above it, and above the burst: DISCONNECTED 80021 or HTTP 429; no core is asked."""
     address_failures_burst: int = 200
     """What one address may save up of these."""
     addresses: int = 20_000
@@ -110,6 +110,8 @@ class LinkLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Longest wait before an edge redials a core, in seconds."""
     pair_attempts: int = 16
     """Dials of a bulk lane that may end at another core than its live lane. After them: both are closed, and the edge redials."""
+    early_messages: int = 64
+    """Messages a core may send between its edge's bulk hello and the edge's own word that the link is up. Above it: closed as `pair`."""
     max_requests: int = 65_536
     """Requests in flight on one link. Above it: the request is refused with 50003 before it is sent."""
 
@@ -213,6 +215,8 @@ class ListenerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How long a connection may take to send its first request head. Beyond it: HTTP 408 and close."""
     handshake_deadline_s: float = 10.0
     """How long a TLS handshake may take. Beyond it: the connection is dropped and counted as `timeout`."""
+    close_deadline_s: float = 5.0
+    """How long a closed TLS connection may take to send what is left and be answered. Beyond it: it is aborted."""
     max_handshakes: int = 512
     """Handshakes under way at once. At it nothing is accepted; further connections wait in the kernel's queue."""
     accepts_per_turn: int = 32

@@ -12,6 +12,7 @@ bounded number per turn and has a bounded number of handshakes under way, and th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -177,18 +178,22 @@ class Listener:
                 transport.close()
         try:
             async with asyncio.timeout(deadline_s):
-                while self._open or self._http or self._handshakes:
-                    self._drained.clear()
-                    await self._drained.wait()
+                await self._until_drained()
         except TimeoutError:
             log.warning("connections aborted at shutdown", connections=len(self._open))
         for task in self._http:
             task.cancel()
         for transport in list(self._open):
             transport.abort()
-        tasks = self._http | self._handshakes
-        if tasks:
-            await asyncio.wait(tasks, timeout=1.0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await self._until_drained()
+
+    async def _until_drained(self) -> None:
+        assert self._drained is not None
+        while self._open or self._http or self._handshakes:
+            self._drained.clear()
+            await self._drained.wait()
 
     # --- accepting -------------------------------------------------------------------------------------------------------------------
 
@@ -234,11 +239,16 @@ class Listener:
             task.add_done_callback(self._established)
 
     async def _establish(self, accepted: socket.socket) -> None:
-        timeout = self.limits.handshake_deadline_s if self.context is not None else None
+        loop, limits = asyncio.get_running_loop(), self.limits
+        tls: dict[str, Any] = {}
+        if self.context is not None:
+            tls = {
+                "ssl": self.context,
+                "ssl_handshake_timeout": limits.handshake_deadline_s,
+                "ssl_shutdown_timeout": limits.close_deadline_s,
+            }
         try:
-            await aiofastnet.connect_accepted_socket(
-                asyncio.get_running_loop(), lambda: _Gate(self), accepted, ssl=self.context, ssl_handshake_timeout=timeout
-            )
+            await aiofastnet.connect_accepted_socket(loop, lambda: _Gate(self), accepted, **tls)
         except (OSError, EOFError) as error:  # ssl.SSLError is an OSError
             reason = handshake_failure_reason(error)
             self._on_refused(reason)
@@ -372,16 +382,16 @@ class _Gate(asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
         self._listener._opened(transport)
         tls = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() == "h2":
             self._listener._to_http(transport, b"", http2=True)
             return
-        self._transport = transport
         self._deadline = asyncio.get_running_loop().call_later(self._listener.limits.head_deadline_s, self._late)
 
     def data_received(self, data: bytes) -> None:
-        if self._transport is None:  # refused; what still arrives is dropped
+        if self._deadline is None:  # refused; what still arrives is dropped
             return
         searched = max(len(self._received) - 3, 0)
         self._received += data
@@ -407,9 +417,8 @@ class _Gate(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        if self._transport is not None:
-            self._listener._gone(self._transport)
-        self._transport = None
+        assert self._transport is not None
+        self._listener._gone(self._transport)
 
     def _late(self) -> None:
         transport, _ = self._let_go()
@@ -419,9 +428,8 @@ class _Gate(asyncio.Protocol):
         assert self._transport is not None
         assert self._deadline is not None
         self._deadline.cancel()
-        transport, received = self._transport, self._received
-        self._transport, self._received = None, b""
-        return transport, received
+        received, self._received, self._deadline = self._received, b"", None
+        return self._transport, received
 
 
 class _WebSocketProtocol(WSProtocol):  # type: ignore[misc]

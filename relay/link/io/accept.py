@@ -15,7 +15,7 @@ from picows import WSListener
 from relay.link.codec import Fault, LinkProtocolError
 from relay.link.frames import Frame, Hello, Lane, Stream, Welcome
 from relay.link.io.lane import PATH, LaneSocket, LinkSockets
-from relay.link.session import Decoders, Ended, LaneSession, LinkEnded, Lobby, Side, negotiate
+from relay.link.session import Decoders, Ended, LaneSession, Lobby, Side, negotiate
 from relay.model.limits import LinkLimits, ListenerLimits
 from relay.runtime.head import Request
 from relay.runtime.listener import Listener, Refusal, TransportInfo
@@ -204,6 +204,3 @@ class LinkServer:
             accepted.deadline.cancel()
         self._lobby.leave(accepted.pair)
         self._refused(why)
-
-
-__all__ = ["LinkEnded", "LinkServer"]

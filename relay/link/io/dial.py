@@ -77,18 +77,16 @@ class Dialled:
 class CoreLink:
     """A link that is up or about to be."""
 
-    __slots__ = ("early", "lost", "number", "sockets", "up")
+    __slots__ = ("early", "lost", "number", "sockets", "up", "why")
 
-    def __init__(self, lost: asyncio.Future[str]) -> None:
+    def __init__(self) -> None:
         self.number = 0
         self.sockets: LinkSockets | None = None
         self.up = False
         self.early: list[list[Frame]] = []
-        """What the core sent on the live lane before this side saw the welcome of the bulk lane: at most EARLY messages."""
-        self.lost = lost
-
-
-EARLY = 64
+        """What the core sent on the live lane before this side saw the welcome of the bulk lane."""
+        self.lost = asyncio.Event()
+        self.why = ""
 
 
 class Dialer:
@@ -185,12 +183,12 @@ class Dialer:
             else:
                 failed = ""
                 since = loop.time()
-                why = await link.lost
-                backoff.lost(loop.time() - since, slow=why == Ended.SLOW)
+                await link.lost.wait()
+                backoff.lost(loop.time() - since, slow=link.why == Ended.SLOW)
             await asyncio.sleep(backoff.next(self._chance()))
 
     async def _establish(self, host: str, port: int) -> CoreLink:
-        link = CoreLink(asyncio.get_running_loop().create_future())
+        link = CoreLink()
         live, welcome = await self._dial(host, port, self._hello, link)
         try:
             bulk = await self._dial_bulk(host, port, welcome.pair, live, link)
@@ -207,11 +205,16 @@ class Dialer:
         self._links[link.number] = link
         link.up = True
         log.info("link up", link=link.number, core=welcome.core, host=host, port=port)
-        self._on_up(link.number, welcome)
-        early, link.early = link.early, []
-        for frames in early:
-            if not link.lost.done():
-                self._on_frames(link.number, frames)
+        try:
+            self._on_up(link.number, welcome)
+            early, link.early = link.early, []
+            for frames in early:
+                if not link.lost.is_set():
+                    self._on_frames(link.number, frames)
+        except Exception as error:
+            # A defect of the node: it costs this link, never the redialling of it.
+            asyncio.get_running_loop().call_exception_handler({"message": "handling a new link failed", "exception": error})
+            link.sockets.close(Ended.INTERNAL)
         return link
 
     async def _dial_bulk(self, host: str, port: int, pair: str, live: LaneSocket, link: CoreLink) -> LaneSocket:
@@ -289,7 +292,7 @@ class Dialer:
             dialled.welcomed.set_result(welcome)
         elif (link := dialled.link).up:
             self._on_frames(link.number, frames)
-        elif len(link.early) < EARLY:
+        elif len(link.early) < self._limits.early_messages:
             link.early.append(frames)
         else:
             raise LinkProtocolError(Fault.PAIR, "frames before the link is up")
@@ -304,7 +307,8 @@ class Dialer:
         assert link.sockets is not None
         link.sockets.close(why)
         log.info("link lost", link=link.number, reason=why)
-        link.lost.set_result(why)
+        link.why = why
+        link.lost.set()
         self._on_lost(link.number, why)
 
 

@@ -1,0 +1,110 @@
+"""The two plain HTTP listeners of a core: admin (status; the Control API will join it) and metrics. Neither is ever routed to edges.
+
+`/healthz` says that the process runs, and nothing more, so that a broker's outage does not make an orchestrator kill cores; `/readyz` says
+whether the core serves. Both are on both listeners.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import msgspec
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route
+
+from relay.runtime.metrics import PREFIX, Metrics
+
+
+class Core(Protocol):
+    """What these pages ask of `core.node.CoreNode`."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def counters(self) -> Counter[str]: ...
+
+    def status(self) -> dict[str, Any]: ...
+
+
+_GAUGES = {
+    "sessions": "Sessions with a live grant",
+    "channels": "Open channels, one for each link that has one open",
+    "replays": "Channels that are catching up",
+    "appends": "Publishes between Kafka and their answer",
+    "appendBytes": "The same, in bytes",
+    "admits": "Admits and calls that wait for their turn",
+    "apps": "Known apps",
+    "foldIds": "Publish ids remembered for the duplicate verdict",
+    "unreadableConfigRecords": "Records of tidegate.config that were left out because they could not be read",
+}
+_COUNTERS = {
+    "records": "Records read from the log",
+    "duplicates": "Records that the fold found to be duplicates",
+    "foldForgottenEarly": "Publish ids forgotten before their window was over, because there were too many",
+    "indexErrors": "Faults of the index, each of which cost the index and no message",
+}
+
+
+def admin_app(ready: Callable[[], bool], status: Callable[[], dict[str, Any]], routes: Sequence[Route | Mount] = ()) -> Starlette:
+    """`GET /v1/status` with what `status` gives as JSON, `/healthz`, `/readyz`, and what `routes` add."""
+
+    async def show(_: Request) -> Response:
+        return Response(msgspec.json.encode(status()), media_type="application/json")
+
+    return Starlette(routes=[Route("/v1/status", show), *_probes(ready), *routes])
+
+
+def metrics_app(metrics: Metrics, ready: Callable[[], bool]) -> Starlette:
+    """`GET /metrics`, `/healthz`, `/readyz`."""
+    return Starlette(routes=[*_probes(ready), Mount("/", metrics.app())])
+
+
+def watch(metrics: Metrics, core: Core) -> None:
+    """Show the node's own numbers among the metrics. Once for each node."""
+    metrics.registry.register(_CoreNumbers(core))
+
+
+def _probes(ready: Callable[[], bool]) -> list[Route]:
+    async def healthz(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(_: Request) -> Response:
+        return PlainTextResponse("ready\n") if ready() else PlainTextResponse("not ready\n", 503)
+
+    return [Route("/healthz", healthz), Route("/readyz", readyz)]
+
+
+class _CoreNumbers(Collector):
+    """The node keeps plain numbers; they become metrics only when somebody asks, so that nothing of it is on the hot path."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        core = self._core
+        yield GaugeMetricFamily(f"{PREFIX}core_ready", "1 while the core serves", value=float(core.ready))
+        refusals = CounterMetricFamily(f"{PREFIX}core_events", "Refusals and faults, by what and why", labels=["event"])
+        for event, count in sorted(core.counters.items()):
+            refusals.add_metric([event], count)
+        yield refusals
+        status = core.status()
+        yield GaugeMetricFamily(f"{PREFIX}core_links", "Links of edges that are up", value=len(status["links"]))
+        for field, text in _GAUGES.items():
+            yield GaugeMetricFamily(f"{PREFIX}core_{_snake(field)}", text, value=status[field])
+        for field, text in _COUNTERS.items():
+            yield CounterMetricFamily(f"{PREFIX}core_{_snake(field)}", text, value=status[field])
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

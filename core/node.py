@@ -1,0 +1,1021 @@
+"""CoreNode: events in, effects out. What a core decides, without a socket, a clock or a broker.
+
+Publishing. Every append is checked again by the code that the edge ran, handed over (`Produce`) and answered when Kafka has reported it:
+at once if its id cannot repeat, otherwise when the tail has read the record and the fold has given its verdict. What Kafka never reports
+is never refused: the edge gives it up by itself, and its client sends it again under the same id.
+
+Delivery. Each record read by the tail gets its verdict, goes into the index, and to every link that has its channel open.
+
+Admission. Admits and calls wait in queues of their own, one for each link, and `admits_per_turn` of them are served in a `Tick`. Nothing
+else waits for a tick, so that an append never stands behind a signature check.
+
+Resume. A connection is always new in this version: a connectionKey that this cluster made is answered with 80008, any other with 80018.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from core import sandbox
+from core.admission import Admission, UnknownCredential, Verified
+from core.channel import Channels, OpenChannel
+from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig
+from core.events import (
+    ConfigRead,
+    ConfigWritten,
+    EdgeFrame,
+    EdgeLost,
+    EdgeUp,
+    EndOffset,
+    Event,
+    Gap,
+    Looked,
+    Overfull,
+    Reported,
+    Tailed,
+    Tick,
+)
+from core.fold import SKEW_MS, WINDOW_MS, Fold
+from core.index import Index
+from core.log import LogRecord
+from core.registry import Registry, Streams
+from core.replay import EXPIRED, OTHER_SITE, Replays
+from core.roster import Denied, Roster, Session
+from relay.link.calls import CreateApp, DeleteApp, RequestToken, UnknownCall, decode
+from relay.link.frames import (
+    Admit,
+    Admitted,
+    Append,
+    Appended,
+    Credit,
+    Depart,
+    Fetch,
+    Hello,
+    Lane,
+    Lost,
+    Open,
+    Opened,
+    Page,
+    Present,
+    Record,
+    Refused,
+    Renew,
+    Revoke,
+    Shut,
+    ToCore,
+    ToEdge,
+    Unknown,
+)
+from relay.model.capability import Operation
+from relay.model.channel import ChannelName, log_key, parse_channel, partition_of
+from relay.model.connection_key import CONNECTION_ID_BYTES, make_key, new_connection_id, parse_key
+from relay.model.errors import ErrorInfo, RelayError
+from relay.model.grants import Grant, seal_grant
+from relay.model.identity import identify, on_behalf
+from relay.model.keyring import Keyring
+from relay.model.limits import CoreLimits
+from relay.model.message import Kind, RecordBody
+from relay.model.publish import is_ephemeral, recheck
+from relay.model.serials import Serial
+
+SWEEP_S = 1.0
+"""How often what has waited too long is looked for, in seconds."""
+INDEX_RETENTION_MS = 150_000
+"""What a core's index should hold, in milliseconds: the two minutes of a resume, and some time to get there."""
+LOOK_BACK_MS = WINDOW_MS + SKEW_MS + INDEX_RETENTION_MS
+"""How far before its start a tail should begin, so that the verdicts on all that the index should hold are sound from the start."""
+
+_WITNESS_TRIES = 256
+_WITNESSES_PER_SWEEP = 200
+_CONFIG_RETRY_S = 1.0
+_EXPIRE_INDEX_S = 10.0
+_EPHEMERAL_TAIL = msgspec.msgpack.encode("ephemeral") + msgspec.msgpack.encode(True)
+
+_BUSY = ErrorInfo.of(50004, "The service is busy; try again")
+_STARTING = ErrorInfo.of(50320, "The core is not ready; try another")
+_OVERFULL = ErrorInfo.of(50003, "The publish could not be taken in; nothing was published")
+_NO_READER = ErrorInfo.of(40160, "No session of this link may read the channel")
+_BAD_KEY = ErrorInfo.of(80018, "invalid connection key")
+_EXPIRED_KEY = ErrorInfo.of(80008, "Unable to recover connection (connection expired)")
+
+_encode_body = msgspec.msgpack.Encoder().encode
+_decode_body = msgspec.msgpack.Decoder(RecordBody).decode
+_encode_json = msgspec.json.Encoder().encode
+
+
+class _Partition:
+    """How far the tail has read one partition of the log, and who waits for it to read further."""
+
+    __slots__ = ("ahead", "floor", "looked", "position", "sound_after_ms", "verdicts")
+
+    def __init__(self) -> None:
+        self.position = 0
+        """The next offset to be read."""
+        self.looked = False
+        self.floor: int | None = None
+        """The first offset from which verdicts are sound and no record is missing; None until it is known."""
+        self.sound_after_ms: int | None = None
+        """Broker time from which a record's verdict is sound, while the look-back runs."""
+        self.verdicts: dict[int, _Pending] = {}
+        """Durable publishes whose record has not been read yet, by offset."""
+        self.ahead: dict[int, _Ahead] = {}
+        """Opens after a serial that the tail has not reached, by the number of their question for the end."""
+
+
+class _Pending:
+    """An append between `Produce` and its answer."""
+
+    __slots__ = ("at", "fresh", "id", "key", "link", "partition", "req", "size", "ticket")
+
+    def __init__(self, ticket: int, link: int, frame: Append, key: bytes, partition: int, fresh: bool, size: int) -> None:
+        self.ticket = ticket
+        self.link = link
+        self.req = frame.req
+        self.id = frame.id
+        self.key = key
+        self.partition = partition
+        self.fresh = fresh
+        self.size = size
+        self.at = 0.0
+        """When it was reported durable; 0 before."""
+
+
+class _Ahead:
+    __slots__ = ("after", "channel", "until")
+
+    def __init__(self, channel: OpenChannel, after: int, until: float) -> None:
+        self.channel = channel
+        self.after = after
+        self.until = until
+
+
+class _Write:
+    """A call that is answered when its records of `tidegate.config` are written."""
+
+    __slots__ = ("failed", "left", "link", "page")
+
+    def __init__(self, link: int, left: int, page: Page) -> None:
+        self.link = link
+        self.left = left
+        self.page = page
+        self.failed = False
+
+
+_Job = tuple[Admit | Fetch, bool]
+"""A request in an admission queue, and whether the end of `tidegate.config` has been asked for since it came."""
+
+
+class CoreNode:
+    def __init__(
+        self,
+        *,
+        name: str,
+        streams: Streams,
+        registry: Registry,
+        keyring: Keyring,
+        index: Index,
+        random: Callable[[int], bytes],
+        limits: CoreLimits | None = None,
+        dev: bool = False,
+        sandbox: bool = False,
+        config_log: bool = True,
+        look_back_ms: int = LOOK_BACK_MS,
+    ) -> None:
+        """`random(n)` gives n unpredictable bytes. `config_log`: whether `tidegate.config` is read, and asked before a key is called
+        unknown. `look_back_ms`: how far before its start the tail begins.
+        """
+        self.name = name
+        self.counters: Counter[str] = Counter()
+        """Refusals and other events by reason (`open.no_witness`, `grant.bad_mac`, …), for metrics. The reasons are a fixed set."""
+        self._limits = limits = limits or CoreLimits()
+        self._registry = registry
+        self._keyring = keyring
+        self._random = random
+        self._sandbox = sandbox
+        self._config_log = config_log
+        self._look_back_ms = look_back_ms
+        self._streams = streams
+        self._stream = streams.all[0]
+        low, high = self._stream.serves
+        self._partitions = {number: _Partition() for number in range(low, high + 1)}
+        self._index = index
+        self._fold = Fold(limits.fold_ids, random(16))
+        self._roster = Roster(keyring, limits, self.counters)
+        self._channels = Channels()
+        self._replays = Replays(index, limits, self)
+        self._admission = Admission(registry, keyring, limits, random(32), insecure_basic=dev)
+        self._out: list[Effect] = []
+        self._now = 0.0
+        self._now_ms = 0
+        self._last = 0
+        self._pending: dict[int, _Pending] = {}
+        self._load: dict[int, list[int]] = {}
+        """Unanswered appends of each link: number, bytes."""
+        self._admits: OrderedDict[int, deque[_Job]] = OrderedDict()
+        self._unknown: list[tuple[int, Admit | Fetch]] = []
+        self._asking: tuple[int, list[tuple[int, Admit | Fetch]]] | None = None
+        """The running question for the end of `tidegate.config`, and who waits for its answer."""
+        self._asked_at = float("-inf")
+        self._writes: dict[int, _Write] = {}
+        self._unwitnessed: deque[tuple[float, OpenChannel]] = deque()
+        self._held: deque[tuple[float, int, ToCore]] = deque()
+        self._config_read = not config_log
+        self._gone = False
+        self._was_ready = False
+        self._sweep_at = 0.0
+        self._expire_index_at = 0.0
+        self.records = 0
+        self.duplicates = 0
+
+    # --- the surface -------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Everything that the core serves has been looked back on, and the configuration read."""
+        return self._was_ready and not self._gone
+
+    def handle(self, event: Event, now: float, now_ms: int) -> list[Effect]:
+        """`now` is monotonic seconds, `now_ms` the wall clock in milliseconds. Never raises, whatever an edge sends."""
+        self._now, self._now_ms = now, now_ms
+        out = self._out = []
+        match event:
+            case Tailed():
+                self._tailed(event.records)
+            case EdgeFrame():
+                if event.link in self._roster.links:
+                    self._frame(event.link, event.frame)
+            case Reported():
+                self._reported(event)
+            case Tick():
+                self._tick()
+            case Overfull():
+                self._overfull(event)
+            case EdgeUp():
+                self._edge_up(event)
+            case EdgeLost():
+                self._edge_lost(event.link)
+            case EndOffset():
+                self._end_offset(event)
+            case ConfigRead():
+                self._config(event)
+            case ConfigWritten():
+                self._config_written(event)
+            case Looked():
+                self._looked(event)
+            case Gap():
+                self._gap(event)
+        return out
+
+    def next_deadline(self) -> float | None:
+        """When to send `Tick`. In the past while there is work for the next turn of the loop."""
+        if self._admits or self._replays:
+            return self._now
+        if self._unknown and self._asking is None:
+            return min(self._sweep_at, self._asked_at + self._limits.config_barrier_interval_s)
+        return self._sweep_at
+
+    def status(self) -> dict[str, Any]:
+        """What the core is doing, in numbers, for `GET /v1/status` and metrics."""
+        return {
+            "node": self.name,
+            "ready": self.ready,
+            "stream": {"id": self._stream.id, "partitions": self._stream.partitions, "serves": list(self._stream.serves)},
+            "partitionsLookedBack": sum(partition.looked for partition in self._partitions.values()),
+            "configRead": self._config_read,
+            "apps": len(self._registry),
+            "unreadableConfigRecords": self._registry.unreadable,
+            "links": [
+                {"edge": link.identity, "site": link.site, "node": link.node, "sessions": len(link.sessions)}
+                for link in self._roster.links.values()
+            ],
+            "sessions": len(self._roster),
+            "channels": len(self._channels),
+            "replays": len(self._replays),
+            "appends": len(self._pending),
+            "appendBytes": sum(size for _, size in self._load.values()),
+            "admits": sum(map(len, self._admits.values())),
+            "records": self.records,
+            "duplicates": self.duplicates,
+            "foldIds": self._fold.ids,
+            "foldForgottenEarly": self._fold.forgotten_early,
+            "indexErrors": self._index.errors,
+        }
+
+    # --- what replays ask (core.replay.Head) -------------------------------------------------------------------------------------------
+
+    def head_serial(self, channel: OpenChannel) -> str:
+        """Everything that this core has read of the channel's partition lies at or before this."""
+        return self._serial(channel.partition, self._partitions[channel.partition].position - 1)
+
+    def go_live(self, channel: OpenChannel) -> None:
+        self._channels.go_live(channel)
+
+    # --- edges -------------------------------------------------------------------------------------------------------------------------
+
+    def _edge_up(self, event: EdgeUp) -> None:
+        if event.link in self._roster.links:
+            self._edge_lost(event.link)
+        self._roster.link_up(event.link, event.identity, event.site, event.node, event.boot)
+        self._channels.link_up(event.link)
+        self._load[event.link] = [0, 0]
+
+    def _edge_lost(self, link: int) -> None:
+        """Its appends stay on their way; nobody waits for their answers any more."""
+        self._roster.link_lost(link)
+        self._replays.link_lost(link)
+        self._channels.link_lost(link)
+        self._load.pop(link, None)
+        self._admits.pop(link, None)
+        self._unknown = [waiting for waiting in self._unknown if waiting[0] != link]
+        if self._held:
+            self._held = deque(held for held in self._held if held[1] != link)
+
+    def _frame(self, link: int, frame: ToCore) -> None:
+        if not self._was_ready and not isinstance(frame, Credit):
+            self._hold(link, frame)
+            return
+        match frame:
+            case Append():
+                self._append(link, frame)
+            case Present():
+                self._roster.present(link, frame.grant, self._now_ms)
+            case Admit() | Fetch():
+                self._queue(link, frame)
+            case Renew():
+                self._renew(link, frame)
+            case Open():
+                self._open(link, frame)
+            case Shut():
+                self._shut(link, frame.ref)
+            case Depart():
+                self._depart(link, frame)
+            case Credit():
+                pass  # the session below counts it
+            case Hello():
+                self.counters["link.unexpected_hello"] += 1
+                self._close(link, "hello twice")
+
+    def _hold(self, link: int, frame: ToCore) -> None:
+        """The core is starting: what edges ask waits a little, in its order."""
+        if len(self._held) >= self._limits.starting_frames:
+            self.counters["link.not_ready"] += 1
+            self._close(link, "not ready")
+            return
+        self._held.append((self._now + self._limits.starting_wait_s, link, frame))
+
+    def _release_held(self) -> None:
+        held, self._held = self._held, deque()
+        for _, link, frame in held:
+            if link in self._roster.links:
+                self._frame(link, frame)
+
+    def _give_up_held(self) -> None:
+        while self._held and self._held[0][0] <= self._now:
+            _, link, frame = self._held.popleft()
+            match frame:
+                case Admit() | Fetch() | Renew():
+                    self.counters["link.not_ready"] += 1
+                    self._refuse(link, frame.req, _STARTING, Lane.BULK)
+                case Append() | Open():
+                    self.counters["link.not_ready"] += 1
+                    self._refuse(link, frame.req, _STARTING, Lane.LIVE)
+                case Present():
+                    self._roster.present(link, frame.grant, self._now_ms)
+                case Depart():
+                    self._depart(link, frame)
+                case _:
+                    pass  # nothing is open that could be shut
+
+    def _close(self, link: int, why: str) -> None:
+        self._edge_lost(link)
+        self._out.append(LinkClose(link, why))
+
+    def _send(self, link: int, frame: ToEdge, lane: Lane | None = None) -> None:
+        self._out.append(LinkSend(link, frame, lane))
+
+    def _refuse(self, link: int, req: int, error: ErrorInfo, lane: Lane) -> None:
+        self._out.append(LinkSend(link, Refused(req, error), lane))
+
+    def _count(self, kind: str, error: RelayError) -> None:
+        self.counters[f"{kind}.{error.reason if isinstance(error, Denied) else error.code}"] += 1
+
+    def _number(self) -> int:
+        self._last += 1
+        return self._last
+
+    def _serial(self, partition: int, offset: int) -> str:
+        return Serial(self._stream.id, partition, offset).text
+
+    # --- admission ---------------------------------------------------------------------------------------------------------------------
+
+    def _queue(self, link: int, frame: Admit | Fetch) -> None:
+        queue = self._admits.get(link)
+        if queue is None:
+            queue = self._admits[link] = deque()
+        elif len(queue) >= self._limits.link_admits:
+            self.counters["admit.busy"] += 1
+            self._refuse(link, frame.req, _BUSY, Lane.BULK)
+            return
+        queue.append((frame, False))
+
+    def _admission_turn(self) -> None:
+        """One turn's worth of admissions, the links in rotation."""
+        for _ in range(self._limits.admits_per_turn):
+            if not self._admits:
+                return
+            link, queue = self._admits.popitem(last=False)
+            frame, asked = queue.popleft()
+            if queue:
+                self._admits[link] = queue
+            self._serve(link, frame, asked)
+
+    def _serve(self, link: int, frame: Admit | Fetch, asked: bool) -> None:
+        try:
+            if isinstance(frame, Admit):
+                self._admit(link, frame)
+            else:
+                self._fetch(link, frame)
+        except UnknownCredential as unknown:
+            if self._config_log and not asked:
+                self._ask_config(link, frame)
+                return
+            if isinstance(frame, Admit) and frame.credential:
+                self._admission.settle_unknown(frame.credential, unknown, basic=frame.basic, realtime=frame.realtime, now_ms=self._now_ms)
+            self._refuse_admission(link, frame, unknown)
+        except RelayError as error:
+            self._refuse_admission(link, frame, error)
+
+    def _refuse_admission(self, link: int, frame: Admit | Fetch | Renew, error: RelayError) -> None:
+        kind = type(frame).__name__.lower()
+        self._count(kind, error)
+        self._refuse(link, frame.req, error.info, Lane.BULK)
+
+    def _admit(self, link: int, frame: Admit) -> None:
+        """Raises: RelayError; UnknownCredential."""
+        session = self._roster.get(link, frame.session, self._now_ms) if frame.session else None
+        verified = self._admission.verify(frame.credential, basic=frame.basic, realtime=frame.realtime, tls=frame.tls, now_ms=self._now_ms)
+        client_id = identify(verified.client_id, frame.client_id, basic=verified.basic)
+        if session is not None:
+            if verified.app.id != session.grant.app or client_id != session.grant.client_id:
+                raise RelayError(40102, "Incompatible credentials: the connection belongs to another app or clientId")
+            self._grant(
+                link, frame.req, self._make_grant(link, session.grant.session, session.grant.realtime, verified, client_id, session)
+            )
+            return
+        if self._roster.full(link):
+            raise RelayError(50004, "Too many sessions on this link; try again")
+        session_id = new_connection_id(self._random(CONNECTION_ID_BYTES))
+        grant = self._make_grant(link, session_id, frame.realtime, verified, client_id, None)
+        key, error = "", None
+        if frame.realtime:
+            key = make_key(self._keyring, grant.app, session_id, grant.incarnation, self._random(9))
+            former = frame.resume if frame.resume is not None else frame.recover
+            if former is not None:
+                error = _BAD_KEY if parse_key(self._keyring, grant.app, former) is None else _EXPIRED_KEY
+        self._grant(link, frame.req, grant, key, error)
+
+    def _make_grant(
+        self, link: int, session_id: str, realtime: bool, verified: Verified, client_id: str | None, former: Session | None
+    ) -> Grant:
+        edge = self._roster.links[link]
+        return Grant(
+            edge=edge.identity,
+            boot=edge.boot,
+            session=session_id,
+            realtime=realtime,
+            incarnation=0 if former is None else former.grant.incarnation,
+            app=verified.app.id,
+            key_name=verified.key.name,
+            client_id=client_id,
+            capability=verified.capability.canonical(),
+            issued=verified.issued,
+            revocation_key=verified.revocation_key,
+            token_expires=verified.expires,
+            expires=self._grant_expires(verified.expires),
+        )
+
+    def _grant_expires(self, token_expires: int | None) -> int:
+        expires = self._now_ms + int(self._limits.grant_s * 1000)
+        return expires if token_expires is None else min(expires, token_expires)
+
+    def _grant(self, link: int, req: int, grant: Grant, key: str = "", error: ErrorInfo | None = None) -> None:
+        self._roster.admit(link, grant)
+        self._send(
+            link,
+            Admitted(
+                req=req,
+                session=grant.session,
+                key=key,
+                grant=seal_grant(self._keyring, grant),
+                app=grant.app,
+                client_id=grant.client_id,
+                capability=grant.capability,
+                grant_expires=grant.expires,
+                token_expires=grant.token_expires,
+                issued=grant.issued,
+                incarnation=grant.incarnation,
+                error=error,
+            ),
+        )
+
+    def _renew(self, link: int, frame: Renew) -> None:
+        try:
+            grant = self._renewable(link, frame.session)
+        except RelayError as error:
+            self._refuse_admission(link, frame, error)
+            return
+        self._grant(link, frame.req, msgspec.structs.replace(grant, expires=self._grant_expires(grant.token_expires)))
+
+    def _renewable(self, link: int, session_id: str) -> Grant:
+        """Raises: RelayError."""
+        grant = self._roster.get(link, session_id, self._now_ms).grant
+        key = self._registry.key(grant.key_name)
+        if key is None or key.status:
+            raise RelayError(40131, "The key is revoked or no longer exists")
+        if grant.token_expires is not None and self._now_ms >= grant.token_expires:
+            raise RelayError(40142, "Token expired")
+        return grant
+
+    def _depart(self, link: int, frame: Depart) -> None:
+        session = self._roster.depart(link, frame.session)
+        if session is not None:
+            self._lose_witness(session)
+
+    # --- unknown apps and keys: has another core just made them? -------------------------------------------------------------------------
+
+    def _ask_config(self, link: int, frame: Admit | Fetch) -> None:
+        waiting = len(self._unknown) + (0 if self._asking is None else len(self._asking[1]))
+        if waiting >= self._limits.config_waiters:
+            self.counters["admit.busy"] += 1
+            self._refuse(link, frame.req, _BUSY, Lane.BULK)
+            return
+        self._unknown.append((link, frame))
+        self._ask_config_now()
+
+    def _ask_config_now(self) -> None:
+        """One question for all who wait, and not more often than the interval."""
+        due = self._now >= self._asked_at + self._limits.config_barrier_interval_s
+        if self._asking is None and due and (self._unknown or not self._config_read):
+            ask = self._number()
+            self._asking, self._unknown = (ask, self._unknown), []
+            self._asked_at = self._now
+            self._out.append(AskConfigEnd(ask))
+
+    def _config_answered(self, event: EndOffset) -> None:
+        if self._asking is None or event.ask != self._asking[0]:
+            return
+        _, waiting = self._asking
+        self._asking = None
+        if event.offset is not None and not self._config_read:
+            self._config_read = True
+            self._check_ready()
+        for link, frame in waiting:
+            if link not in self._roster.links:
+                continue
+            if event.offset is None:
+                self.counters["admit.busy"] += 1
+                self._refuse(link, frame.req, _BUSY, Lane.BULK)
+            else:
+                # Not served here and now: a thousand of them would hold up everything else.
+                self._admits.setdefault(link, deque()).append((frame, True))
+        if self._config_read:
+            self._ask_config_now()
+
+    # --- calls -------------------------------------------------------------------------------------------------------------------------
+
+    def _fetch(self, link: int, frame: Fetch) -> None:
+        """Raises: RelayError; UnknownCredential."""
+        try:
+            call = decode(frame.what, frame.body)
+        except UnknownCall:
+            raise RelayError(40400, "No such call") from None
+        match call:
+            case RequestToken():
+                details = self._admission.request_token(call, self._now_ms)
+                self._send(link, Page(frame.req, 201, _encode_json(details)))
+            case CreateApp() | DeleteApp() if not (self._sandbox and self._config_log):
+                raise RelayError(40400, "Not a sandbox")
+            case CreateApp():
+                if sandbox.count(self._registry) >= self._limits.sandbox_apps:
+                    raise RelayError(42910, "Too many sandbox apps")
+                records, answer = sandbox.create_app(bytes(call.body), self._keyring, self._random, self._now_ms)
+                self._write(link, records, Page(frame.req, 201, _encode_json(answer)))
+            case DeleteApp():
+                verified = self._admission.verify(call.basic, basic=True, realtime=False, tls=True, now_ms=self._now_ms)
+                app = sandbox.sandbox_app(self._registry, call.app)
+                if verified.app.id != app.id:
+                    raise RelayError(40101, "The key belongs to another app")
+                self._write(link, sandbox.delete_app(app), Page(frame.req, 204, b""))
+            case _:
+                raise RelayError(40400, "No such call")
+
+    def _write(self, link: int, records: sandbox.Records, page: Page) -> None:
+        write = _Write(link, len(records), page)
+        for key, value in records:
+            ticket = self._number()
+            self._writes[ticket] = write
+            self._out.append(WriteConfig(ticket, key, value))
+
+    def _config_written(self, event: ConfigWritten) -> None:
+        write = self._writes.pop(event.ticket, None)
+        if write is None:
+            return
+        write.left -= 1
+        write.failed = write.failed or not event.ok
+        if write.left or write.link not in self._roster.links:
+            return
+        if write.failed:
+            self._refuse(write.link, write.page.req, ErrorInfo.of(50003, "Not written: Kafka did not answer"), Lane.BULK)
+        else:
+            self._send(write.link, write.page)
+
+    def _config(self, event: ConfigRead) -> None:
+        app = self._registry.apply(event.key, event.value)
+        if app is None:
+            return
+        self._admission.forget_refusals()
+        if self._registry.app(app) is None:
+            for session, error in self._roster.revoke_app(app):
+                self._send(session.link, Revoke(session.grant.session, error))
+            for channel in list(self._channels.of_app(app)):
+                self._lose(channel, _NO_READER)
+
+    # --- reading -----------------------------------------------------------------------------------------------------------------------
+
+    def _open(self, link: int, frame: Open) -> None:
+        try:
+            channel = self._checked_open(link, frame)
+        except RelayError as error:
+            self._count("open", error)
+            self._refuse(link, frame.req, error.info, Lane.LIVE)
+            return
+        self._channels.add(channel)
+        partition = self._partitions[channel.partition]
+        if frame.after is None:
+            self._opened(channel, None)
+            return
+        serial = Serial.parse(frame.after)
+        if serial is None or serial.stream != channel.stream.id or serial.partition != channel.partition:
+            self.counters["open.other_site"] += 1
+            self._opened(channel, OTHER_SITE)
+        elif serial.offset < partition.position:
+            self._replay(channel, serial.offset)
+        else:
+            # The edge has seen more than this core: another core was ahead, or the serial is made up. Kafka knows.
+            ask = self._number()
+            partition.ahead[ask] = _Ahead(channel, serial.offset, self._now + self._limits.position_wait_s)
+            self._out.append(AskEnd(ask, channel.partition))
+
+    def _checked_open(self, link: int, frame: Open) -> OpenChannel:
+        """The channel, if the witness may read it on this link. Raises: RelayError."""
+        try:
+            witness = self._roster.get(link, frame.witness, self._now_ms)
+        except Denied as denied:
+            reason = "no_witness" if denied.reason == "no_grant" else denied.reason
+            raise Denied(reason, 40160, "The witness has no grant on this link") from None
+        if witness.grant.app != frame.app:
+            raise Denied("wrong_app", 40160, "The witness belongs to another app")
+        name = parse_channel(frame.channel)
+        if not witness.capability.permits(Operation.SUBSCRIBE, name.name):
+            raise Denied("capability", 40160, "operation not permitted with provided capability: subscribe")
+        if self._channels.get(link, frame.req) is not None:
+            raise Denied("number_in_use", 40000, "The request number names an open channel")
+        if self._channels.count(link) >= self._limits.link_channels:
+            raise Denied("too_many", 90021, "Too many channels on this link")
+        key, partition = self._place(frame.app, name)
+        channel = OpenChannel(link, frame.req, frame.app, name.name, key, self._stream, partition, frame.witness)
+        witness.witnessed.add(channel)
+        return channel
+
+    def _place(self, app: str, name: ChannelName) -> tuple[bytes, int]:
+        """Log key and partition of a channel. Raises: RelayError 50320 if another core serves it."""
+        key = log_key(app, name.log_name)
+        stream = self._streams.of(app, name.log_name)
+        partition = partition_of(key, stream.partitions)
+        if stream is not self._stream or partition not in self._partitions:
+            raise Denied("not_served", 50320, "Another core serves this channel")
+        return key, partition
+
+    def _opened(self, channel: OpenChannel, error: ErrorInfo | None) -> None:
+        self._channels.go_live(channel)
+        self._send(channel.link, Opened(channel.ref, self.head_serial(channel), error))
+
+    def _replay(self, channel: OpenChannel, after: int) -> None:
+        partition = self._partitions[channel.partition]
+        floor = partition.floor if partition.floor is not None else partition.position
+        self._replays.start(channel, max(after, floor - 1), EXPIRED if after + 1 < floor else None)
+
+    def _shut(self, link: int, ref: int) -> None:
+        channel = self._channels.shut(link, ref)
+        if channel is not None:
+            self._forget(channel)
+
+    def _lose(self, channel: OpenChannel, error: ErrorInfo) -> None:
+        self._channels.shut(channel.link, channel.ref)
+        self._forget(channel)
+        self._send(channel.link, Lost(channel.ref, error), Lane.LIVE)
+
+    def _forget(self, channel: OpenChannel) -> None:
+        self._replays.shut(channel)
+        link = self._roster.links.get(channel.link)
+        witness = None if link is None else link.sessions.get(channel.witness)
+        if witness is not None:
+            witness.witnessed.discard(channel)
+        ahead = self._partitions[channel.partition].ahead
+        for ask in [ask for ask, waiting in ahead.items() if waiting.channel is channel]:
+            del ahead[ask]
+
+    def _lose_witness(self, session: Session) -> None:
+        """Its channels stay open for a moment: most are shut by the edge itself, or it names nobody and another session takes over."""
+        until = self._now + self._limits.witness_grace_s
+        for channel in session.witnessed:
+            self._unwitnessed.append((until, channel))
+        session.witnessed = set()
+
+    def _check_witnesses(self) -> None:
+        for _ in range(_WITNESSES_PER_SWEEP):
+            if not self._unwitnessed or self._unwitnessed[0][0] > self._now:
+                return
+            _, channel = self._unwitnessed.popleft()
+            if self._channels.get(channel.link, channel.ref) is not channel:
+                continue
+            witness = self._new_witness(channel)
+            if witness is None:
+                self.counters["open.witness_gone"] += 1
+                self._lose(channel, _NO_READER)
+            else:
+                channel.witness = witness.grant.session
+                witness.witnessed.add(channel)
+
+    def _new_witness(self, channel: OpenChannel) -> Session | None:
+        """A session of the link that may read the channel. Of very many only the first are asked; the edge then opens it again."""
+        sessions = self._roster.links[channel.link].sessions
+        former = sessions.get(channel.witness)
+        candidates = [former] if former is not None else []
+        for session in [*candidates, *islice(sessions.values(), _WITNESS_TRIES)]:
+            if (
+                session.grant.app == channel.app
+                and self._now_ms < session.ends
+                and session.capability.permits(Operation.SUBSCRIBE, channel.name)
+            ):
+                return session
+        return None
+
+    # --- publishing --------------------------------------------------------------------------------------------------------------------
+
+    def _append(self, link: int, frame: Append) -> None:
+        try:
+            key, partition, value = self._checked_append(link, frame)
+        except RelayError as error:
+            self._count("append", error)
+            self._refuse(link, frame.req, error.info, Lane.LIVE)
+            return
+        ticket = self._number()
+        # Only a server-made or connection-derived id can be known never to come again.
+        fresh = frame.fresh and not frame.id.startswith("i:")
+        self._pending[ticket] = _Pending(ticket, link, frame, key, partition, fresh, len(value))
+        load = self._load[link]
+        load[0] += 1
+        load[1] += len(value)
+        self._out.append(Produce(ticket, partition, key, value, Kind.MESSAGE, frame.id))
+
+    def _checked_append(self, link: int, frame: Append) -> tuple[bytes, int, bytes]:
+        """(log key, partition, record value) of a publish that may be. Raises: RelayError."""
+        session = self._roster.get(link, frame.session, self._now_ms)
+        name = parse_channel(frame.channel)
+        operations = session.capability.operations_on(name.name)
+        if Operation.PUBLISH not in operations:
+            raise Denied("capability", 40160, "operation not permitted with provided capability: publish")
+        key, partition = self._place(session.grant.app, name)
+        connection_id, client_id = self._publisher(session, frame.connection_key)
+        base = recheck(
+            frame.messages,
+            client_id=client_id,
+            connection_id=connection_id,
+            max_bytes=self._limits.max_message_bytes,
+            privileged=Operation.PRIVILEGED_HEADERS in operations,
+        )
+        self._check_id(frame.id, session, base)
+        load = self._load[link]
+        if load[0] >= self._limits.link_appends or load[1] >= self._limits.link_append_bytes:
+            raise Denied("link_full", _OVERFULL.code, _OVERFULL.message)
+        body = RecordBody(
+            id=frame.id[2:],
+            timestamp=self._now_ms,
+            connection_id=connection_id,
+            messages=frame.messages,
+            ephemeral=frame.ephemeral or is_ephemeral(frame.messages),
+        )
+        return key, partition, _encode_body(body)
+
+    def _publisher(self, session: Session, connection_key: str | None) -> tuple[str | None, str | None]:
+        """(connection id, clientId) that the messages carry. Raises: RelayError 40006.
+
+        Whether the connection behind a `connection_key` still lives is known only of those on this core; elsewhere its key is believed.
+        """
+        grant = session.grant
+        if connection_key is None:
+            return (grant.session if grant.realtime else None), grant.client_id
+        key = None if grant.realtime else parse_key(self._keyring, grant.app, connection_key)
+        if key is None:
+            raise Denied("connection_key", 40006, "Malformed message; invalid connectionId")
+        other = self._roster.find(key.connection_id)
+        if other is None:
+            return key.connection_id, grant.client_id
+        return key.connection_id, on_behalf(grant.client_id, other.grant.client_id)
+
+    def _check_id(self, publish_id: str, session: Session, base: str | None) -> None:
+        """Nobody publishes under another connection's ids, or under a mapping's. Raises: RelayError 40031."""
+        if len(publish_id) <= self._limits.max_publish_id_bytes and len(publish_id) > 2:
+            match publish_id[:2]:
+                case "c:" if session.grant.realtime and publish_id.startswith(f"c:{session.grant.session}:"):
+                    return
+                case "i:" if base is not None and publish_id[2:] == base:
+                    return
+                case "s:":
+                    return
+        raise Denied("bad_id", 40031, "Invalid publish id")
+
+    def _reported(self, event: Reported) -> None:
+        pending = self._pending.get(event.ticket)
+        if pending is None:
+            return
+        if event.offset is None:
+            self._finish(pending, Unknown(pending.req))
+            return
+        partition = self._partitions[pending.partition]
+        if pending.fresh:
+            self._finish(pending, Appended(pending.req, self._serial(pending.partition, event.offset)))
+        elif event.offset < partition.position:
+            # The tail was faster than the report.
+            first = self._fold.first(pending.partition, pending.key, pending.id)
+            self._finish(pending, Appended(pending.req, self._serial(pending.partition, event.offset if first is None else first)))
+        else:
+            pending.at = self._now
+            partition.verdicts[event.offset] = pending
+
+    def _overfull(self, event: Overfull) -> None:
+        pending = self._pending.get(event.ticket)
+        if pending is not None:
+            self.counters["append.overfull"] += 1
+            self._finish(pending, Refused(pending.req, _OVERFULL))
+
+    def _finish(self, pending: _Pending, answer: ToEdge) -> None:
+        del self._pending[pending.ticket]
+        load = self._load.get(pending.link)
+        if load is not None:
+            load[0] -= 1
+            load[1] -= pending.size
+            self._send(pending.link, answer, Lane.LIVE)
+
+    # --- the log -----------------------------------------------------------------------------------------------------------------------
+
+    def _tailed(self, records: list[LogRecord]) -> None:
+        accepted: list[LogRecord] = []
+        see, holders_of, out = self._fold.see, self._channels.holders, self._out
+        moved: set[int] = set()
+        for record in records:
+            number, offset = record.partition, record.offset
+            partition = self._partitions.get(number)
+            if partition is None or record.stream != self._stream.id or offset < partition.position:
+                self.counters["tail.unexpected"] += 1
+                continue
+            if partition.floor is None:
+                self._find_floor(partition, record)
+            partition.position = offset + 1
+            first = see(number, record.key, record.id, record.timestamp, offset)
+            if partition.verdicts:
+                pending = partition.verdicts.pop(offset, None)
+                if pending is not None:
+                    self._finish(pending, Appended(pending.req, self._serial(number, offset if first is None else first)))
+            if partition.ahead:
+                moved.add(number)
+            if first is not None:
+                self.duplicates += 1
+                continue
+            holders = holders_of(record.key)
+            if holders is not None:
+                for channel in holders:
+                    out.append(LinkSend(channel.link, Record(channel.ref, offset, record.kind, record.value), Lane.LIVE))
+            if partition.floor is not None and not _is_ephemeral(record.value):
+                accepted.append(record)
+        self.records += len(records)
+        if accepted:
+            self._index.put(accepted)
+        for number in moved:
+            self._catch_up(self._partitions[number])
+
+    def _find_floor(self, partition: _Partition, record: LogRecord) -> None:
+        """While looking back: are verdicts sound from this record on? They are once everything within the window before it was read."""
+        if partition.sound_after_ms is None:
+            start = 0 if record.offset == 0 else self._now_ms - self._look_back_ms + WINDOW_MS + SKEW_MS
+            partition.sound_after_ms = start
+        if record.offset == 0 or record.timestamp >= partition.sound_after_ms:
+            self._set_floor(partition, record.partition, record.offset)
+
+    def _set_floor(self, partition: _Partition, number: int, offset: int) -> None:
+        partition.floor = offset
+        self._index.begin(self._stream.id, number, offset)
+
+    def _looked(self, event: Looked) -> None:
+        partition = self._partitions.get(event.partition)
+        if partition is None or partition.looked:
+            return
+        partition.looked = True
+        partition.position = max(partition.position, event.position)
+        if partition.floor is None:
+            self._set_floor(partition, event.partition, 0 if event.start == 0 and event.position == 0 else partition.position)
+        self._check_ready()
+
+    def _gap(self, event: Gap) -> None:
+        """Records are missing for good. Open channels are told; those of a log that was made anew cannot be served at all."""
+        partition = self._partitions.get(event.partition)
+        if partition is None or event.stream != self._stream.id:
+            return
+        self.counters["tail.gap"] += 1
+        if event.resumed < event.position:
+            self._gone = True
+            for link in list(self._roster.links):
+                self._close(link, "the log was made anew")
+            return
+        partition.position = max(partition.position, event.resumed)
+        if partition.floor is not None:
+            partition.floor = max(partition.floor, event.resumed)
+        for link in self._roster.links:
+            for channel in self._channels.of_partition(link, event.partition):
+                self._lose(channel, EXPIRED)
+
+    def _check_ready(self) -> None:
+        if not self._was_ready and self._config_read and all(partition.looked for partition in self._partitions.values()):
+            self._was_ready = True
+            self._release_held()
+
+    def _end_offset(self, event: EndOffset) -> None:
+        if event.partition < 0:
+            self._config_answered(event)
+            return
+        partition = self._partitions.get(event.partition)
+        waiting = None if partition is None else partition.ahead.get(event.ask)
+        if partition is None or waiting is None or event.offset is None or waiting.after < event.offset:
+            return  # there is such a record, and the tail will come to it; or nobody knows, and time will tell
+        del partition.ahead[event.ask]
+        self.counters["open.beyond_end"] += 1
+        self._opened(waiting.channel, OTHER_SITE)
+
+    def _catch_up(self, partition: _Partition) -> None:
+        for ask in [ask for ask, waiting in partition.ahead.items() if waiting.after < partition.position]:
+            waiting = partition.ahead.pop(ask)
+            self._replay(waiting.channel, waiting.after)
+
+    # --- time --------------------------------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        if self._admits:
+            self._admission_turn()
+        if self._replays:
+            self._out.extend(self._replays.turn())
+        if self._unknown and self._asking is None:
+            self._ask_config_now()
+        if self._now >= self._sweep_at:
+            self._sweep_at = self._now + SWEEP_S
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Everything that may have waited too long."""
+        if not self._config_read and self._now >= self._asked_at + _CONFIG_RETRY_S:
+            self._ask_config_now()
+        if self._held:
+            self._give_up_held()
+        for session in self._roster.expire(self._now_ms):
+            self._lose_witness(session)
+        self._check_witnesses()
+        late = self._now - self._limits.verdict_wait_s
+        for partition in self._partitions.values():
+            for offset in [offset for offset, pending in partition.verdicts.items() if pending.at <= late]:
+                pending = partition.verdicts.pop(offset)
+                self.counters["append.no_verdict"] += 1
+                self._finish(pending, Unknown(pending.req))
+            for ask in [ask for ask, waiting in partition.ahead.items() if waiting.until <= self._now]:
+                channel = partition.ahead.pop(ask).channel
+                self.counters["open.position_wait"] += 1
+                self._channels.shut(channel.link, channel.ref)
+                self._forget(channel)
+                self._refuse(channel.link, channel.ref, ErrorInfo.of(50003, "The core has not read that far; try again"), Lane.LIVE)
+        if self._now >= self._expire_index_at:
+            self._expire_index_at = self._now + _EXPIRE_INDEX_S
+            self._index.expire(self._now_ms)
+
+
+def _is_ephemeral(value: bytes) -> bool:
+    """Whether a record's body says so. `ephemeral` is the last field, so that most records cost one comparison and no decoding."""
+    if not value.endswith(_EPHEMERAL_TAIL):
+        return False
+    try:
+        return _decode_body(value).ephemeral
+    except msgspec.MsgspecError:
+        return False

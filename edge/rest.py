@@ -1,0 +1,543 @@
+"""REST over the edge, as a pure part: routing on the raw path, publish, requestToken, the sandbox. Source: Ably protocol docs, 8 and 14.
+
+Paths are routed before they are decoded: a channel's name may contain an encoded `/`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+from edge.ably.codec import Malformed, decode_body, encode_body, error_shape
+from edge.ably.connect import Credential, credential_of, parse_query, protocol_version
+from edge.admission import Admission
+from edge.connection import presentable
+from edge.desk import Desk
+from edge.effects import RestAnswer
+from edge.events import RestAsked
+from edge.hub import PendingAppend
+from edge.links import Session
+from edge.turn import Timed
+from relay.link import calls
+from relay.link.frames import Admit, Admitted, Fetch, Page
+from relay.model.capability import Operation
+from relay.model.channel import parse_channel
+from relay.model.credentials import client_id_of_header
+from relay.model.errors import ErrorInfo, RelayError
+from relay.model.publish import connection_key_of, is_ephemeral, messages_from_wire, settle
+from relay.model.serials import message_serial
+
+JSON = "application/json"
+MSGPACK = "application/x-msgpack"
+_GRANT_MARGIN_MS = 10_000
+"""A remembered grant is not used so close to its end."""
+
+EXPOSED = "Link, X-Ably-ErrorCode, X-Ably-ErrorMessage, X-Ably-ServerId, Content-Type"
+ALLOWED = "authorization, content-type, x-ably-version, ably-agent, x-ably-clientid, x-ably-lib, x-ably-messageid, x-ably-name"
+
+
+def answers_msgpack(headers: Mapping[str, str], params: Mapping[str, str]) -> bool:
+    """`Accept` (the first supported wins), else `format`, else JSON."""
+    for part in headers.get("accept", "").split(","):
+        kind = part.partition(";")[0].strip().lower()
+        if kind == MSGPACK:
+            return True
+        if kind == JSON:
+            return False
+    return params.get("format") == "msgpack"
+
+
+class RestCall(Timed):
+    """One request until its answer."""
+
+    __slots__ = (
+        *("address", "admission", "append", "body", "call", "client_id", "credential", "desk", "headers", "late", "messages", "msgpack"),
+        *("name", "over", "params", "publish_id", "rest", "segments", "session", "supplied", "then", "tls", "waits_for"),
+    )
+
+    def __init__(self, rest: Rest, event: RestAsked) -> None:
+        self.rest = rest
+        self.desk = rest.desk
+        self.call = event.call
+        self.headers = event.headers
+        self.body = event.body
+        self.tls = event.tls
+        self.address = event.address
+        self.params: dict[str, str] = {}
+        self.segments: list[str] = []
+        self.msgpack = False
+        self.over = False
+        self.session: Session | None = None
+        self.credential: Credential | None = None
+        self.client_id: str | None = None
+        self.admission: Admission | None = None
+        self.then: Callable[[RestCall], None] | None = None
+        self.waits_for: bytes | int | None = None
+        self.append: PendingAppend | None = None
+        self.publish_id = ""
+        self.name = ""
+        self.late = ErrorInfo.of(50003, "the request could not be answered in time", 503)
+
+    # --- answers ---------------------------------------------------------------------------------------------------------------------
+
+    def answer(self, status: int, value: Any) -> None:
+        self.answer_raw(status, encode_body(value, msgpack=self.msgpack), MSGPACK if self.msgpack else JSON)
+
+    def answer_raw(self, status: int, body: bytes, kind: str, extra: tuple[tuple[str, str], ...] = ()) -> None:
+        """Exactly once."""
+        if self.over:
+            return
+        self.rest.close(self)
+        headers = [("content-type", kind)] if body or status != 204 else []
+        headers += [
+            ("x-ably-serverid", self.desk.server_id),
+            ("access-control-allow-origin", "*"),
+            ("access-control-expose-headers", EXPOSED),
+            *extra,
+        ]
+        self.desk.turn.effects.append(RestAnswer(self.call, status, headers, body))
+
+    def fail(self, error: ErrorInfo) -> None:
+        if self.over:
+            return
+        self.desk.turn.stats.refusals[error.code] += 1
+        body = encode_body({"error": error_shape(error)}, msgpack=self.msgpack)
+        text = "".join(letter if " " <= letter <= "~" else "?" for letter in error.message)
+        extra = (("x-ably-errorcode", str(error.code)), ("x-ably-errormessage", text))
+        self.answer_raw(error.status_code, body, MSGPACK if self.msgpack else JSON, extra)
+
+    def wake(self) -> None:
+        """Time is up."""
+        self.fail(self.late if self.desk.links.by_id else ErrorInfo.of(50320, "this server has no connection to its core"))
+
+    # --- credentials -----------------------------------------------------------------------------------------------------------------
+
+    def present(self) -> Credential | None:
+        """The credential and the claimed clientId of the request. Raises RelayError."""
+        credential = credential_of(self.params, self.headers)
+        if credential is not None:
+            presentable(credential, self.desk, tls=self.tls, realtime=False)
+        header = self.headers.get("x-ably-clientid")
+        if header is not None:
+            self.client_id = client_id_of_header(header)
+            if not self.client_id or self.client_id == "*":
+                raise RelayError(40012, "invalid clientId")
+        elif self.params.get("clientId"):
+            self.client_id = self.params["clientId"]
+            if self.client_id == "*":
+                raise RelayError(40012, "invalid clientId")
+        return credential
+
+    def with_session(self, then: Callable[[RestCall], None]) -> None:
+        """Go on as whoever the credential says, once a core has said so. Raises RelayError."""
+        credential = self.present()
+        if credential is None:
+            raise RelayError(40101, "no credentials: send an Authorization header, or a key or token in the query")
+        self.credential = credential
+        self.then = then
+        self.rest.admit(self)
+
+    def go_on(self, session: Session) -> None:
+        self.session = session
+        assert self.then is not None, "it waits for a session"
+        try:
+            self.then(self)
+        except RelayError as error:
+            self.fail(error.info)
+
+    # --- a publish -------------------------------------------------------------------------------------------------------------------
+
+    def appended(self, append: PendingAppend, serial: str) -> None:
+        self.append = None
+        count = len(append.frame.messages)
+        serials = [message_serial(serial, index) for index in range(count)]
+        self.answer(201, {"channel": self.name, "messageId": self.publish_id, "serials": serials})
+
+    def append_refused(self, append: PendingAppend, error: ErrorInfo) -> None:
+        self.append = None
+        self.fail(error if error.code != 50003 else ErrorInfo.of(50003, error.message, 503))
+
+    def append_unknown(self, append: PendingAppend) -> None:
+        """503: SDKs try again, under the same id."""
+        self.append = None
+        self.fail(ErrorInfo.of(50003, "the outcome of the publish is not known; try again under the same message id", 503))
+
+
+class _Asking:
+    """One Admit on behalf of all calls that present the same credential at the same time."""
+
+    __slots__ = ("admission", "calls", "digest", "frame", "rest")
+
+    def __init__(self, rest: Rest, digest: bytes, frame: Admit) -> None:
+        self.rest = rest
+        self.digest = digest
+        self.frame = frame
+        self.calls: dict[RestCall, None] = {}
+        self.admission: Admission | None = None
+
+    def admitted(self, frame: Admitted, link: int) -> None:
+        self.rest.admitted(self, Session(frame, link))
+
+    def refused(self, error: ErrorInfo) -> None:
+        self.rest.refused(self, error)
+
+
+class Rest:
+    """`random` answers as many random bytes as asked."""
+
+    __slots__ = ("_asking", "_calls", "_fetches", "_grants", "_random", "desk")
+
+    def __init__(self, desk: Desk, random: Callable[[int], bytes]) -> None:
+        self.desk = desk
+        self._random = random
+        self._calls: dict[int, RestCall] = {}
+        self._asking: dict[bytes, _Asking] = {}
+        self._grants: OrderedDict[bytes, Session] = OrderedDict()
+        self._fetches: dict[int, tuple[int, RestCall]] = {}
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    # --- calls -----------------------------------------------------------------------------------------------------------------------
+
+    def asked(self, event: RestAsked) -> None:
+        turn = self.desk.turn
+        turn.stats.rest_requests += 1
+        call = RestCall(self, event)
+        try:
+            call.params = parse_query(event.query)
+            call.msgpack = answers_msgpack(event.headers, call.params)
+            self._take_on(call)
+            self._route(call, event.method, event.raw_path)
+        except RelayError as error:
+            call.fail(error.info)
+
+    def _take_on(self, call: RestCall) -> None:
+        """Raises RelayError: 50004, 40009."""
+        turn = self.desk.turn
+        if len(self._calls) >= turn.limits.rest_calls:
+            raise RelayError(50004, "this server is busy; try again")
+        self._calls[call.call] = call
+        turn.wheel.schedule(call, turn.now + (turn.limits.publish_wait_s if self.desk.links.by_id else turn.limits.link_wait_s))
+        if len(call.body) > turn.limits.max_frame_bytes:
+            raise RelayError(40009, f"request body too large (limit is {turn.limits.max_frame_bytes} bytes)")
+
+    def close(self, call: RestCall) -> None:
+        """Nothing more is heard of it."""
+        call.over = True
+        self._calls.pop(call.call, None)
+        self.desk.turn.wheel.cancel(call)
+        if call.append is not None:
+            call.append.publisher = None
+            call.append = None
+        if isinstance(call.waits_for, int):
+            self._fetches.pop(call.waits_for, None)
+        elif call.waits_for is not None:
+            asking = self._asking.get(call.waits_for)
+            if asking is not None:
+                asking.calls.pop(call, None)
+                if not asking.calls:
+                    if asking.admission is not None:
+                        asking.admission.applicant = None
+                    del self._asking[call.waits_for]
+        call.waits_for = None
+
+    def gone(self, call: int) -> None:
+        known = self._calls.get(call)
+        if known is not None:
+            self.close(known)
+
+    # --- routes ----------------------------------------------------------------------------------------------------------------------
+
+    def _route(self, call: RestCall, method: str, raw_path: str) -> None:
+        """Raises RelayError."""
+        call.segments = segments = _segments(raw_path)
+        if method == "OPTIONS":
+            call.answer_raw(204, b"", JSON, _preflight(call.headers))
+            return
+        if "x-ably-version" in call.headers and call.headers["x-ably-version"].startswith("-"):
+            raise RelayError(40000, "invalid X-Ably-Version")
+        match method, segments:
+            case "GET" | "HEAD", ["time"]:
+                call.answer(200, [self.desk.turn.now_ms])
+            case "GET" | "HEAD", ["is-the-internet-up.txt"]:
+                call.answer_raw(200, b"yes", "text/plain")
+            case "GET" | "HEAD", ["healthz"]:
+                call.answer_raw(200, b"ok\n", "text/plain")
+            case "GET" | "HEAD", ["readyz"]:
+                self._ready(call)
+            case "POST", ["channels", _, "messages"]:
+                call.with_session(self._publish)
+            case "POST", ["keys", _, "requestToken"]:
+                self._request_token(call)
+            case "POST", ["apps"] if self.desk.policy.sandbox:
+                self._fetch(call, calls.CREATE_APP, calls.CreateApp(_json_body(call)))
+            case "DELETE", ["apps", app] if self.desk.policy.sandbox:
+                credential = call.present()
+                key = credential.text if credential is not None and credential.basic else None
+                self._fetch(call, calls.DELETE_APP, calls.DeleteApp(app, key))
+            case _:
+                raise RelayError(40400, "not found: no such route")
+
+    def _ready(self, call: RestCall) -> None:
+        if self.desk.links.by_id and not self.desk.stopping:
+            call.answer_raw(200, b"ready\n", "text/plain")
+        else:
+            call.answer_raw(503, b"stopping\n" if self.desk.stopping else b"no link to a core\n", "text/plain")
+
+    # --- publish ---------------------------------------------------------------------------------------------------------------------
+
+    def _publish(self, call: RestCall) -> None:
+        """Durable before the answer. Raises RelayError."""
+        session, limits = call.session, self.desk.turn.limits
+        assert session is not None, "admitted"
+        name = parse_channel(call.segments[1])
+        if name.qualifier is not None:
+            raise RelayError(40010, f"publishing to channels with the qualifier [{name.qualifier}] is not permitted")
+        operations = session.capability.operations_on(name.name)
+        if Operation.PUBLISH not in operations:
+            raise RelayError(40160, "operation not permitted with provided capability")
+        if call.params.get("_forceNack") == "true":
+            raise RelayError(40099, "refused as asked (_forceNack)")
+        items, json = _unenveloped(call) if call.params.get("enveloped") == "false" else _items(call)
+        on_behalf = connection_key_of(items)
+        messages = messages_from_wire(items, json=json, rest=True)
+        base = settle(
+            messages,
+            # On behalf of a connection its identity counts, which only a core can read from the key.
+            client_id="*" if on_behalf is not None and session.client_id is not None else session.client_id,
+            connection_id=None,
+            max_bytes=limits.max_message_bytes,
+            privileged=Operation.PRIVILEGED_HEADERS in operations,
+        )
+        size = len(messages) * 64 + sum(len(each.data) for each in messages if each.data)
+        if self.desk.hub.unanswered_bytes + size > limits.total_unanswered_bytes:
+            raise RelayError(50003, "this server has too many publishes under way; try again", 503)
+        if base is None:
+            made = _text(self._random(8))
+            call.publish_id, publish_id = f"{made}:0", f"s:{made}:0"
+        else:
+            call.publish_id, publish_id = base, f"i:{base}"
+        call.name = call.segments[1]
+        call.append = self.desk.hub.append(
+            session,
+            name.name,
+            publish_id,
+            messages,
+            call,
+            size,
+            fresh=base is None,
+            ephemeral=is_ephemeral(messages) or call.params.get("ephemeral") == "true",
+            connection_key=on_behalf,
+        )
+        self.desk.turn.stats.messages_in += 1
+        self.desk.turn.stats.bytes_in += len(call.body)
+
+    # --- who is it -------------------------------------------------------------------------------------------------------------------
+
+    def admit(self, call: RestCall) -> None:
+        """Raises RelayError."""
+        turn, credential = self.desk.turn, call.credential
+        assert credential is not None, "presented"
+        secret = f"{credential.basic}\0{call.tls}\0{call.client_id or ''}\0{credential.text}"
+        digest = blake2b(secret.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        known = self._grants.get(digest)
+        if known is not None:
+            if min(known.grant_expires, known.token_expires or known.grant_expires) - _GRANT_MARGIN_MS > turn.now_ms:
+                self._grants.move_to_end(digest)
+                call.go_on(known)
+                return
+            del self._grants[digest]
+        call.waits_for = digest
+        asking = self._asking.get(digest)
+        if asking is not None:
+            asking.calls[call] = None
+            return
+        if not self.desk.addresses.may_present(call.address, turn.now):
+            raise RelayError(42910, "too many refused credentials from this address; try again later")
+        frame = Admit(
+            req=turn.request(),
+            credential=credential.text,
+            basic=credential.basic,
+            realtime=False,
+            tls=call.tls,
+            version=_version(call),
+            client_id=call.client_id,
+            address=call.address,
+        )
+        asking = self._asking[digest] = _Asking(self, digest, frame)
+        asking.calls[call] = None
+        asking.admission = self.desk.admissions.ask(frame, asking)
+        if asking.admission is None:
+            raise RelayError(50004, "this server is busy; try again")
+
+    def admitted(self, asking: _Asking, session: Session) -> None:
+        self._asking.pop(asking.digest, None)
+        self._grants[asking.digest] = session
+        if len(self._grants) > self.desk.turn.limits.rest_grants:
+            self._grants.popitem(last=False)
+        for call in list(asking.calls):
+            call.waits_for = None
+            call.go_on(session)
+
+    def refused(self, asking: _Asking, error: ErrorInfo) -> None:
+        self._asking.pop(asking.digest, None)
+        if 40100 <= error.code < 40200 or error.code == 40400:
+            self.desk.addresses.failed(asking.frame.address, self.desk.turn.now)
+        for call in list(asking.calls):
+            call.waits_for = None
+            call.fail(error)
+
+    def revoked(self, session: str) -> None:
+        """Forget a remembered grant: its rights are void."""
+        for digest in [digest for digest, known in self._grants.items() if known.id == session]:
+            del self._grants[digest]
+
+    # --- calls that a core answers ---------------------------------------------------------------------------------------------------
+
+    def _request_token(self, call: RestCall) -> None:
+        """Raises RelayError."""
+        credential = call.present()
+        if credential is not None and not credential.basic:
+            raise RelayError(40162, "requestToken needs an API key, or a signed TokenRequest and no credentials at all")
+        if not self.desk.addresses.may_present(call.address, self.desk.turn.now):
+            raise RelayError(42910, "too many refused credentials from this address; try again later")
+        key = credential.text if credential is not None else None
+        self._fetch(call, calls.REQUEST_TOKEN, calls.RequestToken(call.segments[1], _json_body(call), key, call.address))
+
+    def _fetch(self, call: RestCall, what: str, body: calls.Call) -> None:
+        link = self.desk.links.any()
+        if link is None:
+            raise RelayError(50320, "this server has no connection to its core")
+        req = self.desk.turn.request()
+        self._fetches[req] = (link.id, call)
+        call.waits_for = req
+        self.desk.turn.send(link.id, Fetch(req, "", what, calls.encode(body)))
+
+    def page(self, frame: Page) -> None:
+        _, call = self._fetches.pop(frame.req, (0, None))
+        if call is None:
+            return
+        call.waits_for = None
+        if not frame.body:
+            call.answer_raw(frame.status, b"", JSON)
+        elif call.msgpack:
+            call.answer(frame.status, msgspec.json.decode(frame.body))
+        else:
+            call.answer_raw(frame.status, frame.body, JSON)
+
+    def fetch_refused(self, req: int, error: ErrorInfo) -> bool:
+        """Whether `req` was a call."""
+        _, call = self._fetches.pop(req, (0, None))
+        if call is None:
+            return False
+        call.waits_for = None
+        if 40100 <= error.code < 40200 or error.code == 40400:
+            self.desk.addresses.failed(call.address, self.desk.turn.now)
+        call.fail(error)
+        return True
+
+    def link_lost(self, link: int) -> None:
+        """Calls may have had their effect: the caller decides whether to try again."""
+        for call in [call for on, call in self._fetches.values() if on == link]:
+            call.fail(ErrorInfo.of(50003, "the core did not answer; try again", 503))
+
+
+# --- reading requests ----------------------------------------------------------------------------------------------------------------
+
+
+def _segments(raw_path: str) -> list[str]:
+    """The path cut at `/`, each piece percent-decoded once. Raises RelayError 40000 for what is not UTF-8."""
+    if "://" in raw_path.partition("?")[0].partition("/")[0] or raw_path.startswith(("http://", "https://")):  # absolute form
+        raw_path = "/" + raw_path.partition("://")[2].partition("/")[2]
+    try:
+        return [unquote(piece, errors="strict") for piece in raw_path.partition("?")[0].removeprefix("/").split("/")]
+    except UnicodeDecodeError:
+        raise RelayError(40000, "the path is not UTF-8") from None
+
+
+def _preflight(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    asked = headers.get("access-control-request-headers", "")
+    safe = asked.isascii() and asked.isprintable() and len(asked) <= 2_048
+    return (
+        ("access-control-allow-methods", "GET,POST,PUT,PATCH,DELETE"),
+        ("access-control-allow-headers", asked if asked and safe else ALLOWED),
+        ("access-control-max-age", "86400"),
+    )
+
+
+def _version(call: RestCall) -> int:
+    """Unknown versions, and version 1, count as one that is known: REST never refuses for it."""
+    try:
+        return protocol_version(call.headers.get("x-ably-version") or call.params.get("v"))
+    except RelayError:
+        return protocol_version(None)
+
+
+def _kind(call: RestCall) -> str:
+    return call.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+
+
+def _items(call: RestCall) -> tuple[object, bool]:
+    """The messages of an ordinary publish, and whether they came as JSON. Raises RelayError 40001."""
+    msgpack = _kind(call) == MSGPACK
+    try:
+        return decode_body(call.body, msgpack=msgpack), not msgpack
+    except Malformed:
+        raise RelayError(40001, f"the request body is not {'msgpack' if msgpack else 'JSON'}") from None
+
+
+def _unenveloped(call: RestCall) -> tuple[dict[str, Any], bool]:
+    """A publish whose body is the data; the rest is in headers or in the query. Raises RelayError."""
+    item: dict[str, Any] = {}
+    for field, header, param in (
+        ("name", "x-ably-name", "name"),
+        ("id", "x-ably-messageid", "messageId"),
+        ("encoding", "x-ably-encoding", "encoding"),
+        ("connectionKey", "x-ably-connectionkey", "connectionKey"),
+    ):
+        value = call.headers.get(header) or call.params.get(param)
+        if value:
+            item[field] = value
+    if call.client_id is not None:
+        item["clientId"] = call.client_id
+    kind = _kind(call) if "content-type" in call.headers else "text/plain"
+    try:
+        match kind:
+            case "application/octet-stream":
+                item["data"] = call.body
+            case "text/plain":
+                item["data"] = call.body.decode()
+            case "application/json":
+                msgspec.json.decode(call.body)
+                item["data"] = call.body.decode()
+                item.setdefault("encoding", "json")
+            case _:
+                raise RelayError(40000, "an unenveloped body is text/plain, application/json or application/octet-stream")
+    except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
+        raise RelayError(40001, f"the request body is not {kind}") from None
+    return item, False
+
+
+def _json_body(call: RestCall) -> msgspec.Raw:
+    """The body as JSON, in the client's own spelling where it was JSON. Raises RelayError 40001."""
+    try:
+        if _kind(call) == MSGPACK:
+            return msgspec.Raw(msgspec.json.encode(msgspec.msgpack.decode(call.body)))
+        text = call.body.decode() or "{}"
+        msgspec.json.decode(text)
+        return msgspec.Raw(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError, ValueError, OverflowError):
+        raise RelayError(40001, "the request body is not readable") from None
+
+
+def _text(random: bytes) -> str:
+    """Ten characters or so that are safe in ids."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    number = int.from_bytes(random, "big")
+    return "".join(alphabet[number >> shift & 63] for shift in range(0, len(random) * 8 - 5, 6))

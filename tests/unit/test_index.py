@@ -1,0 +1,196 @@
+"""The index gives a channel's own records in order, or says that it cannot; on disk and in memory alike."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.index import Index, MemoryIndex, Slice
+from core.io import index as on_disk
+from core.io.index import RocksIndex
+from core.log import LogRecord
+
+MINUTE = 60_000
+T0 = 29_000_000 * MINUTE
+
+
+def record(offset: int, key: bytes = b"app:a", at: int = T0, partition: int = 0, size: int = 10, stream: str = "stream00") -> LogRecord:
+    return LogRecord(stream, partition, offset, at, key, b"v" * size, 0, f"s:{offset}")
+
+
+@pytest.fixture(params=["memory", "disk"])
+def index(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Index]:
+    made: Index = MemoryIndex() if request.param == "memory" else RocksIndex(tmp_path / "index")
+    yield made
+    made.close()
+
+
+def read(index: Index, after: int, key: bytes = b"app:a", records: int = 1_000, size: int = 1_000_000) -> Slice | None:
+    return index.read_after("stream00", 0, key, after, records, size)
+
+
+def offsets(found: Slice | None) -> list[int] | None:
+    return None if found is None else [record.offset for record in found.records]
+
+
+def test_a_channel_is_read_forward_and_only_its_own_records_are_given(index: Index) -> None:
+    written = [record(offset, b"app:a" if offset % 3 else b"app:b", T0 + offset * 1000) for offset in range(100)]
+    index.put(written)
+    found = read(index, 49)
+    assert found == Slice([r for r in written if r.offset > 49 and r.key == b"app:a"], more=False)
+    assert index.head("stream00", 0, b"app:b") == 99
+    assert index.head("stream00", 0, b"app:c") is None
+    assert offsets(read(index, 98)) == []
+
+
+def test_limits_cut_and_say_so_but_one_record_is_always_given(index: Index) -> None:
+    index.put([record(offset, size=100) for offset in range(10)])
+    assert read(index, 0, records=3) == Slice([record(offset, size=100) for offset in (1, 2, 3)], more=True)
+    assert offsets(read(index, 0, size=250)) == [1, 2]
+    assert read(index, 0, size=1) == Slice([record(1, size=100)], more=True)
+    assert read(index, 6, records=3) == Slice([record(offset, size=100) for offset in (7, 8, 9)], more=False)
+
+
+def test_what_is_past_retention_is_expired_not_absent(index: Index) -> None:
+    index.put([record(0), record(1, b"app:b"), record(2)])
+    index.put([record(3, at=T0 + 4 * MINUTE)])
+    assert read(index, 0) is None
+    assert read(index, 1) is None, "record 2 is gone"
+    assert offsets(read(index, 2)) == [3]
+    assert index.covers_from("stream00", 0) == 3
+
+
+def test_what_was_written_within_retention_is_held(index: Index) -> None:
+    for second in range(400):
+        index.put([record(second, at=T0 + second * 1000)])
+        if second > 150:
+            assert offsets(read(index, second - 120)) == list(range(second - 119, second + 1))
+
+
+def test_a_partition_without_traffic_is_covered_from_where_its_tail_began(index: Index) -> None:
+    assert read(index, 41) is None
+    index.begin("stream00", 0, 42)
+    assert offsets(read(index, 41)) == []
+    assert read(index, 40) is None
+    index.expire(T0 + 60 * MINUTE)
+    assert offsets(read(index, 41)) == []
+
+
+def test_records_that_the_tail_never_read_expire_what_lies_before(index: Index) -> None:
+    index.put([record(0), record(1)])
+    index.lost("stream00", 0, 5)
+    index.put([record(5)])
+    assert read(index, 1) is None
+    assert offsets(read(index, 4)) == [5]
+
+
+def test_partitions_and_streams_are_apart(index: Index) -> None:
+    index.put([record(5), record(7, partition=1), record(9, stream="stream01")])
+    assert offsets(index.read_after("stream00", 1, b"app:a", 6, 10, 1000)) == [7]
+    assert offsets(index.read_after("stream01", 0, b"app:a", 8, 10, 1000)) == [9]
+    assert offsets(read(index, 4)) == [5]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_disk_and_memory_give_the_same_or_say_expired(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """The disk keeps whole minutes, so it may hold more than memory; where both answer, they agree with what was written."""
+    memory, disk = MemoryIndex(), RocksIndex(tmp_path_factory.mktemp("index"))
+    written: list[LogRecord] = []
+    now = T0
+    for _ in range(data.draw(st.integers(1, 12))):
+        batch = []
+        for _ in range(data.draw(st.integers(1, 8))):
+            now += data.draw(st.sampled_from([0, 10, 1_000, 30_000, 90_000]))
+            back = data.draw(st.sampled_from([0, 0, 0, 5_000]))  # a new leader's clock
+            batch.append(record(len(written) + len(batch), data.draw(st.sampled_from([b"app:a", b"app:b"])), now - back))
+        written += batch
+        memory.put(batch)
+        disk.put(batch)
+        after = data.draw(st.integers(0, len(written)))
+        expected = [r for r in written if r.offset > after and r.key == b"app:a"]
+        for index in (memory, disk):
+            found = read(index, after)
+            assert found is None or found.records == expected
+        recent = max((r.offset for r in written if r.timestamp < now - 140_000), default=-1)
+        assert offsets(read(disk, max(recent, 0))) is not None
+    assert disk.errors == 0
+    disk.close()
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_restart_begins_empty_and_is_filled_by_the_look_back(tmp_path: Path) -> None:
+    first = RocksIndex(tmp_path)
+    first.put([record(0), record(1)])
+    with pytest.raises(OSError, match="in use by another core"):
+        RocksIndex(tmp_path)
+    first.close()
+    again = RocksIndex(tmp_path)
+    assert read(again, 0) is None
+    again.put([record(0), record(1)])
+    assert offsets(read(again, 0)) == [1]
+    again.close()
+    assert not list(tmp_path.glob("minute-*"))
+
+
+def test_channels_of_equal_hash_do_not_see_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_disk, "HASH_MASK", 0)
+    index = RocksIndex(tmp_path)
+    index.put([record(offset, b"app:%d" % (offset % 2)) for offset in range(10)])
+    assert offsets(read(index, 0, b"app:0")) == [2, 4, 6, 8]
+    assert index.head("stream00", 0, b"app:0") == 8
+    index.close()
+
+
+def damage_files(index: RocksIndex) -> None:
+    for bucket in index._buckets.values():
+        bucket.db.flush()
+        for file in bucket.path.glob("*.sst"):
+            file.write_bytes(random.Random(1).randbytes(file.stat().st_size))
+
+
+def close_files(index: RocksIndex) -> None:
+    for bucket in index._buckets.values():
+        bucket.db.close()
+
+
+@pytest.mark.parametrize("spoil", [damage_files, close_files])
+def test_a_damaged_disk_costs_the_index_not_an_answer(tmp_path: Path, spoil: Callable[[RocksIndex], None]) -> None:
+    index = RocksIndex(tmp_path)
+    index.put([record(offset, size=5_000) for offset in range(1_000)])
+    spoil(index)
+    assert read(index, 0) is None
+    assert index.errors == 1
+    index.put([record(1_000)])
+    assert offsets(read(index, 999)) == [1_000]
+    assert read(index, 500) is None
+    index.close()
+
+
+def test_a_write_that_fails_expires_what_it_did_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = RocksIndex(tmp_path)
+    index.put([record(0), record(1)])
+    with monkeypatch.context() as full:
+        full.setattr(index, "_write", "no options: the driver raises")
+        index.put([record(2)])
+    index.put([record(3)])
+    assert index.errors == 1
+    assert read(index, 0) is None
+    assert offsets(read(index, 2)) == [3]
+    index.close()
+
+
+def test_above_its_size_the_oldest_minutes_go_early(tmp_path: Path) -> None:
+    index = RocksIndex(tmp_path, max_bytes=1_000_000)
+    for minute in range(3):
+        index.put([record(minute * 100 + n, at=T0 + minute * MINUTE, size=4_500) for n in range(100)])
+    assert read(index, 0) is None
+    assert offsets(read(index, 99)) == list(range(100, 300))
+    index.close()
