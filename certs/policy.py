@@ -15,7 +15,7 @@ from certs.profiles import BACKDATED, LONGEST_LIFETIME
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _DNS = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*")
 _TRUST_DOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
-_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 class PolicyError(Exception):
@@ -70,7 +70,7 @@ class Policy:
     @staticmethod
     def _node(what: str, name: str) -> str:
         if not _NODE.fullmatch(name):
-            raise PolicyError(f"{name!r} is no {what}: letters, digits, - and _, at most 63, not beginning with - or _")
+            raise PolicyError(f"{name!r} is no {what}: letters, digits, dots, - and _, at most 63, beginning with a letter or digit")
         return name
 
 

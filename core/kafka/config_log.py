@@ -22,6 +22,7 @@ PARTITION = 0
 """The embedded broker has four of every topic; only this one is used."""
 BATCH = 512
 WRITE_TIMEOUT_S = 30.0
+ASK_S = 3.0
 
 
 class ConfigLog(KafkaThread):
@@ -165,7 +166,7 @@ class ConfigLog(KafkaThread):
         consumer = open_consumer(self._config, "config", enable_partition_eof=True)
         try:
             place = TopicPartition(self._stream.topic, PARTITION)
-            low, high = consumer.get_watermark_offsets(place, timeout=10.0)
+            low, high = consumer.get_watermark_offsets(place, timeout=ASK_S)
             self._read_to = max(self._read_to, low)
             self._outlet.put([_Position(self._read_to, high)])
             consumer.assign([TopicPartition(self._stream.topic, PARTITION, self._read_to)])

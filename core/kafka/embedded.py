@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import confluent_kafka
+import secrets
 
-from core.kafka.config import log
+import confluent_kafka
+from confluent_kafka import KafkaException, TopicPartition
+
+from core.kafka.config import KafkaConfig, log
+from core.kafka.consumer import open_consumer
 from core.kafka.errors import Unreachable
+
+MARK = "embedded.incarnation"
+"""A topic whose first record is a random value. Topics have no ids here, and the cluster id is a memory address, which may well come again
+in the next life; serials of an earlier one must not be taken for ours."""
 
 
 class EmbeddedBroker:
@@ -26,13 +34,28 @@ class EmbeddedBroker:
         self._producer = confluent_kafka.Producer(
             {"test.mock.num.brokers": 1, "bootstrap.servers": "embedded", "client.id": "tidegate-embedded", "logger": log}
         )
+        self._producer.produce(MARK, secrets.token_hex(16), partition=0)
         # The mock cluster replaces bootstrap.servers by its own address, which no property tells: its metadata does.
-        brokers = self._producer.list_topics(timeout=timeout_s).brokers.values()
-        for broker in brokers:
-            return f"{broker.host}:{broker.port}"
-        raise Unreachable("the embedded broker did not start")
+        brokers = list(self._producer.list_topics(timeout=timeout_s).brokers.values())
+        if self._producer.flush(timeout_s) or not brokers:
+            raise Unreachable("the embedded broker did not start")
+        return f"{brokers[0].host}:{brokers[0].port}"
 
     def stop(self) -> None:
+        """May be called twice."""
         if self._producer is not None:
             self._producer.close()
             self._producer = None
+
+
+def incarnation_of(config: KafkaConfig, timeout_s: float) -> str:
+    """What tells one life of an embedded broker from another: the same for all who ask it. Raises KafkaException."""
+    consumer = open_consumer(config, "incarnation")
+    try:
+        consumer.assign([TopicPartition(MARK, 0, 0)])
+        message = consumer.poll(timeout_s)
+    finally:
+        consumer.close()
+    if message is None or message.error() is not None:
+        raise KafkaException(confluent_kafka.KafkaError(confluent_kafka.KafkaError._TIMED_OUT) if message is None else message.error())
+    return (message.value() or b"").decode()

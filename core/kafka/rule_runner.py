@@ -150,24 +150,29 @@ class _Run:
             allow_auto_create_topics=False,
             fetch_wait_max_ms=10,
         )
-        self._producer = confluent_kafka.Producer(
+        self._producer = self._new_producer()
+        self._targets = TargetTopics(self._config, self._consumer, create=owner._create_topics, timeout_s=CALL_S)
+        self._fold = Fold(self._limits.fold_ids, os.urandom(16))
+        self._first: dict[int, int] = {}
+        self._committed: dict[int, int] = {}
+        self._span = _Span()
+        self._plain_offsets: list[TopicPartition] = []
+        self._committed_at = 0.0
+
+    def _new_producer(self) -> confluent_kafka.Producer:
+        return confluent_kafka.Producer(
             self._config.client(
                 "rules",
-                transactional_id=owner.group,
+                transactional_id=self._owner.group,
                 transaction_timeout_ms=int(CALL_S * 1000),
                 message_timeout_ms=int(CALL_S * 1000),
                 linger_ms=1,
+                partitioner="murmur2_random",  # as Java producers place keys
                 retry_backoff_ms=5,
                 topic_metadata_propagation_max_ms=1_000,
                 allow_auto_create_topics=False,
             )
         )
-        self._targets = TargetTopics(self._config, self._consumer, create=owner._create_topics, timeout_s=CALL_S)
-        self._fold = Fold(self._limits.fold_ids, os.urandom(16))
-        self._first: dict[int, int] = {}
-        self._span = _Span()
-        self._plain_offsets: list[TopicPartition] = []
-        self._committed_at = 0.0
 
     def run(self) -> None:
         """Until `close`. Raises KafkaException."""
@@ -183,9 +188,7 @@ class _Run:
                 self._commit()
         finally:
             self._consumer.close()
-            # What is left in the queue belongs to a transaction that will never be committed.
-            self._producer.purge()
-            self._producer.flush(1.0)
+            self._discard()
 
     # --- where to begin --------------------------------------------------------------------------------------------------------------
 
@@ -200,6 +203,7 @@ class _Run:
             if at.error is not None:
                 raise KafkaException(at.error)
             number = at.partition
+            self._committed[number] = max(at.offset, 0)
             bottom, top = self._consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=CALL_S)
             low[number] = bottom
             stream, timestamp = _metadata(at.metadata)
@@ -291,36 +295,65 @@ class _Run:
         """The span in one transaction. What cannot be written is dropped and counted; the rest is written without it."""
         self._committed_at = time.monotonic()
         outputs = self._span.outputs
-        suspects: set[int] = set()
+        alone: set[int] = set()
         tries = MAX_REDO
         while tries:
-            outputs, suspects = self._writable(outputs, suspects)
+            outputs, alone = self._writable(outputs, alone)
             refused: dict[int, KafkaError] = {}
-            self._producer.begin_transaction()
             try:
-                for index, output in enumerate(outputs):
-                    self._produce(index, output, refused)
-                    if index in suspects:
-                        self._producer.flush(CALL_S)  # in a batch of its own
-                self._send_offsets()
-                self._producer.commit_transaction(CALL_S)
-                self._commit_plainly()
+                self._transact(outputs, alone, refused)
             except KafkaException as failed:
                 error = failed.args[0]
-                if not error.txn_requires_abort():
+                if error.fatal() or not (refused or error.txn_requires_abort()):
                     raise
-                self._producer.abort_transaction(CALL_S)
-                self._owner.complain("rules", f"transaction aborted: {error.name()}")
-                suspects, progress = self._learn(outputs, refused)
-                tries -= not progress
+                why = next(iter(refused.values()), error)
+                self._owner.complain("rules", f"transaction aborted: {why.name()}")
+                alone, learnt = self._learn(outputs, refused)
+                tries -= not learnt
+                self._replace_producer()
             else:
                 self._owner.written.update(output.rule for output in outputs)
+                self._committed |= {number: offset for number, (offset, _) in self._span.offsets.items()}
                 self._span = _Span()
                 return
         raise _again("a transaction failed repeatedly")
 
-    def _writable(self, outputs: list[Output], suspects: set[int]) -> tuple[list[Output], set[int]]:
-        """Outputs without those that cannot be written, and where the suspects are among them."""
+    def _transact(self, outputs: list[Output], alone: set[int], refused: dict[int, KafkaError]) -> None:
+        """Raises KafkaException; `refused` then has the outputs that the broker did not take, by index."""
+        self._producer.begin_transaction()
+        for index, output in enumerate(outputs):
+            self._produce(index, output, refused)
+            if index in alone:
+                self._producer.flush(CALL_S)
+                if refused:
+                    raise KafkaException(next(iter(refused.values())))
+        self._send_offsets()
+        self._producer.commit_transaction(CALL_S)
+        self._commit_plainly()
+
+    def _replace_producer(self) -> None:
+        """After an abort. The same producer could go on by its documentation, but after a batch that was too large its next transaction
+        fails with OUT_OF_ORDER_SEQUENCE_NUMBER (librdkafka 2.16, Kafka 4.1).
+
+        Nobody else may have gone on in our place meanwhile: then the span is theirs.
+        """
+        self._discard()
+        self._producer = self._new_producer()
+        self._producer.init_transactions(CALL_S)
+        partitions = [TopicPartition(self._stream.topic, number) for number in self._committed]
+        for at in self._consumer.committed(partitions, timeout=CALL_S):
+            if at.error is not None:
+                raise KafkaException(at.error)
+            if max(at.offset, 0) != self._committed[at.partition]:
+                raise _again("the committed offsets are not ours")
+
+    def _discard(self) -> None:
+        """What is left in the producer's queue belongs to a transaction that will never be committed."""
+        self._producer.purge()
+        self._producer.flush(1.0)
+
+    def _writable(self, outputs: list[Output], alone: set[int]) -> tuple[list[Output], set[int]]:
+        """Outputs without those that cannot be written, and where those to be sent alone are among them."""
         faults = self._targets.faults({output.topic for output in outputs})
         writable: list[Output] = []
         still: set[int] = set()
@@ -332,7 +365,7 @@ class _Run:
             elif self._targets.too_large(output.topic, _size(output)):
                 self._owner.drop(output.rule, "too_large", f" ({output.topic})")
             else:
-                if index in suspects:
+                if index in alone:
                     still.add(len(writable))
                 writable.append(output)
         return writable, still
@@ -390,7 +423,7 @@ class _Run:
             self._plain_offsets = offsets
 
     def _commit_plainly(self) -> None:
-        """The embedded broker forgets offsets that are sent to a transaction (measured): they follow it, which makes at least once of it."""
+        """The embedded broker forgets offsets that are sent to a transaction (measured): they follow it, which makes it at least once."""
         if self._plain_offsets:
             self._consumer.commit(offsets=self._plain_offsets, asynchronous=False)
             self._plain_offsets = []

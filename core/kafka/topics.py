@@ -10,18 +10,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import (
-    AclBindingFilter,
-    AclOperation,
-    AclPermissionType,
-    AdminClient,
-    ConfigResource,
-    NewTopic,
-    ResourcePatternType,
-    ResourceType,
-)
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from core.kafka.config import KafkaConfig
+from core.kafka.embedded import incarnation_of
 from core.kafka.errors import TopicMisconfigured, Unreachable
 
 HOUR_MS = 3_600_000
@@ -126,7 +118,7 @@ def prepare_topics(config: KafkaConfig, timeout_s: float = 10.0) -> Topics:
     admin = AdminClient(config.client("admin", socket_timeout_ms=int(timeout_s * 1000)))
     try:
         found = [_prepare(admin, config, plan, timeout_s) for plan in plans(config)]
-        warnings = [] if config.embedded else _open_acls(admin, config, timeout_s)
+        warnings = [] if config.embedded else _without_acls(admin, config, timeout_s)
     except KafkaException as error:
         raise Unreachable(f"Kafka at {config.brokers}: {_reason(error)}") from error
     finally:
@@ -146,9 +138,8 @@ def stream_id(incarnation: str) -> str:
 
 def _prepare(admin: AdminClient, config: KafkaConfig, plan: TopicPlan, timeout_s: float) -> StreamInfo:
     if not config.capabilities.create_topics:
-        # Asking for it makes it. The cluster id is random for each life of the embedded broker, as its topics are.
-        metadata = admin.list_topics(plan.name, timeout=timeout_s)
-        return StreamInfo(stream_id(f"{metadata.cluster_id}/{plan.name}"), plan.name, len(metadata.topics[plan.name].partitions))
+        topic = admin.list_topics(plan.name, timeout=timeout_s).topics[plan.name]  # asking for it makes it
+        return StreamInfo(stream_id(f"{incarnation_of(config, timeout_s)}/{plan.name}"), plan.name, len(topic.partitions))
     brokers = len(admin.list_topics(timeout=timeout_s).brokers)
     topic = _describe(admin, plan.name, timeout_s)
     if topic is None:
@@ -207,23 +198,19 @@ def _check(admin: AdminClient, plan: TopicPlan, topic: Any, brokers: int, timeou
             raise TopicMisconfigured(plan.name, "min.insync.replicas", found["min.insync.replicas"].value, "2 or more")
 
 
-def _open_acls(admin: AdminClient, config: KafkaConfig, timeout_s: float) -> list[str]:
-    """Who may write Tidegate's topics owns the system: say so where the brokers have no authorizer."""
-    any_write = AclBindingFilter(
-        ResourceType.TOPIC,
-        f"{config.prefix}.log",
-        ResourcePatternType.MATCH,
-        None,  # type: ignore[arg-type]  # any principal
-        None,  # type: ignore[arg-type]  # any host
-        AclOperation.ANY,
-        AclPermissionType.ANY,
-    )
+def _without_acls(admin: AdminClient, config: KafkaConfig, timeout_s: float) -> list[str]:
+    """Who may write Tidegate's topics owns the system: say so where the brokers have no authorizer. (DescribeAcls cannot tell that from a
+    cluster with an authorizer and no ACLs; the brokers' configuration can.)"""
+    broker = next(iter(admin.list_topics(timeout=timeout_s).brokers))
+    resource = ConfigResource(ConfigResource.Type.BROKER, str(broker))
     try:
-        _result(admin.describe_acls(any_write, request_timeout=timeout_s), timeout_s)
-    except KafkaException as error:
-        if error.args[0].code() == KafkaError.SECURITY_DISABLED:
-            return [f"the brokers have no authorizer: whoever reaches them may write {config.prefix}.* and thereby owns this system"]
-    return []
+        found = _result(admin.describe_configs([resource], request_timeout=timeout_s)[resource], timeout_s)
+    except KafkaException:
+        return []  # not for us to see, so somebody decides who sees what
+    authorizer = found.get("authorizer.class.name")
+    if authorizer is None or authorizer.value:
+        return []
+    return [f"the brokers have no authorizer: whoever reaches them may write {config.prefix}.* and thereby owns this system"]
 
 
 def _result(future: Future[Any], timeout_s: float) -> Any:

@@ -207,7 +207,7 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class ListenerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one listening socket takes on. Setting: `[listen.limits]` of edge.toml, `[link.listen]` and `[admin.limits]` of core.toml."""
+    """What one listening socket takes on. Setting: `[listen.limits]` of edge.toml; a core keeps to the defaults."""
 
     max_head_bytes: int = 16_384
     """Largest request head. Above it: HTTP 431 and close."""

@@ -215,6 +215,42 @@ def test_a_stopped_broker_makes_fates_unknown_never_refusals_and_order_survives(
         broker.stop()
 
 
+def test_a_broker_that_dies_and_comes_back_costs_nothing_but_time(tmp_path_factory: pytest.TempPathFactory) -> None:
+    broker = LocalKafka(directory=tmp_path_factory.mktemp("kafka"))
+
+    async def story() -> None:
+        async with kafka(broker.address) as world:
+            producer: LogProducer = world.start(LogProducer)
+            ends: EndOffsets = world.start(EndOffsets)
+            tail(world)
+
+            async def publish() -> None:
+                for number in range(400):
+                    producer.append(number, number % 2, b"k", str(number).encode(), Kind.MESSAGE, f"s:{number}")
+                    await asyncio.sleep(0.01)
+
+            publishing = asyncio.create_task(publish())
+            await world.until(lambda: len(reported(world)) >= 50)
+            await asyncio.to_thread(broker.kill)
+            await asyncio.to_thread(broker.start)
+            await publishing
+            await world.until(lambda: len(reported(world)) == 400, 30)
+            assert None not in reported(world).values()
+            await world.until(lambda: len({record.id for record in tailed(world)}) == 400, 30)
+            for partition in range(2):
+                first = list(dict.fromkeys(int(record.value) for record in tailed(world) if record.partition == partition))
+                assert first == list(range(partition, 400, 2))
+            ends.ask(1, 0)
+            await world.until(lambda: world.of(EndOffset))
+            assert world.of(EndOffset)[0].offset is not None
+
+    broker.start()
+    try:
+        asyncio.run(story())
+    finally:
+        broker.stop()
+
+
 def test_after_a_fatal_error_a_new_producer_appends_again_in_order_before_anything_new(kafka_brokers: str) -> None:
     async def story() -> None:
         async with kafka(kafka_brokers, CoreLimits(partition_budget_records=10_000)) as world:

@@ -38,7 +38,8 @@ def test_missing_topics_are_created_and_found_again_under_the_same_stream_id(kaf
     assert prepare_topics(config) == topics, "another core, or the next start"
     assert any("no authorizer" in warning for warning in topics.warnings)
     resource = ConfigResource(ConfigResource.Type.TOPIC, topics.log.topic)
-    found = AdminClient({"bootstrap.servers": kafka_brokers}).describe_configs([resource])[resource].result(10)
+    admin = AdminClient({"bootstrap.servers": kafka_brokers})
+    found = admin.describe_configs([resource])[resource].result(10)
     assert found["message.timestamp.type"].value == "LogAppendTime"
     assert found["retention.ms"].value == str(24 * 3_600_000)
     assert found["cleanup.policy"].value == "delete"

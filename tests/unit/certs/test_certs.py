@@ -85,7 +85,7 @@ def test_a_leaf_does_not_outlive_its_root() -> None:
         authority.core("c", now=datetime.now(UTC) + timedelta(hours=4))
 
 
-@pytest.mark.parametrize("name", ["", "-a", "a b", "a/b", "a.b", "ä", "a%2f", "a" * 64, "..", "a\n", "a:b", "a@b"])
+@pytest.mark.parametrize("name", ["", "-a", "a b", "a/b", ".a", "ä", "a%2f", "a" * 64, "..", "a\n", "a:b", "a@b"])
 def test_names_that_would_not_stay_one_segment_are_refused(name: str, authority: Authority) -> None:
     for ask in (lambda: authority.core(name), lambda: authority.edge(name, "e"), lambda: authority.edge("s", name)):
         with pytest.raises(PolicyError):

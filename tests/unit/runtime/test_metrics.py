@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
+
+import httpx
 import pytest
-from starlette.testclient import TestClient
 
 from relay.runtime.metrics import Metrics
 
@@ -12,7 +14,12 @@ def test_the_page_shows_what_was_counted() -> None:
     metrics.gauge("clients", "Clients.").set(3)
     metrics.reading("table_fill", "Fill.", lambda: 0.5)
     metrics.histogram("publish_seconds", "Publish to ACK.").observe(0.003)
-    answer = TestClient(metrics.app()).get("/metrics")
+
+    async def fetch() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(metrics.app()), base_url="http://metrics") as client:
+            return await client.get("/metrics")
+
+    answer = asyncio.run(fetch())
     assert answer.status_code == 200
     assert 'tidegate_link_refused_total{reason="expired"} 2.0' in answer.text
     assert "tidegate_clients 3.0" in answer.text

@@ -1,0 +1,336 @@
+"""Edges and cores in one process: the real nodes, a fake wire that carries real bytes, a log in memory, and a clock that tests turn.
+
+Clients here and in `real.py` have the same few methods, so that a journey is written once and runs in both worlds.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import random
+from collections import deque
+from typing import Any
+from urllib.parse import urlencode
+
+import jwt
+import msgspec
+
+from core.effects import AskConfigEnd, AskEnd, LinkClose, Produce, WriteConfig
+from core.effects import LinkSend as CoreSends
+from core.events import ConfigRead, ConfigWritten, EdgeFrame, EdgeLost, EdgeUp, EndOffset, Looked, Reported, Tailed
+from core.events import Event as CoreEvent
+from core.events import Tick as CoreTick
+from core.index import MemoryIndex
+from core.log import LogRecord
+from core.node import CoreNode
+from core.registry import App, Key, Registry, Streams
+from edge.ably.websocket import payload_of
+from edge.desk import Policy
+from edge.effects import Broadcast, CloseClient, RestAnswer, Write
+from edge.effects import LinkSend as EdgeSends
+from edge.events import ClientFrame, ClientLost, ClientOpened, LinkFrames, LinkLost, LinkUp, RestAsked
+from edge.events import Event as EdgeEvent
+from edge.events import Tick as EdgeTick
+from edge.node import EdgeNode
+from relay.link.codec import encode
+from relay.link.frames import BULK, Lane, Stream, ToCore, ToEdge, Welcome
+from relay.model.capability import Capability
+from relay.model.keyring import Keyring
+from relay.model.limits import EdgeLimits
+
+APP = "shop"
+SECRET = "0123456789abcdef0123456789abcdef"
+KEY = f"{APP}.key:{SECRET}"
+STREAM = Stream("aaaabbbb", 4, (0, 3))
+START_MS = 1_800_000_000_000
+
+_to_core = msgspec.msgpack.Decoder(list[ToCore])
+_to_edge = msgspec.msgpack.Decoder(list[ToEdge])
+
+
+def token(
+    now_ms: int, *, key: str = KEY, capability: dict[str, list[str]] | None = None, client_id: str | None = None, ttl_s: int = 3600
+) -> str:
+    name, _, secret = key.partition(":")
+    claims: dict[str, Any] = {"iat": now_ms // 1000, "exp": now_ms // 1000 + ttl_s}
+    claims["x-ably-capability"] = json.dumps(capability or {"*": ["*"]})
+    if client_id is not None:
+        claims["x-ably-clientId"] = client_id
+    return jwt.encode(claims, secret, algorithm="HS256", headers={"kid": name})
+
+
+class Log:
+    """Kafka, as far as nodes see of it: partitions of records, and a configuration log. `frozen`: nothing is reported or read."""
+
+    def __init__(self) -> None:
+        self.partitions: list[list[LogRecord]] = [[] for _ in range(STREAM.partitions)]
+        self.config: list[tuple[str, bytes | None]] = []
+        self.frozen = False
+
+
+class Core:
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name = world, name
+        self.inbox: deque[CoreEvent] = deque()
+        keyring = Keyring([("k1", b"\1" * 32)])
+        everything = Key(app=APP, id="key", secret=SECRET, capability=Capability.parse('{"[*]*":["*"]}'))
+        self.node = CoreNode(
+            name=name,
+            streams=Streams([STREAM]),
+            registry=Registry([App(id=APP, keys={"key": everything})], keyring),
+            keyring=keyring,
+            index=MemoryIndex(),
+            random=world.random.randbytes,
+            dev=True,
+            sandbox=True,
+        )
+        self.alive = True
+        for key, value in world.log.config:
+            self.inbox.append(ConfigRead(key, value))
+        for number, records in enumerate(world.log.partitions):
+            if records:
+                self.inbox.append(Tailed(list(records)))
+            self.inbox.append(Looked(number, 0, len(records)))
+        self.inbox.append(CoreTick())
+
+
+class Edge:
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name = world, name
+        self.inbox: deque[EdgeEvent] = deque()
+        self.boot = world.random.randbytes(8).hex()
+        policy = Policy(site="eu", node=name, dev=True, sandbox=True, basic_auth="all")
+        self.node = EdgeNode(policy, EdgeLimits(), self.boot, world.random.randbytes)
+        self.clients: dict[int, Client] = {}
+        self.answers: dict[int, RestAnswer] = {}
+
+
+class Wire:
+    """One link. Frames travel as bytes; each lane is in order, and which lane goes first is chance."""
+
+    def __init__(self, number: int, edge: Edge, core: Core) -> None:
+        self.number, self.edge, self.core = number, edge, core
+        self.up: dict[Lane, deque[bytes]] = {lane: deque() for lane in Lane}
+        self.down: dict[Lane, deque[bytes]] = {lane: deque() for lane in Lane}
+
+
+class World:
+    """`run()` until nothing moves; `wait(seconds)` turns the clock. `seed` decides every chance."""
+
+    real = False
+
+    def __init__(self, edges: int = 1, cores: int = 1, seed: int = 0) -> None:
+        self.random = random.Random(seed)
+        self.now, self.now_ms = 1000.0, START_MS
+        self.log = Log()
+        self.wires: dict[int, Wire] = {}
+        self.sent_to_cores: list[ToCore] = []
+        self._numbers = itertools.count(1)
+        self.cores = [Core(self, f"core-{n + 1}") for n in range(cores)]
+        self.edges = [Edge(self, f"edge-{n + 1}") for n in range(edges)]
+        self.run()
+        for edge in self.edges:
+            for core in self.cores:
+                self._connect(edge, core)
+        self.run()
+
+    # --- what journeys do ----------------------------------------------------------------------------------------------------------
+
+    def client(self, *, edge: int = 0, binary: bool = False, **params: str) -> Client:
+        """A client that has dialled; its first frame is what `gets` gives first. Without credentials it uses the key."""
+        if not params.keys() & {"key", "access_token", "accessToken"}:
+            params["key"] = KEY
+        return Client(self, self.edges[edge], binary, {"v": "6", "format": "msgpack" if binary else "json", **params})
+
+    def token(self, **claims: Any) -> str:
+        return token(self.now_ms, **claims)
+
+    def rest(self, method: str, path: str, body: object = None, *, edge: int = 0, credential: str = KEY) -> tuple[int, Any]:
+        call = next(self._numbers)
+        scheme = "Basic" if ":" in credential else "Bearer"
+        headers = {"content-type": "application/json", "authorization": f"{scheme} {base64.b64encode(credential.encode()).decode()}"}
+        raw = b"" if body is None else json.dumps(body).encode()
+        node = self.edges[edge]
+        node.inbox.append(RestAsked(call, method, path, "", headers, raw, tls=True, address="127.0.0.1"))
+        self.run()
+        answer = node.answers.pop(call)
+        return answer.status, json.loads(answer.body) if answer.body else None
+
+    def kill_core(self, number: int) -> None:
+        """SIGKILL: what it had not yet written to a wire or to Kafka is gone."""
+        core = self.cores[number]
+        core.alive = False
+        core.inbox.clear()
+        for wire in [w for w in self.wires.values() if w.core is core]:
+            del self.wires[wire.number]
+            wire.edge.inbox.append(LinkLost(wire.number, "connection reset"))
+        self.run()
+
+    def start_core(self, number: int) -> None:
+        core = self.cores[number] = Core(self, self.cores[number].name)
+        self.run()
+        for edge in self.edges:
+            self._connect(edge, core)
+        self.run()
+
+    def wait(self, seconds: float) -> None:
+        end = self.now + seconds
+        while True:
+            self.run()
+            nodes = [edge.node for edge in self.edges] + [core.node for core in self.cores if core.alive]
+            at = min((d for node in nodes if (d := node.next_deadline()) is not None), default=end)
+            if at >= end:
+                break
+            self._turn_clock(max(at, self.now + 0.001))
+            for edge in self.edges:
+                edge.inbox.append(EdgeTick())
+            for core in self.cores:
+                if core.alive:
+                    core.inbox.append(CoreTick())
+        self._turn_clock(end)
+        self.run()
+
+    def _turn_clock(self, to: float) -> None:
+        self.now_ms += round((to - self.now) * 1000)
+        self.now = to
+
+    def thaw(self) -> None:
+        """The broker goes on: everything that it took in meanwhile is reported and read."""
+        self.log.frozen = False
+        self.run()
+
+    # --- the wire and the log --------------------------------------------------------------------------------------------------------
+
+    def _connect(self, edge: Edge, core: Core) -> None:
+        number = next(self._numbers)
+        self.wires[number] = Wire(number, edge, core)
+        core.inbox.append(EdgeUp(number, f"spiffe://test/edge/eu/{edge.name}", "eu", edge.name, edge.boot))
+        edge.inbox.append(LinkUp(number, Welcome(1, core.name, "pair", 1 << 20, [STREAM], self.now_ms)))
+
+    def run(self) -> None:
+        """One step after the other, in an order that chance decides among what can happen next, until nothing can."""
+        for _ in range(2_000_000):
+            ready: list[Any] = [edge for edge in self.edges if edge.inbox]
+            ready += [core for core in self.cores if core.alive and core.inbox]
+            for wire in self.wires.values():
+                ready += [(wire, queue) for queue in (*wire.up.values(), *wire.down.values()) if queue]
+            if not ready:
+                deadlines = [core for core in self.cores if core.alive and (at := core.node.next_deadline()) is not None and at <= self.now]
+                if not deadlines:
+                    return
+                for core in deadlines:
+                    core.inbox.append(CoreTick())
+                continue
+            match self.random.choice(ready):
+                case Edge() as edge:
+                    self._edge_step(edge)
+                case Core() as core:
+                    self._core_step(core)
+                case (Wire() as wire, queue) if any(queue is q for q in wire.up.values()):
+                    for frame in _to_core.decode(queue.popleft()):
+                        self.sent_to_cores.append(frame)
+                        wire.core.inbox.append(EdgeFrame(wire.number, frame))
+                case (Wire() as wire, queue):
+                    wire.edge.inbox.append(LinkFrames(wire.number, _to_edge.decode(queue.popleft())))
+        raise AssertionError("the world does not come to rest")
+
+    def _edge_step(self, edge: Edge) -> None:
+        for effect in edge.node.handle(edge.inbox.popleft(), self.now, self.now_ms):
+            match effect:
+                case Write(client, frame):
+                    edge.clients[client].arrives(frame)
+                case Broadcast(clients, frame, skip):
+                    for client in clients:
+                        if client != skip:
+                            edge.clients[client].arrives(frame)
+                case CloseClient(client, code):
+                    edge.clients[client].closed = code
+                    edge.inbox.append(ClientLost(client, "closed"))
+                case EdgeSends(link, frame, lane) if link in self.wires:
+                    self.wires[link].up[_lane(frame, lane)].append(encode([frame]))
+                case RestAnswer(call):
+                    edge.answers[call] = effect
+
+    def _core_step(self, core: Core) -> None:
+        for effect in core.node.handle(core.inbox.popleft(), self.now, self.now_ms):
+            match effect:
+                case CoreSends(link, frame, lane) if link in self.wires:
+                    self.wires[link].down[_lane(frame, lane)].append(encode([frame]))
+                case LinkClose(link, why) if link in self.wires:
+                    wire = self.wires.pop(link)
+                    wire.edge.inbox.append(LinkLost(link, why))
+                    core.inbox.append(EdgeLost(link, why))
+                case Produce(ticket, partition, key, value, kind, publish_id):
+                    records = self.log.partitions[partition]
+                    record = LogRecord(STREAM.id, partition, len(records), self.now_ms, key, value, int(kind), publish_id)
+                    records.append(record)
+                    self._later(core, Reported(ticket, partition, record.offset))
+                    for other in self.cores:
+                        self._later(other, Tailed([record]))
+                case AskEnd(ask, partition):
+                    self._later(core, EndOffset(ask, partition, len(self.log.partitions[partition])))
+                case AskConfigEnd(ask):
+                    self._later(core, EndOffset(ask, -1, len(self.log.config)))
+                case WriteConfig(ticket, key, value):
+                    self.log.config.append((key, value))
+                    for other in self.cores:
+                        self._later(other, ConfigRead(key, value))
+                    self._later(core, ConfigWritten(ticket, ok=True))
+
+    def _later(self, core: Core, event: CoreEvent) -> None:
+        if core.alive:
+            core.inbox.append(event)
+
+
+def _lane(frame: Any, lane: Lane | None) -> Lane:
+    return lane if lane is not None else Lane.BULK if type(frame) in BULK else Lane.LIVE
+
+
+class Client:
+    """One WebSocket. `gets` gives the next frame (heartbeats left out) and fails when there is none."""
+
+    def __init__(self, world: World, edge: Edge, binary: bool, params: dict[str, str]) -> None:
+        self._world, self._edge, self._binary = world, edge, binary
+        self._number = next(world._numbers)
+        self._frames: deque[dict[str, Any]] = deque()
+        self.closed: int | None = None
+        edge.clients[self._number] = self
+        edge.inbox.append(ClientOpened(self._number, urlencode(params), {}, "127.0.0.1", tls=True))
+        world.run()
+
+    def arrives(self, data: bytes) -> None:
+        while data:
+            _, payload, data = payload_of(data)
+            frame = msgspec.msgpack.decode(payload) if self._binary else json.loads(payload)
+            if frame["action"] != 0 or "id" in frame:
+                self._frames.append(frame)
+
+    def sends(self, **frame: Any) -> None:
+        self.sends_bytes(msgspec.msgpack.encode(frame) if self._binary else json.dumps(frame).encode())
+
+    def sends_bytes(self, data: bytes) -> None:
+        self._edge.inbox.append(ClientFrame(self._number, data))
+        self._world.run()
+
+    def gets(self, action: int, **members: Any) -> dict[str, Any]:
+        for _ in range(10):  # what takes its time: a core asks for the end of its configuration before it calls a key unknown
+            if self._frames:
+                break
+            self._world.wait(1.0)
+        assert self._frames, f"nothing came; expected action {action}"
+        return expect(self._frames.popleft(), action, members)
+
+    def gets_nothing(self) -> None:
+        assert not self._frames, list(self._frames)
+
+    def drops(self) -> None:
+        self._edge.inbox.append(ClientLost(self._number, "reset"))
+        self._world.run()
+
+
+def expect(frame: dict[str, Any], action: int, members: dict[str, Any]) -> dict[str, Any]:
+    assert frame["action"] == action, frame
+    for name, value in members.items():
+        assert frame.get(name) == value, frame
+    return frame

@@ -1,0 +1,295 @@
+"""Opening channels, live delivery, replay. Ably protocol docs, 3.5."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from core.effects import AskEnd, LinkSend
+from core.events import EndOffset, Gap, Tailed, Tick
+from core.replay import EXPIRED
+from relay.link.frames import Depart, Lane, Lost, Opened, Record, Renew, Shut
+from relay.model.limits import CoreLimits
+from relay.model.message import Message, RecordBody
+from relay.model.serials import Serial
+from tests.unit.core.dialogue import STREAM, Dialogue, serial, token
+
+
+def core_with_reader(**more) -> tuple[Dialogue, str]:
+    core = Dialogue(**more)
+    core.edge_up()
+    return core, core.admitted().session
+
+
+def writes(core: Dialogue, channel: str, count: int, size: int = 1, start: int = 0) -> list:
+    records = [core.record(channel, bytes([n % 256]) * size, f"s:{channel}:{n}") for n in range(start, start + count)]
+    core.happens(Tailed(records))
+    return records
+
+
+def test_a_channel_opens_at_its_head_and_everything_later_follows():
+    core, session = core_with_reader()
+    before = writes(core, "a", 3)
+    req = core.open("a", session)
+    assert core.answer(req) == Opened(req, serial(before[-1]))
+    after = writes(core, "a", 2, start=3)
+    assert core.sent() == [Record(req, record.offset, 0, record.value) for record in after]
+
+
+def test_an_empty_partition_has_a_head_before_its_first_record():
+    core, session = core_with_reader()
+    req = core.open("a", session)
+    head = core.answer(req).serial
+    (first,) = writes(core, "a", 1)
+    assert head < serial(first)
+    core.edge_sends(Shut(req))
+    again = core.open("a", session, after=head)
+    core.turns()
+    frames = core.sent()
+    assert [type(frame) for frame in frames] == [Record, Record, Opened]
+    assert (frames[0].ref, frames[1].ref, frames[2].req) == (req, again, again)
+
+
+def test_a_reopened_channel_gets_what_it_missed_on_bulk_and_then_live():
+    core, session = core_with_reader()
+    records = writes(core, "a", 10)
+    writes(core, "b", 5)
+    req = core.open("a", session, after=serial(records[3]))
+    core.turns()
+    sends = core.take(LinkSend)
+    assert [send.lane for send in sends] == [Lane.BULK] * 7
+    assert [send.frame.offset for send in sends[:-1]] == [record.offset for record in records[4:]]
+    opened = sends[-1].frame
+    assert (opened.req, opened.error) == (req, None)
+    assert opened.serial >= serial(records[-1])
+    (live,) = writes(core, "a", 1, start=10)
+    (send,) = core.take(LinkSend)
+    assert (send.lane, send.frame) == (Lane.LIVE, Record(req, live.offset, 0, live.value))
+
+
+def test_records_that_come_in_during_a_replay_are_neither_lost_nor_doubled_nor_early():
+    core, session = core_with_reader(limits=CoreLimits(replay_turn_bytes=1000))
+    records = writes(core, "a", 20, size=400)
+    core.open("a", session, after=serial(records[0]))
+    for n in range(20, 30):
+        core.tick()
+        records += writes(core, "a", 1, size=400, start=n)
+    core.turns()
+    frames = core.sent()
+    opened = next(at for at, frame in enumerate(frames) if isinstance(frame, Opened))
+    assert [frame.offset for frame in frames if isinstance(frame, Record)] == [record.offset for record in records[1:]]
+    assert frames[opened].error is None
+    assert all(serial(record) <= frames[opened].serial for record in records[1 : opened + 1])
+
+
+def test_more_than_a_replay_holds_gives_the_newest_part_and_says_so():
+    core, session = core_with_reader(limits=CoreLimits(replay_records=300))
+    records = writes(core, "a", 1000)
+    core.open("a", session, after=serial(records[0]))
+    core.turns()
+    frames = core.sent()
+    assert [frame.offset for frame in frames[:-1]] == [record.offset for record in records[-300:]]
+    assert frames[-1].error.code == 90004
+
+
+def test_the_bytes_of_a_replay_are_bounded_too():
+    core, session = core_with_reader()
+    records = writes(core, "a", 50, size=60_000)
+    core.open("a", session, after=serial(records[0]))
+    core.turns()
+    frames = core.sent()
+    assert 15 <= len(frames) <= 19
+    assert frames[-1].error.code == 90004
+
+
+def test_a_serial_older_than_the_index_gets_what_is_retained_and_90003():
+    core, session = core_with_reader()
+    old = writes(core, "a", 5)
+    core.tick(200)
+    new = writes(core, "a", 3, start=5)
+    core.open("a", session, after=serial(old[0]))
+    core.turns()
+    frames = core.sent()
+    assert [frame.offset for frame in frames[:-1]] == [record.offset for record in new]
+    assert frames[-1].error.code == 90003
+
+
+@pytest.mark.parametrize("after", ["", "garbage", "zzzzzzzz-0000-0000000000000000", None])
+def test_a_serial_of_another_stream_partition_or_none_attaches_at_the_head(after):
+    core, session = core_with_reader()
+    (record,) = writes(core, "a", 1)
+    other = (record.partition + 1) % STREAM.partitions
+    req = core.open("a", session, after=Serial(STREAM.id, other, 0).text if after is None else after)
+    opened = core.answer(req)
+    assert (opened.serial, opened.error.code) == (serial(record), 90005)
+    writes(core, "a", 1, start=1)
+    assert len(core.sent()) == 1
+
+
+def test_a_serial_ahead_of_this_core_waits_for_the_tail():
+    """The edge comes from another core that had read further."""
+    core, session = core_with_reader()
+    records = [core.record("a", publish_id=f"s:{n}") for n in range(3)]
+    req = core.open("a", session, after=serial(records[1]))
+    assert core.sent() == []
+    core.answer_ends()
+    assert core.sent() == []
+    core.happens(Tailed(records))
+    core.turns()
+    frames = core.sent()
+    assert [frame.offset for frame in frames[:-1]] == [2]
+    assert frames[-1] == Opened(req, serial(records[2]))
+
+
+def test_a_serial_beyond_the_end_of_the_log_was_never_ours():
+    core, session = core_with_reader()
+    (record,) = writes(core, "a", 1)
+    req = core.open("a", session, after=Serial(STREAM.id, record.partition, 10**15).text)
+    core.answer_ends()
+    assert core.answer(req).error.code == 90005
+    assert core.counted("open.beyond_end") == 1
+
+
+def test_without_an_answer_from_kafka_the_wait_is_bounded():
+    core, session = core_with_reader()
+    req = core.open("a", session, after=serial(core.record("a")))
+    (ask,) = core.take(AskEnd)
+    core.happens(EndOffset(ask.ask, ask.partition, None))
+    core.tick(11)
+    assert core.answer(req).error.code == 50003
+    assert core.node.status()["channels"] == 0
+
+
+def test_duplicates_are_neither_delivered_nor_replayed():
+    core, session = core_with_reader()
+    req = core.open("a", session)
+    head = core.answer(req).serial
+    core.happens(Tailed([core.record("a", b"1", "i:x"), core.record("a", b"2", "i:x"), core.record("a", b"3", "i:y")]))
+    assert [frame.body for frame in core.sent()] == [b"1", b"3"]
+    core.open("a", session, after=head)
+    core.turns()
+    assert [frame.body for frame in core.sent()[:-1]] == [b"1", b"3"]
+
+
+def test_ephemeral_messages_are_delivered_and_never_replayed():
+    core, session = core_with_reader()
+    req = core.open("a", session)
+    head = core.answer(req).serial
+    core.append(session, "a", "", Message(data="now"), ephemeral=True)
+    core.append(session, "a", "", Message(data="also", extras={"ephemeral": True}))
+    core.append(session, "a", "", Message(data="kept"))
+    core.kafka_round()
+    live = [msgspec.msgpack.decode(f.body, type=RecordBody).messages[0].data for f in core.sent() if isinstance(f, Record)]
+    assert live == ["now", "also", "kept"]
+    core.open("a", session, after=head)
+    core.turns()
+    replayed = [msgspec.msgpack.decode(f.body, type=RecordBody).messages[0].data for f in core.sent() if isinstance(f, Record)]
+    assert replayed == ["kept"]
+
+
+def test_every_link_with_the_channel_open_gets_the_record_and_no_other():
+    core, session = core_with_reader()
+    core.edge_up(2, boot="boot-2")
+    core.edge_up(3, boot="boot-3")
+    second = core.admitted(link=2).session
+    core.open("a", session)
+    core.open("a", second, link=2)
+    core.open("b", session)
+    core.sent(1), core.sent(2)
+    writes(core, "a", 1)
+    assert [len(core.sent(link)) for link in (1, 2, 3)] == [1, 1, 0]
+
+
+def test_a_shut_channel_is_silent_also_in_the_middle_of_a_replay():
+    core, session = core_with_reader(limits=CoreLimits(replay_turn_bytes=100))
+    records = writes(core, "a", 10, size=90)
+    req = core.open("a", session, after=serial(records[0]))
+    core.tick()
+    assert core.sent() != []
+    core.edge_sends(Shut(req))
+    core.turns()
+    writes(core, "a", 1, start=20)
+    assert core.sent() == []
+    core.edge_sends(Shut(req))
+
+
+def test_replays_take_turns_and_few_run_at_once():
+    core, session = core_with_reader(limits=CoreLimits(replay_turn_bytes=500, link_replays=2))
+    heads = {}
+    for name in "abcdef":
+        heads[name] = writes(core, name, 4, size=300)
+    reqs = {core.open(name, session, after=serial(records[0])): name for name, records in heads.items()}
+    core.turns()
+    frames = core.sent()
+    opened = [reqs[frame.req] for frame in frames if isinstance(frame, Opened)]
+    assert sorted(opened) == list("abcdef")
+    for req, name in reqs.items():
+        assert [f.offset for f in frames if isinstance(f, Record) and f.ref == req] == [record.offset for record in heads[name][1:]]
+
+
+def test_a_gap_in_the_log_is_told_to_every_channel_of_the_partition():
+    core, session = core_with_reader()
+    (record,) = writes(core, "a", 1)
+    req = core.open("a", session)
+    core.answer(req)
+    core.happens(Gap(STREAM.id, record.partition, 1, 50))
+    assert core.sent() == [Lost(req, EXPIRED)]
+    again = core.open("a", session, after=serial(record))
+    core.turns()
+    assert core.answer(again).error.code == 90003
+
+
+# --- witnesses
+
+
+def test_a_channel_outlives_its_witness_while_another_session_may_read_it():
+    core, session = core_with_reader()
+    reader = core.admitted(token("shop.chat")).session
+    req = core.open("chat:a", session)
+    core.answer(req)
+    core.edge_sends(Depart(session, True))
+    core.tick(11)
+    writes(core, "chat:a", 1)
+    assert [type(frame) for frame in core.sent()] == [Record]
+    core.edge_sends(Depart(reader, True))
+    core.tick(5)
+    writes(core, "chat:a", 1, start=1)
+    assert [type(frame) for frame in core.sent()] == [Record]
+    core.tick(6)
+    (lost,) = core.sent()
+    assert (lost.ref, lost.error.code) == (req, 40160)
+    writes(core, "chat:a", 1, start=2)
+    assert core.sent() == []
+    assert core.counted("open.witness_gone") == 1
+
+
+def test_a_witness_whose_grant_ends_is_gone_too():
+    core, session = core_with_reader()
+    req = core.open("a", session)
+    core.answer(req)
+    core.tick(400)
+    core.tick(20)
+    (lost,) = core.sent()
+    assert (lost.ref, lost.error.code) == (req, 40160)
+
+
+def test_a_witness_that_is_presented_again_keeps_the_channel():
+    core, session = core_with_reader()
+    core.open("a", session)
+    core.sent()
+    core.tick(290)
+    core.edge_sends(Renew(900, session))
+    core.answer(900)
+    core.tick(100)
+    core.tick(20)
+    assert core.sent() == []
+
+
+def test_time_alone_never_makes_work():
+    core, session = core_with_reader()
+    core.open("a", session)
+    core.sent()
+    for _ in range(100):
+        core.happens(Tick())
+    assert core.effects == []
+    assert core.node.next_deadline() > core.now

@@ -1,0 +1,3 @@
+from tests.unit.edge.playbook import edge
+
+__all__ = ["edge"]
