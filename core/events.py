@@ -92,8 +92,8 @@ class Looked:
 @dataclass(frozen=True, slots=True)
 class Gap:
     """Retention took records of `partition` from `position` up to `resumed` (exclusive) before the tail read them: it goes on at `resumed`.
-    Continuity of the partition's channels is lost. `resumed` below `position`: the topic was made anew under the core, whose stream is gone:
-    the process has to start again."""
+    Continuity of the partition's channels is lost. `resumed` below `position`: the topic was made anew under the core, whose
+    stream is gone: the process has to start again."""
 
     stream: str
     partition: int

@@ -25,7 +25,7 @@ from edge.events import ClientOpened
 from edge.hub import Channel, PendingAppend
 from edge.limits import InboundRate, Verdict
 from edge.links import Session
-from edge.turn import Timed
+from edge.turn import TICK, Timed
 from relay.link.frames import Admit, Admitted, Depart, Renew
 from relay.model.capability import Operation
 from relay.model.channel import parse_channel
@@ -276,7 +276,7 @@ class Connection(Timed):
             self.admission = None
         for answer in self.answers or ():
             if answer.append is not None:
-                answer.append.publisher = None
+                desk.hub.abandon(answer.append)
         self.answers = self.by_append = self.early = None
         attachments, self.attachments = self.attachments, None
         for attachment in (attachments or {}).values():
@@ -694,7 +694,7 @@ class Connection(Timed):
     def _arm(self) -> None:
         """One appointment for whatever comes first."""
         turn, session = self.desk.turn, self.session
-        at = min(self.next_beat, self.renew_at)
+        at = min(self.next_beat, self.renew_at, self.heard_at + self.interval + _DEAD_AFTER_S + TICK)
         if session is not None and session.token_expires is not None:
             expires = turn.mono(session.token_expires)
             at = min(at, expires)

@@ -679,6 +679,12 @@ class Hub:
             self.turn.send(link, frame)
         return append
 
+    def abandon(self, append: PendingAppend) -> None:
+        """Nobody waits for it any more. What is on a link keeps its place there; what was never sent is not sent."""
+        append.publisher = None
+        if append.channel.link is None:
+            self.settle(append)
+
     def settle(self, append: PendingAppend) -> None:
         """It has been answered, or nobody wants to know any more."""
         req = append.frame.req

@@ -233,7 +233,7 @@ class Rest:
         self._calls.pop(call.call, None)
         self.desk.turn.wheel.cancel(call)
         if call.append is not None:
-            call.append.publisher = None
+            self.desk.hub.abandon(call.append)
             call.append = None
         if isinstance(call.waits_for, int):
             self._fetches.pop(call.waits_for, None)

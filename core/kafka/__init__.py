@@ -16,6 +16,7 @@ Wiring a core takes six calls. Whatever happens in Kafka comes back as events of
     ends.ask(ask, partition)                                         # effect AskEnd
     config_log.ask_end(ask); config_log.write(ticket, key, value)    # effects AskConfigEnd, WriteConfig
     await config_log.ready()                                         # everything that was there at start has been delivered
+    await config_log.claim_stream(topics.log)                        # raises TopicMisconfigured if partitions were added
 
 `EmbeddedBroker` is a broker inside this process for `tidegate dev`; `Capabilities` says what it cannot do. `consumer` holds
 building blocks for whatever reads.

@@ -14,8 +14,11 @@ WINDOW_S = 240.0
 """W: a publish id repeats within this time of broker clock or never."""
 SKEW_S = 10.0
 """How far the clocks of cores and brokers may lie apart."""
-LOOK_BACK_S = WINDOW_S + SKEW_S
-"""How far before its start every reader of the log begins, so that all readers agree on what is a duplicate."""
+RETAINED_S = 150.0
+"""What a core's index should hold from the start: the two minutes of a resume, and some time to get there."""
+LOOK_BACK_S = WINDOW_S + SKEW_S + RETAINED_S
+"""How far before its start every reader of the log begins. All readers agree on what is a duplicate from `WINDOW_S` and `SKEW_S` after
+their first record on, and only what they agree on may be replayed."""
 
 
 class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

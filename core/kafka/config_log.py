@@ -14,6 +14,7 @@ from core.events import ConfigRead, ConfigWritten, EndOffset, Event
 from core.kafka.config import KafkaConfig, log
 from core.kafka.consumer import KafkaThread, open_consumer, read_batch
 from core.kafka.ends import EndOffsets
+from core.kafka.errors import TopicMisconfigured, Unreachable
 from core.kafka.outlet import Deliver, Outlet
 from core.kafka.topics import StreamInfo
 from relay.model.limits import CoreLimits
@@ -21,6 +22,8 @@ from relay.model.limits import CoreLimits
 PARTITION = 0
 """The embedded broker has four of every topic; only this one is used."""
 BATCH = 512
+STREAM = "stream:"
+"""Key prefix of the records of streams: topic and partition count."""
 WRITE_TIMEOUT_S = 30.0
 ASK_S = 3.0
 
@@ -57,6 +60,11 @@ class ConfigLog(KafkaThread):
         """Heap of (offset to reach, ticket)."""
         self._writes: dict[int, asyncio.TimerHandle] = {}
         self._target: int | None = None
+        self._recorded: dict[str, bytes] = {}
+        """Records of streams, by key; the first one counts."""
+        self._claims = 0
+        """Tickets of our own count down from here; callers' are positive."""
+        self._claiming: dict[int, asyncio.Future[bool]] = {}
 
     # --- on the loop --------------------------------------------------------------------------------------------------------------
 
@@ -84,9 +92,41 @@ class ConfigLog(KafkaThread):
         except (BufferError, KafkaException):
             self._outlet.put([_Durable(ticket, None)])
 
+    async def claim_stream(self, stream: StreamInfo) -> None:
+        """Record the stream's partition count, or compare it with what was recorded when the stream began; once `ready`.
+
+        Raises TopicMisconfigured if partitions were added: channels would change theirs, and with it their order and their serials.
+        Raises Unreachable if the record could not be written in time.
+        """
+        key = f"{STREAM}{stream.stream}"
+        recorded = self._recorded.get(key)
+        if recorded is None:
+            self._claims -= 1
+            claim = self._claiming[self._claims] = self._loop.create_future()
+            self.write(self._claims, key, f"{stream.topic} {stream.partitions}".encode())
+            if not await claim:
+                raise Unreachable(f"topic {self._stream.topic}: the record of stream {stream.stream} could not be written")
+            recorded = self._recorded[key]
+        count = int(recorded.split()[-1])
+        if count != stream.partitions:
+            raise TopicMisconfigured(stream.topic, "partition count", stream.partitions, f"{count} as when the topic was first used")
+
     def _give_up(self, ticket: int) -> None:
         if self._writes.pop(ticket, None) is not None:
-            self._deliver([ConfigWritten(ticket, ok=False)])
+            self._answer([ConfigWritten(ticket, ok=False)])
+
+    def _answer(self, events: list[Event]) -> None:
+        """Deliver what is not an answer to ourselves."""
+        for event in events:
+            if isinstance(event, ConfigRead) and event.key.startswith(STREAM) and event.value is not None:
+                self._recorded.setdefault(event.key, event.value)
+        for event in [event for event in events if isinstance(event, ConfigWritten) and event.ticket in self._claiming]:
+            events.remove(event)
+            claim = self._claiming.pop(event.ticket)
+            if not claim.done():
+                claim.set_result(event.ok)
+        if events:
+            self._deliver(events)
 
     def _ended(self, answers: list[Event]) -> None:
         """Answers of `EndOffsets`: wait until the reader has come that far."""
@@ -96,7 +136,7 @@ class ConfigLog(KafkaThread):
                 events.append(EndOffset(answer.ask, -1, None) if isinstance(answer, EndOffset) else answer)
             else:
                 heapq.heappush(self._barriers, (answer.offset, answer.ask))
-        self._deliver(events + self._reached())
+        self._answer(events + self._reached())
 
     def _settle(self, notices: list[Any]) -> None:
         events: list[Event] = []
@@ -115,9 +155,7 @@ class ConfigLog(KafkaThread):
                     heapq.heappush(self._durable, (notice.offset + 1, notice.ticket))
             else:
                 events.append(notice)
-        events += self._reached()
-        if events:
-            self._deliver(events)
+        self._answer(events + self._reached())
         if self._target is not None and self._position >= self._target and not self._ready.done():
             self._ready.set_result(None)
 
@@ -147,8 +185,7 @@ class ConfigLog(KafkaThread):
         left += [EndOffset(ask, -1, None) for _, ask in self._barriers]
         self._writes.clear()
         self._barriers.clear()
-        if left:
-            self._deliver(left)
+        self._answer(left)
         self._ready.cancel()
         if self._producer is not None:
             self._producer.purge()

@@ -204,11 +204,12 @@ class LogProducer:
 
     def _new_producer(self) -> Any:
         return self._make(
-            self._config.client(
+            # 0: a lone publish waits for nothing. Under load records gather anyway while requests are under way.
+            {"linger.ms": 0}
+            | self._config.client(
                 "log",
                 acks="all",
                 enable_idempotence=True,
-                linger_ms=0,
                 message_timeout_ms=int(self._limits.publish_timeout_s * 1000),
                 # Budgets bound what is queued, per partition; these only must never strike first.
                 queue_buffering_max_messages=self._limits.partition_budget_records * self._stream.partitions + 1_000,

@@ -34,6 +34,8 @@ QUIET_COMMIT_S = 5.0
 """Time between commits of offsets when no record of the log matched a rule."""
 IDLE_POLL_S = 0.1
 """Longest wait for a record of the log, and so for `close` to be noticed."""
+OVERHEAD = 100
+"""Bytes that a record costs beside key, value and headers, for the bound of a span."""
 MAX_REDO = 5
 """Attempts at one span before producer and consumer are made anew."""
 COMPLAIN_S = 60.0
@@ -276,7 +278,7 @@ class _Run:
         for drop in outcome.drops:
             self._owner.drop(drop.rule, drop.reason)
         span.outputs += outcome.outputs
-        span.size += sum(len(output.value) for output in outcome.outputs)
+        span.size += sum(_size(output) + OVERHEAD for output in outcome.outputs)
         if span.size >= self._limits.rule_span_bytes:
             self._commit()
 

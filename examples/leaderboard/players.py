@@ -51,11 +51,16 @@ class SdkPublisher:
             os.environ["SSL_CERT_FILE"] = ca  # the SDK has no option for it; OpenSSL and httpx both read this
         from ably import AblyRealtime  # noqa: PLC0415 (it may not be there)
 
-        at = urlsplit(url)
-        self._ably = AblyRealtime(endpoint=at.hostname, tls_port=at.port or 443, **credentials)
+        # With its port: the realtime part of this SDK knows `tls_port` but does not use it.
+        self._ably = AblyRealtime(endpoint=urlsplit(url).netloc, **credentials)
+        self._ably.connection.on(self._changed)
 
     async def publish(self, channel: str, name: str, data: dict[str, Any]) -> None:
         await self._ably.channels.get(channel).publish(name, data)
+
+    def _changed(self, change: Any) -> None:
+        if change.reason:
+            print(f"players: {change.current.value}: {change.reason}", file=sys.stderr)
 
 
 class RestPublisher:

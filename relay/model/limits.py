@@ -197,13 +197,13 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     rule_span_records: int = 1_000
     """Records that rules write in one transaction. At it: the transaction is committed."""
     rule_span_bytes: int = 8_388_608
-    """The same, in bytes of record values."""
+    """The same, in bytes of records."""
     rule_topics: int = 1_000
     """Topics that one rule writes to while its core runs. Above it: records for further topics are dropped and counted."""
     mapping_records: int = 2_000
     """Records of one mapping read and not yet durable in the log. At it: the mapping reads no further until some are."""
     mapping_bytes: int = 8_388_608
-    """The same, in bytes of record values."""
+    """The same, in bytes of keys and values."""
 
 
 class ListenerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

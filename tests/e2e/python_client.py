@@ -15,12 +15,12 @@ async def main() -> None:
     everything = asyncio.Event()
 
     def on_message(message: object) -> None:
-        got.append(message.data)  # type: ignore[attr-defined]
+        got.append(message.data["n"])  # type: ignore[attr-defined]
         if len(got) >= count:
             everything.set()
 
     await channel.subscribe(on_message)
-    await asyncio.gather(*(channel.publish("n", n) for n in range(count)))
+    await asyncio.gather(*(channel.publish("n", {"n": n}) for n in range(count)))
     await asyncio.wait_for(everything.wait(), 30)
     await asyncio.sleep(0.5)  # a doubled one would come now
     print(json.dumps(got))

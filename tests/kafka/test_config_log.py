@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from core.events import ConfigRead, ConfigWritten, EndOffset
-from core.kafka import ConfigLog, KafkaConfig, StreamInfo, Topics
+from core.kafka import ConfigLog, KafkaConfig, StreamInfo, TopicMisconfigured, Topics
 from relay.model.limits import CoreLimits
 from tests.support.kafka import Kafka, kafka
 
@@ -57,6 +57,25 @@ def test_the_barrier_is_answered_when_everything_written_before_it_anywhere_has_
                 await other.until(lambda turn=turn: len(other.of(EndOffset)) == turn + 1)
                 assert ConfigRead(f"key:{turn}", b"v") in other.events
             assert {answer.partition for answer in other.of(EndOffset)} == {-1}
+
+    asyncio.run(story())
+
+
+def test_a_stream_keeps_the_partition_count_it_began_with(kafka_brokers: str) -> None:
+    async def story() -> None:
+        async with kafka(kafka_brokers) as world:
+            log: ConfigLog = world.start(ConfigLog, world.topics.config)
+            await log.ready()
+            await log.claim_stream(world.topics.log)
+            await log.claim_stream(world.topics.log)
+            assert not world.of(ConfigWritten), "nobody else asked for it"
+            async with kafka(kafka_brokers, config=world.config) as other:
+                again: ConfigLog = other.start(ConfigLog, other.topics.config)
+                await again.ready()
+                await again.claim_stream(other.topics.log)
+                with pytest.raises(TopicMisconfigured, match="partition count is 9, but it must be 4 as when the topic was first used"):
+                    await again.claim_stream(other.topics.log._replace(partitions=9))
+            assert len(world.of(ConfigRead)) == 1
 
     asyncio.run(story())
 

@@ -135,7 +135,7 @@ def test_where_a_new_mapping_begins(kafka_brokers: str, start: str, read: list[s
             mapping = runner(world, appends, topic, **{"from": start})
             await until(lambda: len(firsts(world)) == len(read))
             await mapping.close()
-            assert [message(record).data for record in firsts(world)] == read
+            assert sorted(message(record).data for record in firsts(world)) == read
 
     asyncio.run(story())
 
@@ -148,7 +148,7 @@ def test_nothing_is_lost_through_restarts_and_two_runners(kafka_brokers: str) ->
             limits = CoreLimits(mapping_records=200)
             first = runner(world, appends, topic, limits)
             await until(lambda: first.ready)
-            producing = asyncio.create_task(asyncio.to_thread(produce, kafka_brokers, topic, 0, 6_000))
+            producing = asyncio.create_task(asyncio.to_thread(produce, kafka_brokers, topic, 0, 3_000))
             await until(lambda: first.read > 500)
             await first.close()
             second = runner(world, appends, topic, limits)
@@ -157,9 +157,9 @@ def test_nothing_is_lost_through_restarts_and_two_runners(kafka_brokers: str) ->
             await until(lambda: third.ready)
             await producing
             await second.close()
-            await until(lambda: len(firsts(world)) == 6_000)
+            await until(lambda: len(firsts(world)) == 3_000)
             await third.close()
-            assert_all_in_order(world, 6_000)
+            assert_all_in_order(world, 3_000)
             committed, ends = await asyncio.to_thread(marks, world, third.group, topic)
             assert committed == ends
             assert first.failures == second.failures == third.failures == 0

@@ -17,7 +17,7 @@ process.stdin.on('data', () => {}).on('end', () => process.exit(0));
   const pub = s.oneClient ? sub : client('publisher');
   const channel = sub.channels.get(s.channel);
   try {
-    await channel.subscribe((m) => say('message', { data: m.data, id: m.id, serial: m.serial, clientId: m.clientId, connectionId: m.connectionId }));
+    await channel.subscribe((m) => say('message', { data: m.data && m.data.n !== undefined ? m.data.n : m.data, id: m.id, serial: m.serial, clientId: m.clientId, connectionId: m.connectionId }));
     await pub.connection.whenState('connected');
   } catch (e) {
     say('failed', { code: e.code, statusCode: e.statusCode });
@@ -29,7 +29,7 @@ process.stdin.on('data', () => {}).on('end', () => process.exit(0));
   const started = Date.now();
   const pending = [];
   for (let n = 0; n < s.count; n++) {
-    pending.push(target.publish(s.name || 'n', s.binary && s.buffers ? Buffer.from(String(n)) : n).then(
+    pending.push(target.publish(s.name || 'n', { n }).then(
       () => say('acked', { n }),
       (e) => say('nacked', { n, code: e.code, statusCode: e.statusCode }),
     ));

@@ -204,8 +204,9 @@ def test_a_shut_channel_is_silent_also_in_the_middle_of_a_replay():
     core, session = core_with_reader(limits=CoreLimits(replay_turn_bytes=100))
     records = writes(core, "a", 10, size=90)
     req = core.open("a", session, after=serial(records[0]))
-    core.tick()
-    assert core.sent() != []
+    for _ in range(4):
+        core.tick()
+    assert 0 < len(core.sent()) < 9
     core.edge_sends(Shut(req))
     core.turns()
     writes(core, "a", 1, start=20)

@@ -1,0 +1,55 @@
+"""The inside pages of a core."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from starlette.applications import Starlette
+
+from core.io.http import admin_app, metrics_app, watch
+from relay.runtime.metrics import Metrics
+from tests.unit.core.dialogue import Dialogue
+
+
+def get(app: Starlette, path: str) -> tuple[int, str]:
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": [], "root_path": ""}
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent).decode()
+
+
+def test_health_is_not_readiness():
+    for app in (admin_app(lambda: False, dict), metrics_app(Metrics(), lambda: False)):
+        assert get(app, "/healthz")[0] == 200
+        assert get(app, "/readyz")[0] == 503
+    assert get(admin_app(lambda: True, dict), "/readyz")[0] == 200
+
+
+def test_status_shows_the_core_in_numbers():
+    core = Dialogue()
+    core.edge_up()
+    core.admitted()
+    status, body = get(admin_app(lambda: core.node.ready, core.node.status), "/v1/status")
+    shown = json.loads(body)
+    assert (status, shown["node"], shown["ready"], shown["sessions"]) == (200, "core-1", True, 1)
+    assert shown["links"] == [{"edge": "spiffe://test/edge/eu/e1", "site": "eu", "node": "e1", "sessions": 1}]
+
+
+def test_metrics_show_refusals_by_reason():
+    core = Dialogue()
+    core.edge_up()
+    core.open("a", "nobody")
+    metrics = Metrics()
+    watch(metrics, core.node)
+    page = get(metrics_app(metrics, lambda: True), "/metrics")[1]
+    assert 'tidegate_core_events_total{event="open.no_witness"} 1.0' in page
+    assert "tidegate_core_ready 1.0" in page
+    assert "tidegate_core_fold_ids 0.0" in page

@@ -1,0 +1,119 @@
+"""From start to ready: nothing is served before the core has looked back, and little is refused that may wait a moment."""
+
+from __future__ import annotations
+
+from core.effects import AskConfigEnd, LinkClose
+from core.events import EdgeLost, EndOffset, Gap, Looked, Tailed
+from core.fold import SKEW_MS, WINDOW_MS
+from core.node import LOOK_BACK_MS
+from relay.link.frames import Admit, Admitted, Opened, Present, Record, Refused
+from relay.model.limits import CoreLimits
+from tests.unit.core.dialogue import SECRET, STREAM, Dialogue, serial
+
+
+def look_back(core: Dialogue) -> None:
+    for partition in range(STREAM.partitions):
+        core.happens(Looked(partition, 0, core.ends[partition]))
+
+
+def test_ready_when_all_partitions_are_read_and_the_configuration_too():
+    core = Dialogue(ready=False, sandbox=True)
+    look_back(core)
+    assert not core.node.ready
+    core.tick()
+    (ask,) = core.take(AskConfigEnd)
+    core.happens(EndOffset(ask.ask, -1, None))
+    core.tick(2)
+    (ask,) = core.take(AskConfigEnd)
+    core.happens(EndOffset(ask.ask, -1, 3))
+    assert core.node.ready
+
+
+def test_what_edges_ask_meanwhile_waits_in_its_order():
+    core = Dialogue(ready=False)
+    other = Dialogue()
+    other.edge_up()
+    grant = other.admitted()
+    core.edge_up()
+    core.edge_sends(Admit(1, f"shop.all:{SECRET}", True, True, True, 6))
+    core.edge_sends(Present(grant.grant))
+    core.last_req = 10
+    req = core.open("a", grant.session)
+    core.tick(5)
+    assert core.sent() == []
+    look_back(core)
+    core.turns()
+    assert sorted(type(frame).__name__ for frame in core.sent()) == ["Admitted", "Opened"]
+    assert req == 11
+
+
+def test_waiting_is_bounded_in_time_and_number():
+    core = Dialogue(ready=False, limits=CoreLimits(starting_frames=2))
+    core.edge_up(1)
+    core.edge_up(2, boot="boot-2")
+    core.edge_sends(Admit(1, None, True, True, True, 6))
+    core.append("x", "a")
+    core.tick(11)
+    assert [(type(frame), frame.error.code) for frame in core.sent()] == [(Refused, 50320)] * 2
+    for _ in range(3):
+        core.edge_sends(Admit(1, None, True, True, True, 6), 2)
+    assert [close.link for close in core.take(LinkClose)] == [2]
+
+
+def test_a_lost_edge_waits_no_more():
+    core = Dialogue(ready=False)
+    core.edge_up()
+    core.edge_sends(Admit(1, None, True, True, True, 6))
+    core.happens(EdgeLost(1, "gone"))
+    look_back(core)
+    core.turns()
+    assert core.sent() == []
+
+
+def test_records_read_while_looking_back_are_indexed_where_their_verdict_is_sound():
+    """A reader that began too late for a record cannot know whether it is a duplicate: such records are not replayed."""
+    core = Dialogue(ready=False)
+    core.ends = dict.fromkeys(core.ends, 1000)  # the log did not begin here
+    start_ms = core.now_ms - LOOK_BACK_MS
+    young = start_ms + WINDOW_MS + SKEW_MS
+    records = [core.record("a", publish_id=f"s:{n}", ts=ts) for n, ts in enumerate([start_ms, young - 1, young, young + 1, core.now_ms])]
+    core.happens(Tailed(records))
+    for partition in range(STREAM.partitions):
+        core.happens(Looked(partition, 1000, core.ends[partition]))
+    core.edge_up()
+    session = core.admitted().session
+    core.open("a", session, after=serial(records[1]))
+    core.turns()
+    frames = core.sent()
+    assert [frame.offset for frame in frames[:-1]] == [record.offset for record in records[2:]]
+    assert frames[-1].error is None
+    core.open("a", session, after=serial(records[0]))
+    core.turns()
+    frames = core.sent()
+    assert [frame.offset for frame in frames[:-1]] == [record.offset for record in records[2:]]
+    assert frames[-1].error.code == 90003
+
+
+def test_a_partition_without_traffic_opens_at_its_end():
+    core = Dialogue(ready=False)
+    core.ends = dict.fromkeys(core.ends, 1000)
+    for partition in range(STREAM.partitions):
+        core.happens(Looked(partition, 1000, 1000))
+    core.edge_up()
+    session = core.admitted().session
+    req = core.open("a", session)
+    head = core.answer(req).serial
+    core.happens(Tailed([core.record("a")]))
+    core.sent()
+    core.open("a", session, after=head)
+    core.turns()
+    assert [type(frame) for frame in core.sent()] == [Record, Opened]
+
+
+def test_a_log_made_anew_under_the_core_ends_its_service():
+    core = Dialogue()
+    core.edge_up()
+    assert isinstance(core.admit(), Admitted)
+    core.happens(Gap(STREAM.id, 0, 500, 0))
+    assert [close.link for close in core.take(LinkClose)] == [1]
+    assert not core.node.ready
