@@ -1,6 +1,6 @@
 """Cheap WebSocket clients, many in one process. `python -m bench.clients URL CA bare|ably`, then JSON lines on stdin; one answer each.
 
-    {"do": "connect", "tokens": [t, …]}                        one client a token, all subscribed   → {"connected": n}
+    {"do": "connect", "tokens": [t, …], "subscribe": true}     one client a token                   → {"connected": n}
     {"do": "publish", "token": t, "rate": r, "seconds": s}     one publisher, at even distances     → {"published": n, "refused": n}
     {"do": "count"}                                            messages received so far             → {"messages": n}
     {"do": "latency", "token": t, "rate": r, "seconds": s}     publisher and subscriber in one      → {"ms": [l, …], "published": n}
@@ -158,12 +158,12 @@ class Clients:
         self._open.append(client)
         return client
 
-    async def _connect(self, tokens: list[str]) -> dict[str, Any]:
+    async def _connect(self, tokens: list[str], subscribe: bool = True) -> dict[str, Any]:
         turn = asyncio.Semaphore(CONNECTS_AT_ONCE)
 
         async def one(token: str) -> None:
             async with turn:
-                await self._client(token, subscribe=True)
+                await self._client(token, subscribe=subscribe)
 
         await asyncio.gather(*map(one, tokens))
         return {"connected": len(tokens)}

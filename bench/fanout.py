@@ -14,7 +14,7 @@ from bench.common import ROUNDS, Figure, Server, clients, cpu_s, floor, product,
 
 SUBSCRIBERS = 1_000
 RATE = 20.0
-WARM_CLIENTS = 20
+WARM_CLIENTS = 100
 SETTLE_S = 1.5
 WINDOW_S = 8.0
 

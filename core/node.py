@@ -130,11 +130,14 @@ class _Partition:
 class _Pending:
     """An append between `Produce` and its answer."""
 
-    __slots__ = ("at", "fresh", "id", "key", "link", "partition", "req", "size", "ticket")
+    __slots__ = ("at", "fresh", "id", "key", "link", "partition", "req", "session", "size", "ticket")
 
-    def __init__(self, ticket: int, link: int, frame: Append, key: bytes, partition: int, fresh: bool, size: int) -> None:
+    def __init__(
+        self, ticket: int, link: int, frame: Append, session: Session, key: bytes, partition: int, fresh: bool, size: int
+    ) -> None:
         self.ticket = ticket
         self.link = link
+        self.session = session
         self.req = frame.req
         self.id = frame.id
         self.key = key
@@ -770,23 +773,30 @@ class CoreNode:
 
     def _append(self, link: int, frame: Append) -> None:
         try:
-            key, partition, value = self._checked_append(link, frame)
+            session = self._roster.get(link, frame.session, self._now_ms)
+            key, partition, value = self._checked_append(session, frame)
         except RelayError as error:
             self._count("append", error)
             self._refuse(link, frame.req, error.info, Lane.LIVE)
             return
-        ticket = self._number()
         # Only a server-made or connection-derived id can be known never to come again.
         fresh = frame.fresh and not frame.id.startswith("i:")
-        self._pending[ticket] = _Pending(ticket, link, frame, key, partition, fresh, len(value))
         load = self._load[link]
+        if session.stalled:
+            self._send(link, Unknown(frame.req), Lane.LIVE)
+            return
+        if load[0] >= self._limits.link_appends or load[1] >= self._limits.link_append_bytes:
+            self.counters["append.link_full"] += 1
+            self._not_taken(link, frame.req, session, fresh)
+            return
+        ticket = self._number()
+        self._pending[ticket] = _Pending(ticket, link, frame, session, key, partition, fresh, len(value))
         load[0] += 1
         load[1] += len(value)
         self._out.append(Produce(ticket, partition, key, value, Kind.MESSAGE, frame.id))
 
-    def _checked_append(self, link: int, frame: Append) -> tuple[bytes, int, bytes]:
+    def _checked_append(self, session: Session, frame: Append) -> tuple[bytes, int, bytes]:
         """(log key, partition, record value) of a publish that may be. Raises: RelayError."""
-        session = self._roster.get(link, frame.session, self._now_ms)
         name = parse_channel(frame.channel)
         operations = session.capability.operations_on(name.name)
         if Operation.PUBLISH not in operations:
@@ -801,9 +811,6 @@ class CoreNode:
             privileged=Operation.PRIVILEGED_HEADERS in operations,
         )
         self._check_id(frame.id, session, base)
-        load = self._load[link]
-        if load[0] >= self._limits.link_appends or load[1] >= self._limits.link_append_bytes:
-            raise Denied("link_full", _OVERFULL.code, _OVERFULL.message)
         body = RecordBody(
             id=frame.id[2:],
             timestamp=self._now_ms,
@@ -846,6 +853,7 @@ class CoreNode:
         if pending is None:
             return
         if event.offset is None:
+            self._stall(pending.session)
             self._finish(pending, Unknown(pending.req))
             return
         partition = self._partitions[pending.partition]
@@ -863,15 +871,35 @@ class CoreNode:
         pending = self._pending.get(event.ticket)
         if pending is not None:
             self.counters["append.overfull"] += 1
-            self._finish(pending, Refused(pending.req, _OVERFULL))
+            if self._settle(pending):
+                self._not_taken(pending.link, pending.req, pending.session, pending.fresh)
+
+    def _not_taken(self, link: int, req: int, session: Session, fresh: bool) -> None:
+        """The append was not handed to Kafka. Only of a first send does that mean that it will never appear: an earlier copy of any
+        other may be on its way, so that a refusal could be a lie."""
+        if fresh:
+            self._refuse(link, req, _OVERFULL, Lane.LIVE)
+        else:
+            self._stall(session)
+            self._send(link, Unknown(req), Lane.LIVE)
+
+    def _stall(self, session: Session) -> None:
+        """One HTTP request promises no order to another; what a connection sends is in order or not at all."""
+        session.stalled = session.grant.realtime
 
     def _finish(self, pending: _Pending, answer: ToEdge) -> None:
+        if self._settle(pending):
+            self._send(pending.link, answer, Lane.LIVE)
+
+    def _settle(self, pending: _Pending) -> bool:
+        """Whether the link that asked is still there."""
         del self._pending[pending.ticket]
         load = self._load.get(pending.link)
-        if load is not None:
-            load[0] -= 1
-            load[1] -= pending.size
-            self._send(pending.link, answer, Lane.LIVE)
+        if load is None:
+            return False
+        load[0] -= 1
+        load[1] -= pending.size
+        return True
 
     # --- the log -----------------------------------------------------------------------------------------------------------------------
 
@@ -999,6 +1027,7 @@ class CoreNode:
             for offset in [offset for offset, pending in partition.verdicts.items() if pending.at <= late]:
                 pending = partition.verdicts.pop(offset)
                 self.counters["append.no_verdict"] += 1
+                self._stall(pending.session)
                 self._finish(pending, Unknown(pending.req))
             for ask in [ask for ask, waiting in partition.ahead.items() if waiting.until <= self._now]:
                 channel = partition.ahead.pop(ask).channel

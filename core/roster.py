@@ -21,12 +21,14 @@ from relay.model.limits import PROTOCOL, CoreLimits
 class Session:
     """One connection, or one REST request, with its rights on one link."""
 
-    __slots__ = ("capability", "ends", "grant", "link", "witnessed")
+    __slots__ = ("capability", "ends", "grant", "link", "stalled", "witnessed")
 
     def __init__(self, link: int, grant: Grant) -> None:
         self.link = link
         self.witnessed: set[OpenChannel] = set()
         """The open channels for which this session's right to read stands surety."""
+        self.stalled = False
+        """A publish of this connection has an unknown fate: nothing that it sent later may overtake it. Its client is on its way out."""
         self.take(grant)
 
     def take(self, grant: Grant) -> None:

@@ -71,8 +71,8 @@ class Connection(Timed):
 
     __slots__ = (
         *("address", "admission", "answers", "attachments", "auth_asked", "client", "client_id", "desk", "early", "echo", "epoch"),
-        *("expected", "heard_at", "heartbeats", "interval", "key", "msgpack", "next_beat", "opened_at", "rate", "renewal", "resumed"),
-        *("session", "state", "tls", "unanswered_bytes", "version", "renew_at", "admitted_ms", "by_append", "wants_resume"),
+        *("expected", "heard_at", "heartbeats", "interval", "key", "msgpack", "next_beat", "opened_at", "rate", "renewal", "repeats"),
+        *("session", "state", "tls", "unanswered_bytes", "version", "renew_at", "admitted_ms", "by_append", "doubt_at"),
     )
 
     def __init__(self, desk: Desk, event: ClientOpened) -> None:
@@ -100,8 +100,11 @@ class Connection(Timed):
         self.early: list[bytes] | None = None
         self.opened_at = self.heard_at = self.next_beat = turn.now
         self.rate = InboundRate(turn.limits, turn.now)
-        self.resumed = False
-        self.wants_resume = False
+        self.repeats = 0
+        """How many of the publishes to come may repeat those of an earlier connection: all that it may have left unanswered. Such a one is
+        never NACKed for want of room, since its first copy may be on its way."""
+        self.doubt_at = float("inf")
+        """When to drop the client so that it settles a publish of unknown fate by sending it again."""
         self.epoch = desk.links.losses
         self.auth_asked = False
         self.renew_at = 0.0
@@ -131,7 +134,8 @@ class Connection(Timed):
         self.version, self.echo, self.heartbeats, self.client_id = asked.version, asked.echo, asked.heartbeats, asked.client_id
         if asked.idle_interval_ms is not None:
             self.interval = asked.idle_interval_ms / 1000
-        self.wants_resume = (asked.resume or asked.recover) is not None
+        if (asked.resume or asked.recover) is not None:
+            self.repeats = self.rate.grace = turn.limits.unanswered_publishes
         self._admit(
             Admit(
                 req=turn.request(),
@@ -182,7 +186,6 @@ class Connection(Timed):
         desk, turn = self.desk, self.desk.turn
         self.session = Session(frame, link)
         self.key = frame.key
-        self.resumed = self.wants_resume and frame.error is None
         self.epoch = desk.links.losses
         before = desk.sessions.get(frame.session)
         if before is not None:
@@ -455,10 +458,19 @@ class Connection(Timed):
             return
         try:
             name, messages, base, ephemeral = self._checked(message)
-            size = sum(64 + len(each.data or "") for each in messages)
-            self._make_room(size, within=within)
         except RelayError as error:
             self._settle(answer, error=error.info)
+            return
+        size = sum(64 + len(each.data or "") for each in messages)
+        repeat = again or self.repeats > 0
+        self.repeats -= self.repeats > 0
+        try:
+            self._make_room(size, within=within)
+        except RelayError as error:
+            if repeat:
+                self._doubt()
+            else:
+                self._settle(answer, error=error.info)
             return
         session = self.session
         assert session is not None, "connected"
@@ -474,7 +486,7 @@ class Connection(Timed):
             self,
             size,
             # Only a first send on a connection without history can be told apart from a repetition by its id alone.
-            fresh=base is None and not again and not self.resumed and self.epoch == self.desk.links.losses,
+            fresh=base is None and not repeat and self.epoch == self.desk.links.losses,
             ephemeral=ephemeral,
         )
         answer.append = append
@@ -576,8 +588,12 @@ class Connection(Timed):
     def append_unknown(self, append: PendingAppend) -> None:
         """Nobody can say whether it is in the log: the client sends it again under its id, and the log decides."""
         if self._taken(append) is not None:
-            self.flush()
-            self.disconnect(ErrorInfo.of(50003, "the outcome of a publish is not known; it will be settled on reconnecting"))
+            self._doubt()
+
+    def _doubt(self) -> None:
+        """Not at once: while Kafka is away, thousands of clients would come back at once, with all that they have."""
+        self.doubt_at = min(self.doubt_at, self.desk.turn.now + self.desk.turn.limits.unknown_wait_s)
+        self._arm()
 
     def flush(self) -> None:
         """Send the answers that are in turn. Consecutive ACKs share one message (at most 500 publishes each)."""
@@ -694,7 +710,7 @@ class Connection(Timed):
     def _arm(self) -> None:
         """One appointment for whatever comes first."""
         turn, session = self.desk.turn, self.session
-        at = min(self.next_beat, self.renew_at, self.heard_at + self.interval + _DEAD_AFTER_S + TICK)
+        at = min(self.next_beat, self.renew_at, self.doubt_at, self.heard_at + self.interval + _DEAD_AFTER_S + TICK)
         if session is not None and session.token_expires is not None:
             expires = turn.mono(session.token_expires)
             at = min(at, expires)
@@ -726,6 +742,9 @@ class Connection(Timed):
         if turn.now - self.heard_at > self.interval + _DEAD_AFTER_S:
             turn.close(self.client, _NORMAL, "dead")
             self._over(closed=False)
+            return
+        if turn.now >= self.doubt_at:
+            self.disconnect(ErrorInfo.of(50003, "the outcome of a publish is not known; it will be settled on reconnecting"))
             return
         if self.answers and self.by_append and turn.now - self.answers[0].asked_at >= turn.limits.publish_wait_s:
             self.disconnect(ErrorInfo.of(50003, "a publish was not confirmed in time; it will be settled on reconnecting"))

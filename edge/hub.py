@@ -27,6 +27,9 @@ from relay.model.errors import ErrorInfo
 from relay.model.message import Kind, Message, RecordBody
 from relay.model.serials import Serial
 
+UNKNOWN = -2
+"""No offset at all. -1 is one: the position before the first record."""
+
 _decode_body = msgspec.msgpack.Decoder(RecordBody).decode
 _RETRY_S = 1.0
 """Between two attempts to open a channel that the core refused for a reason that passes."""
@@ -115,8 +118,8 @@ class Channel(Timed):
         """The request that opened it; records carry it. 0: not asked for."""
         self.stream = ""
         self.partition = 0
-        self.last = -1
-        """Offset up to which everything was delivered; -1 while nothing is known."""
+        self.last = UNKNOWN
+        """Offset up to which everything was delivered; -1 at the head of an empty partition."""
         self.witness: Attachment | None = None
         self.groups: dict[tuple[bool, str], Group] = {}
         self.readers: dict[Attachment, None] = {}
@@ -135,7 +138,7 @@ class Channel(Timed):
 
     @property
     def serial(self) -> str | None:
-        return Serial(self.stream, self.partition, self.last).text if self.last >= 0 else None
+        return Serial(self.stream, self.partition, self.last).text if self.last != UNKNOWN else None
 
     # --- readers ---------------------------------------------------------------------------------------------------------------------
 
@@ -296,14 +299,14 @@ class Channel(Timed):
         self.hub.links.present(self.witness.session, link)
         after = self.serial if self.readers or self.joining else None
         if after is None:
-            self.last = -1
+            self.last = UNKNOWN
         turn.send(link, Open(self.ref, self.app, self.name, self.witness.session.id, after))
 
     def shut(self) -> None:
         self._forget_refs(shut=True)
         self.state = State.SHUT
         self.shut_at = None
-        self.last = -1
+        self.last = UNKNOWN
         self.witness = None
         self.hub.release(self)
 
@@ -343,7 +346,7 @@ class Channel(Timed):
             self.open()
         else:
             self.state = State.SHUT
-            self.last = -1
+            self.last = UNKNOWN
             self.hub.release(self)
 
     def move(self) -> None:
@@ -373,9 +376,9 @@ class Channel(Timed):
             self._retry()
             return
         error = frame.error
-        if self.last >= 0 and (head.stream, head.partition) != (self.stream, self.partition):
+        if self.last != UNKNOWN and (head.stream, head.partition) != (self.stream, self.partition):
             error = error or _OTHER_SITE
-            self.last = -1
+            self.last = UNKNOWN
         self.state = State.OPEN
         self.stream, self.partition = head.stream, head.partition
         held = [self.held[offset] for offset in sorted(self.held)]
@@ -383,7 +386,7 @@ class Channel(Timed):
         self.held_size = 0
         if error is not None:
             if head.offset < self.last:  # the log is not what it was: what counts is what it says now
-                self.last = -1
+                self.last = UNKNOWN
             position = Serial(head.stream, head.partition, max([head.offset, *(record.offset for record in held)])).text
             for attachment in self.readers:
                 attachment.discontinued(position, error)
@@ -482,7 +485,7 @@ class Channel(Timed):
         for attachment in readers:
             self._unsubscribe(attachment)
             self.waiting[attachment] = self.hub.turn.now + self.hub.turn.limits.attach_wait_s
-        self.last = -1
+        self.last = UNKNOWN
         self.open()
 
     def deliver(self, records: Iterable[Record]) -> None:
@@ -542,7 +545,7 @@ class Channel(Timed):
         attachment = replay.attachment
         self._end(replay)
         head = Serial.parse(frame.serial)
-        reached = max(self.last, head.offset if head is not None else -1)
+        reached = max(self.last, head.offset if head is not None else UNKNOWN)
         missed = [replay.records[offset] for offset in sorted(replay.records)]
         attachment.opened(
             Serial(self.stream, self.partition, reached).text, resumed=frame.error is None, backlog=bool(missed), error=frame.error

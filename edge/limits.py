@@ -20,13 +20,18 @@ class InboundRate:
     What is refused counts as well, so that a client which ignores the refusals ends where the flood does.
     """
 
-    __slots__ = ("_at", "_level")
+    __slots__ = ("_at", "_level", "grace")
 
     def __init__(self, limits: EdgeLimits, now: float) -> None:
         self._level = float(limits.inbound_burst)
         self._at = now
+        self.grace = 0
+        """Messages that cost nothing: what a client that comes back may have to send again."""
 
     def spend(self, limits: EdgeLimits, now: float) -> Verdict:
+        if self.grace:
+            self.grace -= 1
+            return Verdict.WITHIN
         level = min(self._level + (now - self._at) * limits.inbound_per_s, limits.inbound_burst) - 1
         self._level, self._at = level, now
         if level >= 0:

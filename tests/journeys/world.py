@@ -25,11 +25,11 @@ from core.index import MemoryIndex
 from core.log import LogRecord
 from core.node import CoreNode
 from core.registry import App, Key, Registry, Streams
-from edge.ably.websocket import payload_of
+from edge.ably.websocket import PING, payload_of
 from edge.desk import Policy
 from edge.effects import Broadcast, CloseClient, RestAnswer, Write
 from edge.effects import LinkSend as EdgeSends
-from edge.events import ClientFrame, ClientLost, ClientOpened, LinkFrames, LinkLost, LinkUp, RestAsked
+from edge.events import ClientFrame, ClientLost, ClientOpened, ClientPong, LinkFrames, LinkLost, LinkUp, RestAsked
 from edge.events import Event as EdgeEvent
 from edge.events import Tick as EdgeTick
 from edge.node import EdgeNode
@@ -301,6 +301,10 @@ class Client:
 
     def arrives(self, data: bytes) -> None:
         while data:
+            if data.startswith(PING):
+                self._edge.inbox.append(ClientPong(self._number))
+                data = data.removeprefix(PING)
+                continue
             _, payload, data = payload_of(data)
             frame = msgspec.msgpack.decode(payload) if self._binary else json.loads(payload)
             if frame["action"] != 0 or "id" in frame:

@@ -83,11 +83,25 @@ def test_while_kafka_is_away_nothing_is_refused_and_the_link_is_bounded():
     core.edge_up()
     session = core.admitted().session
     for n in range(8):
-        core.append(session, "a", f"c:{session}:{n}", fresh=False)
+        core.append(session, "a", f"c:{session}:{n}")
     assert len(core.take(Produce)) == 5
     assert [frame.error.code for frame in core.sent()] == [50003] * 3
     core.tick(600)
     assert core.sent() == []
+
+
+def test_what_may_repeat_an_earlier_send_is_never_refused_for_want_of_room_and_nothing_overtakes_it():
+    core = Dialogue(limits=CoreLimits(link_appends=1))
+    core.edge_up()
+    session = core.admitted().session
+    core.append(session, "a", f"c:{session}:0", fresh=False)
+    (produced,) = core.take(Produce)
+    core.append(session, "a", f"c:{session}:1", fresh=False)
+    assert [type(frame) for frame in core.sent()] == [Unknown]
+    core.happens(Reported(produced.ticket, produced.partition, None))
+    core.append(session, "a", f"c:{session}:2", fresh=False)
+    assert [type(frame) for frame in core.sent()] == [Unknown, Unknown]
+    assert core.take(Produce) == []
 
 
 def test_bytes_in_flight_are_bounded_too():

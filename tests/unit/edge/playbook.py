@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -292,5 +291,5 @@ class Edge:
 
 
 @pytest.fixture
-def edge() -> Iterator[Edge]:
-    yield Edge()
+def edge() -> Edge:
+    return Edge()

@@ -1,4 +1,7 @@
-"""Heartbeats, expiry and reauthentication: what time does to a connection. Specification RTN22, RTN23; Ably protocol docs, 2.5, 7.8, 7.9."""
+"""Heartbeats, expiry and reauthentication: what time does to a connection.
+
+Specification RTN22, RTN23; Ably protocol docs, 2.5, 7.8, 7.9.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.ably.codec import Malformed, decode
-from edge.events import ClientOpened, LinkFrame, RestAsked
+from edge.events import LinkFrame, RestAsked
 from relay.link.frames import Append, Open, Opened
 from tests.unit.edge.playbook import Edge
 
@@ -33,7 +34,7 @@ values = st.recursive(
 )
 FIELDS = ["action", "id", "channel", "channelSerial", "msgSerial", "flags", "params", "messages", "presence", "auth", "count", "zzz"]
 shaped = st.one_of(
-    st.fixed_dictionaries({"action": st.integers(-1, 25)}, optional={name: values for name in FIELDS[1:]}),
+    st.fixed_dictionaries({"action": st.integers(-1, 25)}, optional=dict.fromkeys(FIELDS[1:], values)),
     st.dictionaries(st.sampled_from(FIELDS), values, max_size=5),
     st.builds(lambda seed, name, value: {**seed, name: value}, st.sampled_from(SEEDS), st.sampled_from(FIELDS), values),
     st.builds(
@@ -55,8 +56,8 @@ def encoded(value: Any, *, msgpack: bool) -> bytes:
 
 
 def mutated(data: bytes, cuts: list[tuple[int, bytes]]) -> bytes:
-    for at, piece in cuts:
-        at %= len(data) + 1
+    for where, piece in cuts:
+        at = where % (len(data) + 1)
         data = data[:at] + piece + data[at + max(len(piece) - 1, 0) :]
     return data
 
@@ -74,8 +75,6 @@ def unharmed(edge: Edge, data: list[bytes], query: str) -> None:
     for piece in data:
         edge.send_raw(sender, piece)
         if sender.closed is not None:
-            last = sender.inbox[-1]
-            assert last["action"] in (6, 8, 9) or piece
             break
     for append in edge.take(Append):
         # What got through is what the link and every subscriber can carry.
@@ -101,19 +100,16 @@ def test_malformed_msgpack_costs_only_its_sender(data: list[bytes]) -> None:
 @settings(max_examples=2000, deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_decoding_has_two_outcomes(data: bytes, msgpack: bool) -> None:
-    try:
+    with contextlib.suppress(Malformed):
         decode(data, msgpack=msgpack)
-    except Malformed as malformed:
-        assert str(malformed)
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.text(max_size=200), st.dictionaries(st.just("authorization"), st.text(max_size=40)))
 def test_any_query_string_is_admitted_or_refused(query: str, headers: dict[str, str]) -> None:
     edge = Edge()
-    edge.clients[1] = edge.clients.get(1) or __import__("tests.unit.edge.playbook", fromlist=["Client"]).Client(1, "format=msgpack" in query)
-    effects = edge.node.handle(ClientOpened(1, query, headers, "::1", True), edge.now, edge.now_ms)
-    assert effects
+    client = edge.open(query, headers=headers)
+    assert edge.sent[1] or client.closed == 1000
 
 
 @settings(max_examples=500, deadline=None)

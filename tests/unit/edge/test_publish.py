@@ -195,15 +195,27 @@ def test_a_msg_serial_may_skip_ahead(edge: Edge) -> None:
     edge.gets(client, action=1, msgSerial=9, count=1)
 
 
-def test_a_publish_of_unknown_fate_is_never_nacked_but_disconnects(edge: Edge) -> None:
+def test_a_publish_of_unknown_fate_is_never_nacked_but_disconnects_after_a_while(edge: Edge) -> None:
     client = edge.connect()
     publish(edge, client, 0)
     publish(edge, client, 1)
     first, second = edge.take(Append)
     edge.core(Appended(first.req, edge.serial("c", 1)), Unknown(second.req))
     edge.gets(client, action=1, msgSerial=0)
+    assert client.closed is None  # not at once, or every client would come back at once
+    edge.wait(5.5)
     edge.gets(client, action=6, code=50003)
     assert client.closed == 1000
+
+
+def test_what_may_be_sent_again_after_a_reconnect_is_never_nacked_for_want_of_room(edge: Edge) -> None:
+    client = edge.connect("key=a.b:c&v=6&heartbeats=false&resume=some!key")
+    publish(edge, client, 0)
+    (append,) = edge.take(Append)
+    assert not append.fresh
+    edge.core(Unknown(append.req))
+    edge.wait(5.5)
+    edge.gets(client, action=6, code=50003)
 
 
 def test_a_publish_unanswered_for_20_s_disconnects(edge: Edge) -> None:

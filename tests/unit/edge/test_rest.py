@@ -46,7 +46,9 @@ def test_an_unknown_route_is_40400_in_body_and_headers(edge: Edge, method: str, 
 
 
 def test_cors_preflight(edge: Edge) -> None:
-    status, body, headers = edge.answer(edge.asks("OPTIONS", "/channels/c/messages", key=None, headers={"access-control-request-headers": "x-foo"}))
+    status, body, headers = edge.answer(
+        edge.asks("OPTIONS", "/channels/c/messages", key=None, headers={"access-control-request-headers": "x-foo"})
+    )
     assert (status, body) == (204, b"")
     assert headers["access-control-allow-headers"] == "x-foo"
     assert "POST" in headers["access-control-allow-methods"]
