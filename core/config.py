@@ -197,7 +197,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     index_dir: str = ""
     """Where the index of recent records is kept; emptied at start. Empty: in memory."""
     rules_on: str = ""
-    """The core (by `node`) that runs rules and mappings. Name the same one in the settings of all cores."""
+    """The core (by `node`) that runs the rules. Name the same one in the settings of all cores; mappings run on every core."""
     link: LinkListen
     admin: Listen
     metrics: Listen

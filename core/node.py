@@ -132,9 +132,7 @@ class _Pending:
 
     __slots__ = ("at", "fresh", "id", "key", "link", "partition", "req", "session", "size", "ticket")
 
-    def __init__(
-        self, ticket: int, link: int, frame: Append, session: Session, key: bytes, partition: int, fresh: bool, size: int
-    ) -> None:
+    def __init__(self, ticket: int, link: int, frame: Append, session: Session, key: bytes, partition: int, fresh: bool, size: int) -> None:
         self.ticket = ticket
         self.link = link
         self.session = session

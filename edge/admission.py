@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from edge.links import Links
+from edge.links import Links, Session
 from edge.turn import Turn
 from relay.link.frames import Admit, Admitted, Depart
 from relay.model.errors import ErrorInfo
@@ -18,12 +18,13 @@ class Applicant(Protocol):
 
 
 class Admission:
-    """One credential on its way. `applicant` is None once nobody waits for the answer."""
+    """One credential on its way. `applicant` is None once nobody waits for the answer; `session` is who re-authenticates."""
 
-    __slots__ = ("applicant", "frame", "link")
+    __slots__ = ("applicant", "frame", "link", "session")
 
-    def __init__(self, frame: Admit, applicant: Applicant) -> None:
+    def __init__(self, frame: Admit, applicant: Applicant, session: Session | None) -> None:
         self.frame = frame
+        self.session = session
         self.applicant: Applicant | None = applicant
         self.link: int | None = None
 
@@ -40,13 +41,13 @@ class Admissions:
         self._outstanding: dict[int, Admission] = {}
         self._per_link: dict[int, int] = {}
 
-    def ask(self, frame: Admit, applicant: Applicant) -> Admission | None:
+    def ask(self, frame: Admit, applicant: Applicant, session: Session | None = None) -> Admission | None:
         """None: too many wait already."""
         if len(self._waiting) >= self._turn.limits.admits_waiting:
             self._waiting = deque(waiting for waiting in self._waiting if waiting.applicant is not None)
             if len(self._waiting) >= self._turn.limits.admits_waiting:
                 return None
-        admission = Admission(frame, applicant)
+        admission = Admission(frame, applicant, session)
         self._waiting.append(admission)
         self.pump()
         return admission
@@ -65,6 +66,8 @@ class Admissions:
             admission.link = link.id
             self._per_link[link.id] = self._per_link.get(link.id, 0) + 1
             self._outstanding[admission.frame.req] = admission
+            if admission.session is not None:
+                self._links.present_for_call(admission.session, link.id)
             self._turn.send(link.id, admission.frame)
 
     def admitted(self, frame: Admitted, link: int) -> bool:

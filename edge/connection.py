@@ -171,7 +171,7 @@ class Connection(Timed):
         return presentable(credential, self.desk, tls=self.tls, realtime=True)
 
     def _admit(self, frame: Admit) -> None:
-        self.admission = self.desk.admissions.ask(frame, self)
+        self.admission = self.desk.admissions.ask(frame, self, self.session)
         if self.admission is None:
             self.refuse(ErrorInfo.of(50320, "this server is overloaded; connect to another one"))
 
@@ -768,7 +768,7 @@ class Connection(Timed):
             if some is None:
                 return
             link = some.id
-            links.present_for_call(session, link)
+        links.present_for_call(session, link)
         self.renewal = turn.request()
         self.desk.renewals[self.renewal] = (link, self)
         turn.send(link, Renew(self.renewal, session.id))

@@ -96,8 +96,6 @@ class Links:
                 self.present(session, other)
 
     def present_for_call(self, session: Session, link: int) -> None:
-        """The same for what travels on `bulk`: order holds within a lane only."""
-        if link not in session.presented:
-            session.presented = (*(other for other in session.presented if other in self.by_id), link)
-            self._turn.send(link, Present(session.grant), Lane.BULK)
-            self._turn.send(link, Present(session.grant))
+        """The same for what travels on `bulk`, where a grant that went out on `live` may not have been seen: order holds within a lane."""
+        self.present(session, link)
+        self._turn.send(link, Present(session.grant), Lane.BULK)

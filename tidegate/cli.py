@@ -9,7 +9,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -31,7 +31,7 @@ app.add_typer(config_app, name="config")
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The TOML file of this process.")]
 LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
-LogFormat = Annotated[str, typer.Option(help="`text` for people, `json` for machines.")]
+LogFormat = Annotated[Literal["text", "json"], typer.Option(help="`text` for people, `json` for machines.")]
 
 
 def main() -> None:

@@ -32,7 +32,9 @@ import tomli_w
 
 from certs.authority import Authority
 from certs.policy import Policy
+from core.kafka import Unreachable
 from core.kafka.embedded import EmbeddedBroker
+from core.kafka.topics import create_missing
 from tidegate.kafka_local import LocalKafka
 from tidegate.tokens import mint
 
@@ -112,6 +114,11 @@ class Dev:
         ports = self._edge_ports()
 
         brokers = await self._start_broker()
+        topics = sorted({topic for _, topic in rules} | {topic for topic, _ in mappings})
+        try:
+            await asyncio.to_thread(create_missing, brokers, topics)
+        except Unreachable:
+            raise DevError(f"no broker answers at {brokers}: is it running?") from None
 
         secret = secrets.token_urlsafe(24)
         key = f"{APP}.key:{secret}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -72,6 +72,28 @@ def watch(metrics: Metrics, core: Core) -> None:
     metrics.registry.register(_CoreNumbers(core))
 
 
+class MappingNumbers(Protocol):
+    """What is asked of `core.kafka.mapping_runner.MappingRunner`."""
+
+    group: str
+    read: int
+    lost: int
+    skipped: Counter[str]
+
+
+class RuleNumbers(Protocol):
+    """What is asked of `core.kafka.rule_runner.RuleRunner`."""
+
+    lost: int
+    written: Counter[str]
+    dropped: Counter[tuple[str, str]]
+
+
+def watch_kafka(metrics: Metrics, rules: RuleNumbers | None, mappings: Sequence[MappingNumbers]) -> None:
+    """Show what rules and mappings have done. Once for each core."""
+    metrics.registry.register(_RunnerNumbers(rules, mappings))
+
+
 def _probes(ready: Callable[[], bool]) -> list[Route]:
     async def healthz(_: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -108,3 +130,31 @@ class _CoreNumbers(Collector):
 
 def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+class _RunnerNumbers(Collector):
+    def __init__(self, rules: RuleNumbers | None, mappings: Sequence[MappingNumbers]) -> None:
+        self._rules = rules
+        self._mappings = mappings
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        if self._rules is not None:
+            yield _family("rule_records", "Records written by rules", ["rule"], {(k,): v for k, v in self._rules.written.items()})
+            yield _family("rule_dropped", "Records that a rule could not write, by reason", ["rule", "reason"], self._rules.dropped)
+            yield _family("rule_lost", "Records of the log that retention took before the rules", [], {(): self._rules.lost})
+        yield _family("mapping_records", "Records read by mappings", ["group"], {(m.group,): m.read for m in self._mappings})
+        skipped = {(m.group, reason): count for m in self._mappings for reason, count in m.skipped.items()}
+        yield _family("mapping_skipped", "Records that became no message, by reason", ["group", "reason"], skipped)
+        yield _family(
+            "mapping_lost", "Records that retention took before the mapping", ["group"], {(m.group,): m.lost for m in self._mappings}
+        )
+
+
+def _family(name: str, text: str, labels: Sequence[str], values: Mapping[Any, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(PREFIX + name, text, labels=labels)
+    for label_values, value in sorted(values.items()):
+        family.add_metric(label_values, value)
+    return family

@@ -18,7 +18,7 @@ from core.config import CoreConfig
 from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig
 from core.events import EdgeFrame, EdgeLost, EdgeUp, Event, Gap, Tick
 from core.index import Index, MemoryIndex
-from core.io.http import admin_app, metrics_app, watch
+from core.io.http import admin_app, metrics_app, watch, watch_kafka
 from core.io.index import RocksIndex
 from core.kafka import ConfigLog, EndOffsets, LogProducer, Tail, TopicMisconfigured, Topics, Unreachable, prepare_topics
 from core.kafka.mapping_runner import LogAppends, MappingRunner
@@ -95,7 +95,12 @@ class CoreProcess:
         self._driver = Driver(self._node, self._perform, Tick())
         self._scope.on_stop("node", self._close_node)
         watch(self._metrics, self._node)
-        await self._start_kafka(topics)
+        try:
+            await self._start_kafka(topics)
+        except (TopicMisconfigured, Unreachable) as error:
+            log.error("kafka", error=str(error))  # noqa: TRY400 - the text says all
+            self._scope.ask_stop(FAILED)
+            return
         await self._start_links(context, [stream])
         log.info("core is up", node=config.node, link=self._links.port, partitions=stream.partitions)
 
@@ -153,6 +158,7 @@ class CoreProcess:
             part.start()
             self._scope.on_stop(name, part.close)
         await self._config_log.ready()
+        await self._config_log.claim_stream(topics.log)
 
         if config.rules_on == config.node:
             rules = [Rule(app.id, rule, prefix=config.kafka.prefix) for app in config.apps for rule in app.rules]
@@ -161,11 +167,12 @@ class CoreProcess:
             self._scope.on_stop("rules", self._rules.close)
         for app in config.apps:
             for each in app.mappings:
-                mapping = Mapping(app.id, each, prefix=config.kafka.prefix)
+                mapping = Mapping(app.id, each, prefix=config.kafka.prefix, max_message_bytes=limits.max_message_bytes)
                 runner = MappingRunner(config.kafka, mapping, appends, limits=limits, loop=loop, create_topics=config.dev)
                 runner.start()
                 self._mappings.append(runner)
                 self._scope.on_stop(f"mapping {mapping.id}", runner.close)
+        watch_kafka(self._metrics, self._rules, self._mappings)
 
     async def _start_links(self, context: ssl.SSLContext, streams: list[Stream]) -> None:
         refused = self._metrics.counter("link_refused", "Sockets that became no link, by reason.", "reason")
@@ -187,7 +194,6 @@ class CoreProcess:
     # --- events in, effects out ----------------------------------------------------------------------------------------------------
 
     def _link_up(self, link: int, identity: str, hello: Hello) -> None:
-        log.info("link up", link=link, edge=identity)
         self._driver.post(EdgeUp(link, identity, hello.site, hello.node, hello.boot))
 
     def _link_frames(self, link: int, frames: list[Frame]) -> None:

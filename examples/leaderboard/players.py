@@ -38,9 +38,13 @@ CATCH_UP = 400.0
 NEW_CONNECTION_AFTER_S = 1.0
 
 
+class RefusedError(Exception):
+    """The relay wants none of it, now or later: the credentials are wrong or do not suffice."""
+
+
 class Publisher(Protocol):
     async def publish(self, channel: str, name: str, data: dict[str, Any]) -> None:
-        """Returns when the message is acknowledged, that is, when it is in Kafka."""
+        """Returns when the message is acknowledged, that is, when it is in Kafka. Raises RefusedError when no further one will be."""
 
 
 class SdkPublisher:
@@ -56,6 +60,8 @@ class SdkPublisher:
         self._ably.connection.on(self._changed)
 
     async def publish(self, channel: str, name: str, data: dict[str, Any]) -> None:
+        if self._ably.connection.state == "failed":
+            raise RefusedError(self._ably.connection.error_reason)
         await self._ably.channels.get(channel).publish(name, data)
 
     def _changed(self, change: Any) -> None:
@@ -98,7 +104,7 @@ class RestPublisher:
         if answer.status >= 500:
             raise OSError(f"{answer.status} {answer.reason}")
         if answer.status != 201:
-            raise SystemExit(f"players: publish refused: {content.decode(errors='replace')}")
+            raise RefusedError(content.decode(errors="replace"))
 
 
 class Season:
@@ -123,6 +129,8 @@ async def play(player: str, season: Season, publisher: Publisher) -> None:
         await asyncio.sleep(season.wait_s(player))
         try:
             await publisher.publish(f"score:{player}", "score", {"points": season.score(player)})
+        except RefusedError:
+            raise
         except Exception as error:
             # Whatever the SDK raises while the relay is away: the score is lost to this player, the game goes on.
             print(f"players: {player}: {error}", file=sys.stderr)
@@ -168,7 +176,10 @@ def main() -> None:
     if not (options.token or options.key):
         parser.error("a --token or a --key is needed")
     sdk = options.sdk == "ably" or (options.sdk == "auto" and importlib.util.find_spec("ably") is not None)
-    asyncio.run(run(options, SdkPublisher if sdk else RestPublisher))
+    try:
+        asyncio.run(run(options, SdkPublisher if sdk else RestPublisher))
+    except RefusedError as error:
+        sys.exit(f"players: refused: {error}")
 
 
 if __name__ == "__main__":

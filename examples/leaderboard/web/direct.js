@@ -14,7 +14,7 @@ export async function followDirectly(config, receive, say) {
         say("live");
       });
     } catch (error) {
-      say("failed", error.message);
+      if (!(error instanceof TypeError)) say("failed", error.message); // a TypeError is fetch without a network: just wait
     }
     await new Promise((resolve) => setTimeout(resolve, wait * (0.5 + Math.random())));
     wait = Math.min(wait * 2, LONGEST_WAIT_MS);

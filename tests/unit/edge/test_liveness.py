@@ -156,7 +156,7 @@ def test_a_grant_is_renewed_before_it_ends_and_told_to_other_links(edge: Edge) -
     edge.core(edge.admitted(renew.req, client.session, key=""))
     alive(edge, client, 200)
     assert client.closed is None
-    assert edge.take(Present) == []
+    assert edge.take(Renew) == []
 
 
 def test_a_refused_renewal_ends_the_connection_with_its_reason(edge: Edge) -> None:
@@ -177,3 +177,12 @@ def test_a_renewal_that_a_lost_link_swallowed_is_asked_again(edge: Edge) -> None
     edge.wait(6)
     assert len(edge.take(Renew, link=link)) == 1
     assert len(edge.take(Present, link=link)) == 2, "on both lanes, as order holds within a lane only"
+
+
+def test_a_reauthentication_on_another_link_presents_the_connection_there_first() -> None:
+    edge = Edge()
+    client = edge.connect("token=a.b.c&v=6", client_id="bob")
+    edge.link_lost()
+    link = edge.link_up("core-b")
+    edge.sends(client, action=17, auth={"accessToken": "d.e.f"})
+    assert [type(frame) for frame in edge.sent[link]] == [Present, Present, Admit]
