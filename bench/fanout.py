@@ -17,6 +17,7 @@ RATE = 20.0
 WARM_CLIENTS = 100
 SETTLE_S = 1.5
 WINDOW_S = 8.0
+ARRIVE_WITHIN_S = 10.0
 
 
 def turn(starting: AbstractContextManager[Server]) -> tuple[float, float]:
@@ -34,10 +35,14 @@ def turn(starting: AbstractContextManager[Server]) -> tuple[float, float]:
         messages, cpu = subscribers.ask("count")["messages"], cpu_s(server.edge)
         time.sleep(WINDOW_S)
         messages, cpu = subscribers.ask("count")["messages"] - messages, cpu_s(server.edge) - cpu
-        published = publisher.read()
-        expected = RATE * WINDOW_S * (SUBSCRIBERS + WARM_CLIENTS)
-        if published["refused"] or abs(messages / expected - 1) > 0.05:
-            raise RuntimeError(f"{messages} deliveries where {expected:.0f} were due: {published}")
+        published = publisher.read()["published"]
+        due, until = published * (SUBSCRIBERS + WARM_CLIENTS), time.monotonic() + ARRIVE_WITHIN_S
+        while (arrived := subscribers.ask("count")["messages"]) < due and time.monotonic() < until:
+            time.sleep(0.1)
+        if published < round(RATE * (2 * SETTLE_S + WINDOW_S)) or arrived != due:
+            raise RuntimeError(f"{arrived} deliveries where {due} were due: not what is to be measured")
+        if messages < 0.95 * RATE * WINDOW_S * (SUBSCRIBERS + WARM_CLIENTS):
+            print(f"this machine is busy: {messages / WINDOW_S:.0f} deliveries a second in the window")
         return 1e6 * cpu / messages, idle
 
 

@@ -61,12 +61,13 @@ def token(
 
 
 class Log:
-    """Kafka, as far as nodes see of it: partitions of records, and a configuration log. `frozen`: nothing is reported or read."""
+    """Kafka, as far as nodes see of it: partitions of records, and a configuration log. `frozen`: what it has to say is held back."""
 
     def __init__(self) -> None:
         self.partitions: list[list[LogRecord]] = [[] for _ in range(STREAM.partitions)]
         self.config: list[tuple[str, bytes | None]] = []
         self.frozen = False
+        self.held: list[tuple[Core, CoreEvent]] = []
 
 
 class Core:
@@ -198,6 +199,9 @@ class World:
     def thaw(self) -> None:
         """The broker goes on: everything that it took in meanwhile is reported and read."""
         self.log.frozen = False
+        for core, event in self.log.held:
+            self._later(core, event)
+        self.log.held.clear()
         self.run()
 
     # --- the wire and the log --------------------------------------------------------------------------------------------------------
@@ -208,9 +212,9 @@ class World:
         core.inbox.append(EdgeUp(number, f"spiffe://test/edge/eu/{edge.name}", "eu", edge.name, edge.boot))
         edge.inbox.append(LinkUp(number, Welcome(1, core.name, "pair", 1 << 20, [STREAM], self.now_ms)))
 
-    def run(self) -> None:
-        """One step after the other, in an order that chance decides among what can happen next, until nothing can."""
-        for _ in range(2_000_000):
+    def run(self, steps: int | None = None) -> None:
+        """One step after the other, in an order that chance decides among what can happen next, until nothing can, or `steps` of them."""
+        for _ in range(2_000_000 if steps is None else steps):
             ready: list[Any] = [edge for edge in self.edges if edge.inbox]
             ready += [core for core in self.cores if core.alive and core.inbox]
             for wire in self.wires.values():
@@ -233,7 +237,8 @@ class World:
                         wire.core.inbox.append(EdgeFrame(wire.number, frame))
                 case (Wire() as wire, queue):
                     wire.edge.inbox.append(LinkFrames(wire.number, _to_edge.decode(queue.popleft())))
-        raise AssertionError("the world does not come to rest")
+        if steps is None:
+            raise AssertionError("the world does not come to rest")
 
     def _edge_step(self, edge: Edge) -> None:
         for effect in edge.node.handle(edge.inbox.popleft(), self.now, self.now_ms):
@@ -279,7 +284,9 @@ class World:
                     self._later(core, ConfigWritten(ticket, ok=True))
 
     def _later(self, core: Core, event: CoreEvent) -> None:
-        if core.alive:
+        if self.log.frozen:
+            self.log.held.append((core, event))
+        elif core.alive:
             core.inbox.append(event)
 
 
@@ -312,6 +319,16 @@ class Client:
 
     def sends(self, **frame: Any) -> None:
         self.sends_bytes(msgspec.msgpack.encode(frame) if self._binary else json.dumps(frame).encode())
+
+    def posts(self, **frame: Any) -> None:
+        """Sends without letting the world go on."""
+        self._edge.inbox.append(ClientFrame(self._number, json.dumps(frame).encode()))
+
+    def has_more(self) -> bool:
+        return bool(self._frames)
+
+    def next(self) -> dict[str, Any]:
+        return self._frames.popleft()
 
     def sends_bytes(self, data: bytes) -> None:
         self._edge.inbox.append(ClientFrame(self._number, data))
