@@ -693,8 +693,9 @@ class Connection(Timed):
             self._arm()
 
     def revoked(self, error: ErrorInfo) -> None:
-        """The rights are void. What a new token can mend is DISCONNECTED, so that the client renews and resumes; a dead key is ERROR."""
-        self._end(Action.DISCONNECTED if 40140 <= error.code < 40150 or error.status_code >= 500 else Action.ERROR, error)
+        """The rights are void. What a new token or a new connection can mend is DISCONNECTED; a dead key is ERROR."""
+        mendable = 40140 <= error.code < 40150 or error.status_code >= 500 or error.code >= 80000
+        self._end(Action.DISCONNECTED if mendable else Action.ERROR, error)
 
     def _schedule_renewal(self) -> None:
         session = self.session

@@ -260,8 +260,6 @@ class Rest:
         if method == "OPTIONS":
             call.answer_raw(204, b"", JSON, _preflight(call.headers))
             return
-        if "x-ably-version" in call.headers and call.headers["x-ably-version"].startswith("-"):
-            raise RelayError(40000, "invalid X-Ably-Version")
         match method, segments:
             case "GET" | "HEAD", ["time"]:
                 call.answer(200, [self.desk.turn.now_ms])
@@ -453,7 +451,7 @@ class Rest:
 
 def _segments(raw_path: str) -> list[str]:
     """The path cut at `/`, each piece percent-decoded once. Raises RelayError 40000 for what is not UTF-8."""
-    if "://" in raw_path.partition("?")[0].partition("/")[0] or raw_path.startswith(("http://", "https://")):  # absolute form
+    if raw_path.startswith(("http://", "https://")):  # absolute form (RFC 9112 section 3.2.2)
         raw_path = "/" + raw_path.partition("://")[2].partition("/")[2]
     try:
         return [unquote(piece, errors="strict") for piece in raw_path.partition("?")[0].removeprefix("/").split("/")]

@@ -86,7 +86,8 @@ class _Broker(Protocol):
 class _Child:
     name: str
     argv: list[str]
-    restart: bool
+    environment: dict[str, str] = field(default_factory=dict)
+    """Beside this process's own; secrets go here, since arguments are there for every user of the machine to see."""
     process: asyncio.subprocess.Process | None = None
 
 
@@ -134,11 +135,11 @@ class Dev:
         for n in range(self.options.edges):
             self._write(f"edge-{n + 1}.toml", self._edge(n + 1, ports[n], link_ports, edge_metrics[n]))
 
-        tidegate = [sys.executable, "-m", "tidegate"]
-        for kind, count in (("core", self.options.cores), ("edge", self.options.edges)):
-            for n in range(1, count + 1):
-                argv = [*tidegate, kind, "-c", str(self.directory / f"{kind}-{n}.toml"), "--log-level", self.options.log_level]
-                await self._spawn(_Child(f"{kind}-{n}", argv, restart=True))
+        if self.options.demo:
+            self._lay_out_page()
+        await self._run("core", self.options.cores)
+        await self._until_ready([f"http://127.0.0.1:{port}/readyz" for port in metrics_ports])
+        await self._run("edge", self.options.edges)
         await self._until_ready([f"https://127.0.0.1:{port}/readyz" for port in ports])
 
         host = self.options.host if self.options.host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
@@ -305,19 +306,25 @@ class Dev:
                     raise DevError(f"port {port} cannot be used ({error.strerror}): pass another with --port, or --port 0") from None
         return ports
 
-    async def _start_demo(self, found: dict[str, Any]) -> None:
+    def _lay_out_page(self) -> None:
+        """The files that edges serve under /demo/. With the SDK's browser build the page uses it, else a bare WebSocket."""
         web = self.directory / "web"
         shutil.copytree(EXAMPLE / "web", web)
         if BROWSER_SDK.exists():
             shutil.copy(BROWSER_SDK, web / "ably.min.js")
+
+    async def _start_demo(self, found: dict[str, Any]) -> None:
         config = {"url": found["url"], "token": found["token"], "channel": "leaderboard"}
-        (web / "config.json").write_text(json.dumps(config))
-        python = sys.executable
-        database = str(self.directory / "scores.db")
-        aggregator = [python, str(EXAMPLE / "aggregator.py"), "--kafka", found["kafka"], "--db", database]
-        players = [python, str(EXAMPLE / "players.py"), "--url", found["url"], "--ca", found["ca"], "--token", found["token"]]
-        await self._spawn(_Child("demo-aggregator", aggregator, restart=True))
-        await self._spawn(_Child("demo-players", players, restart=True))
+        (self.directory / "web" / "config.json").write_text(json.dumps(config))
+        aggregator = [str(EXAMPLE / "aggregator.py"), "--kafka", found["kafka"], "--db", str(self.directory / "scores.db")]
+        players = [str(EXAMPLE / "players.py"), "--url", found["url"], "--ca", found["ca"]]
+        await self._spawn(_Child("demo-aggregator", [sys.executable, *aggregator]))
+        await self._spawn(_Child("demo-players", [sys.executable, *players], {"TIDEGATE_TOKEN": found["token"]}))
+
+    async def _run(self, kind: str, count: int) -> None:
+        for name in self._names(kind, count):
+            settings = str(self.directory / f"{name}.toml")
+            await self._spawn(_Child(name, [sys.executable, "-m", "tidegate", kind, "-c", settings, "--log-level", self.options.log_level]))
 
     async def _spawn(self, child: _Child) -> None:
         # stdin is a pipe that nobody writes to: a child that reads it sees the end when this process dies, however it dies
@@ -328,6 +335,7 @@ class Dev:
             stderr=sys.stderr,
             start_new_session=True,
             preexec_fn=_die_with_parent,
+            env={**os.environ, **child.environment},
         )
         if child not in self.children:
             self.children.append(child)
@@ -337,7 +345,7 @@ class Dev:
         while True:
             assert child.process
             code = await child.process.wait()
-            if self.stopping or not child.restart:
+            if self.stopping:
                 return
             self.say(f"{child.name} ended ({_ending(code)}): started again in {RESTART_DELAY_S} s")
             await asyncio.sleep(RESTART_DELAY_S)

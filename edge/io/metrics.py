@@ -15,10 +15,11 @@ from relay.runtime.metrics import PREFIX
 class EdgeCollector:
     """A collector of `prometheus_client`. Labels are error codes and words of ours."""
 
-    __slots__ = ("_listener_refusals", "_node", "_sockets")
+    __slots__ = ("_link_refusals", "_listener_refusals", "_node", "_sockets")
 
-    def __init__(self, node: EdgeNode, sockets: Sockets, listener_refusals: Counter[str]) -> None:
+    def __init__(self, node: EdgeNode, sockets: Sockets, link_refusals: Counter[str], listener_refusals: Counter[str]) -> None:
         self._node = node
+        self._link_refusals = link_refusals
         self._sockets = sockets
         self._listener_refusals = listener_refusals
 
@@ -39,6 +40,7 @@ class EdgeCollector:
         yield _counter("edge_undecodable_records", "Records that could not be decoded", stats.undecodable)
         yield _counter("edge_rest_requests", "HTTP requests", stats.rest_requests)
         yield _counter("edge_link_losses", "Links to cores that were lost", stats.link_losses)
+        yield _by("link_refused", "Dials of a core that came to no link, by reason", "reason", self._link_refusals)
         yield _by("edge_refusals", "Errors told to clients, by code", "code", stats.refusals)
         yield _by("edge_nacks", "Publishes refused, by code", "code", stats.nacks)
         yield _by("edge_closures", "Clients whose connection ended, by reason", "reason", stats.closures)

@@ -68,7 +68,7 @@ class Edge:
             on_refused=self._refused,
         )
         self.metrics = Metrics()
-        self.metrics.registry.register(EdgeCollector(self.node, self.sockets, self.refusals))
+        self.metrics.registry.register(EdgeCollector(self.node, self.sockets, self.uplink.dialer.refusals, self.refusals))
         self._metrics_listener: Listener | None = None
         self._handlers: dict[type, Any] = {
             Write: self.sockets.write,

@@ -64,7 +64,7 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     publish_wait_s: float = 20.0
     """How long a publish may stay unanswered. Beyond it: DISCONNECTED 50003 (the client sends it again) or HTTP 503."""
     unknown_wait_s: float = 5.0
-    """How long a connection with a publish of unknown fate is kept. Then: DISCONNECTED 50003, and the client settles it by sending again."""
+    """How long a connection with a publish of unknown fate is kept. Then: DISCONNECTED 50003; the client settles it by sending again."""
     outbox_bytes: int = 2_097_152
     """Unread output of one client, beyond what its socket has taken. Above it: that client is disconnected, and may resume."""
     outbox_age_s: float = 15.0

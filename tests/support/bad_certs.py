@@ -68,3 +68,8 @@ def without_spiffe_id(authority: Authority) -> Issued:
 
 def web_server_as_core(authority: Authority) -> Issued:
     return with_names(authority, SERVER, x509.DNSName("localhost"))
+
+
+def core_with_two_uri_sans(authority: Authority) -> Issued:
+    domain = authority.policy.trust_domain
+    return with_names(authority, CORE, uri(f"spiffe://{domain}/core/core-1"), uri(f"spiffe://{domain}/core/core-2"))

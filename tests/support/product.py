@@ -70,7 +70,8 @@ class Product:
         self.port = int(self.url.rsplit(":", 1)[1])
 
     def log(self) -> str:
-        self._log.flush()
+        if not self._log.closed:
+            self._log.flush()
         return self.log_path.read_text(errors="replace")[-8000:]
 
     def pids(self, role: str) -> list[int]:
