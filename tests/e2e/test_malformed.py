@@ -219,6 +219,7 @@ class Peer(WSListener):
         self.on_message = on_message
         self.news = asyncio.Event()
         self.gone = False
+        self.word = ""
 
     @classmethod
     async def dial(cls, url: str, context: ssl.SSLContext, address: str, on_message: Callable[[bytes], None]) -> Peer:
@@ -232,6 +233,7 @@ class Peer(WSListener):
             self.on_message(frame.get_payload_as_bytes())
             self.news.set()
         elif frame.msg_type == WSMsgType.CLOSE:
+            self.word = (frame.get_close_message() or b"").decode()
             transport.send_close()
             transport.disconnect()
 
@@ -259,13 +261,13 @@ class Tally:
 
     def __init__(self) -> None:
         self.read = self.fatal = self.connections = 0
-        self.codes: Counter[int] = Counter()
-        """Of the errors that ended connections."""
+        self.ended_as: Counter[str] = Counter()
+        """The error codes, or the words of the link, by which connections were ended."""
         self.seconds = 0.0
 
     def __str__(self) -> str:
         return (
-            f"{self.read} read, {self.fatal} of them ended one of {self.connections} connections ({dict(self.codes)}), {self.seconds:.1f} s"
+            f"{self.read} read, {self.fatal} of them ended one of {self.connections} connections ({dict(self.ended_as)}), {self.seconds:.1f} s"
         )
 
 
@@ -289,7 +291,7 @@ async def send_as_client(
             elif frame.action == Action.HEARTBEAT and frame.id is not None:
                 heard.add(frame.id)
             elif frame.action in (Action.DISCONNECTED, Action.ERROR) and frame.channel is None and frame.error is not None:
-                tally.codes[frame.error["code"]] += 1
+                tally.ended_as[str(frame.error["code"])] += 1
 
         peer = await Peer.dial(url, context, "127.0.0.2" if msgpack else "127.0.0.3", note)
         tally.connections += 1
@@ -356,6 +358,7 @@ async def send_as_edge(wire: Wire, batches: deque[bytes], tally: Tally, chance: 
         tally.read += survived
         if survived < len(batch):
             assert live.gone
+            tally.ended_as[live.word] += 1
             tally.read += 1
             tally.fatal += 1
             batches.extendleft(reversed(batch[survived + 1 :]))
@@ -527,7 +530,7 @@ def test_ten_thousand_malformed_frames_cost_their_senders_alone(relay: Product) 
     assert sum(tally.read for tally in tallies.values()) >= 10_000
     for kind in ("JSON", "msgpack"):
         # Ended for what the frames were, never because the address had used up its share or a core was too slow to answer.
-        assert not tallies[kind].codes.keys() & {80021, 50003, 50320}
+        assert not tallies[kind].ended_as.keys() & {"80021", "50003", "50320"}
     assert all(tally.fatal > 100 for tally in tallies.values())
     assert answers.total() >= 500
     assert not [status for status in answers if status.startswith("5")], answers
