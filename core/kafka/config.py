@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-log = logging.getLogger("tidegate.kafka")
+from core.kafka.logs import log
 
 WINDOW_S = 240.0
 """W: a publish id repeats within this time of broker clock or never."""

@@ -11,7 +11,8 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from core.events import ConfigRead, ConfigWritten, EndOffset, Event
-from core.kafka.config import KafkaConfig, log
+from core.kafka.config import KafkaConfig
+from core.kafka.logs import log
 from core.kafka.consumer import KafkaThread, open_consumer, read_batch
 from core.kafka.ends import EndOffsets
 from core.kafka.errors import TopicMisconfigured, Unreachable

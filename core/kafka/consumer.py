@@ -10,7 +10,8 @@ from typing import Any
 import confluent_kafka
 from confluent_kafka import KafkaException
 
-from core.kafka.config import KafkaConfig, log
+from core.kafka.config import KafkaConfig
+from core.kafka.logs import log
 
 
 def open_consumer(config: KafkaConfig, role: str, group: str | None = None, **overrides: Any) -> confluent_kafka.Consumer:

@@ -7,7 +7,8 @@ import secrets
 import confluent_kafka
 from confluent_kafka import KafkaException, TopicPartition
 
-from core.kafka.config import KafkaConfig, log
+from core.kafka.config import KafkaConfig
+from core.kafka.logs import log
 from core.kafka.consumer import open_consumer
 from core.kafka.errors import Unreachable
 

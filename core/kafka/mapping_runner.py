@@ -21,7 +21,8 @@ from typing import Any, Protocol
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from core.events import Event, Overfull, Reported
-from core.kafka.config import KafkaConfig, log
+from core.kafka.config import KafkaConfig
+from core.kafka.logs import log
 from core.kafka.consumer import KafkaThread, open_consumer, read_batch
 from core.kafka.outlet import Deliver
 from core.kafka.targets import TargetTopics

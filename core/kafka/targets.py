@@ -9,7 +9,8 @@ import confluent_kafka
 from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from core.kafka.config import KafkaConfig, log
+from core.kafka.config import KafkaConfig
+from core.kafka.logs import log
 
 PRESENT_S = 5.0
 """How long a topic is taken to exist, in seconds. Should it be deleted meanwhile, a transaction waits for it until it times out."""
