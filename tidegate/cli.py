@@ -193,14 +193,14 @@ def token(
     from relay.model.errors import RelayError
     from tidegate.tokens import mint
 
-    if key_file:
-        key = key_file.read_text().strip()
-    if not key:
-        fail("no key: set TIDEGATE_KEY, or pass --key-file or --key")
     try:
+        if key_file:
+            key = key_file.read_text().strip()
+        if not key:
+            fail("no key: set TIDEGATE_KEY, or pass --key-file or --key")
         canonical = Capability.parse(capability).canonical() if capability is not None else None
         typer.echo(mint(key, capability=canonical, client_id=client_id, ttl_s=ttl, now_s=int(time.time())))
-    except (ValueError, RelayError) as error:
+    except (OSError, ValueError, RelayError) as error:
         fail(error)
 
 

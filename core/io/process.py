@@ -2,21 +2,27 @@
 
 Order of things at start: admin and metrics first, so that whoever watches sees that the process lives; then Kafka, for as long as it takes;
 then the node; the link last, since a `Welcome` names the streams. At the end the reverse.
+
+A defect of the node that an edge's frame brings to light costs that edge's link. Any other (a record, a report, a tick) leaves a view of
+the log that nobody can vouch for, so the process ends with status 1: other cores carry on, and a new one starts from the log.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import ssl
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from core.config import CoreConfig
 from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig
-from core.events import EdgeFrame, EdgeLost, EdgeUp, Event, Gap, Tick
+from core.events import EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Tick
 from core.index import Index, MemoryIndex
 from core.io.http import admin_app, metrics_app, watch, watch_kafka
 from core.io.index import RocksIndex
@@ -29,6 +35,7 @@ from core.registry import Registry, Streams
 from core.rules import Rule
 from relay.link.frames import Frame, Hello, Stream
 from relay.link.io.accept import LinkServer
+from relay.link.session import Ended
 from relay.runtime import tls
 from relay.runtime.driver import Driver
 from relay.runtime.listener import Listener, Refusal
@@ -37,8 +44,18 @@ from relay.runtime.shutdown import FAILED, Scope, run
 
 log = structlog.get_logger("core")
 
+T = TypeVar("T")
+
 RETRY_S = 2.0
 """Between two attempts to reach Kafka at start."""
+PROBE_S = 2.0
+"""How often Kafka is asked whether it is there."""
+SILENT_S = 10.0
+"""A core is not ready once Kafka has not answered for this long. Edges go on asking it: what they publish waits."""
+PROBE = 0
+"""The number under which Kafka is asked; those of the node are positive."""
+RUNNERS_CLOSE_S = 4.0
+"""How long rules and mappings, all at once, may take to commit and leave. Beyond it they go on from their last commit elsewhere."""
 
 
 def run_core(config: CoreConfig) -> int:
@@ -92,25 +109,25 @@ class CoreProcess:
             dev=config.dev,
             sandbox=config.sandbox,
         )
-        self._driver = Driver(self._node, self._perform, Tick())
+        self._driver = Driver(self._node, self._perform, Tick(), self._failed)
         self._scope.on_stop("node", self._close_node)
         watch(self._metrics, self._node)
         try:
             await self._start_kafka(topics)
-        except (TopicMisconfigured, Unreachable) as error:
-            log.error("kafka", error=str(error))  # noqa: TRY400 - the text says all
-            self._scope.ask_stop(FAILED)
+        except TopicMisconfigured as error:
+            self._give_up(error)
             return
         await self._start_links(context, [stream])
         log.info("core is up", node=config.node, link=self._links.port, partitions=stream.partitions)
 
     @property
     def ready(self) -> bool:
-        """Whether publishes and attaches are served: Kafka was reached, the look-back is done, rules and mappings run."""
+        """Whether publishes and attaches are served: Kafka answers, the look-back is done, rules and mappings run."""
         return (
             self._node is not None
             and self._node.ready
             and not self._scope.stopping
+            and self._kafka_answers()
             and (self._rules is None or self._rules.ready)
             and all(mapping.ready for mapping in self._mappings)
         )
@@ -137,14 +154,20 @@ class CoreProcess:
         """Tries for ever while Kafka cannot be reached; None after a setting that must be put right first, which ends the process."""
         while True:
             try:
-                return await asyncio.to_thread(prepare_topics, self._config.kafka)
+                return await _unawaited_at_the_end(lambda: prepare_topics(self._config.kafka))
             except Unreachable as error:
-                log.warning("kafka cannot be reached: trying again", error=str(error), retry_s=RETRY_S)
-                await asyncio.sleep(RETRY_S)
+                await self._wait_for_kafka(error)
             except TopicMisconfigured as error:
-                log.error("kafka topic has a wrong setting", error=str(error))  # noqa: TRY400 - the text says all
-                self._scope.ask_stop(FAILED)
+                self._give_up(error)
                 return None
+
+    async def _wait_for_kafka(self, error: Unreachable) -> None:
+        log.warning("kafka cannot be reached: trying again", error=str(error), retry_s=RETRY_S)
+        await asyncio.sleep(RETRY_S)
+
+    def _give_up(self, error: TopicMisconfigured) -> None:
+        log.error("kafka topic has a wrong setting", error=str(error))
+        self._scope.ask_stop(FAILED)
 
     async def _start_kafka(self, topics: Topics) -> None:
         config, limits, loop = self._config, self._config.limits, self._loop
@@ -157,22 +180,42 @@ class CoreProcess:
         for name, part in (("config log", self._config_log), ("producer", self._producer), ("ends", self._ends), ("tail", tail)):
             part.start()
             self._scope.on_stop(name, part.close)
+        self._scope.spawn("kafka probe", self._probe())
         await self._config_log.ready()
-        await self._config_log.claim_stream(topics.log)
+        while True:
+            try:
+                await self._config_log.claim_stream(topics.log)
+                break
+            except Unreachable as error:
+                await self._wait_for_kafka(error)
 
+        self._scope.on_stop("rules and mappings", self._close_runners)
         if config.rules_on == config.node:
             rules = [Rule(app.id, rule, prefix=config.kafka.prefix) for app in config.apps for rule in app.rules]
             self._rules = RuleRunner(config.kafka, topics.log, rules, site=config.node, limits=limits, create_topics=config.dev)
             self._rules.start()
-            self._scope.on_stop("rules", self._rules.close)
         for app in config.apps:
             for each in app.mappings:
                 mapping = Mapping(app.id, each, prefix=config.kafka.prefix, max_message_bytes=limits.max_message_bytes)
                 runner = MappingRunner(config.kafka, mapping, appends, limits=limits, loop=loop, create_topics=config.dev)
                 runner.start()
                 self._mappings.append(runner)
-                self._scope.on_stop(f"mapping {mapping.id}", runner.close)
         watch_kafka(self._metrics, self._rules, self._mappings)
+
+    async def _close_runners(self) -> None:
+        """All at once: with a broker that hangs each of them takes its time."""
+        runners = [*self._mappings, *([] if self._rules is None else [self._rules])]
+        await asyncio.gather(*(runner.close(RUNNERS_CLOSE_S) for runner in runners))
+
+    async def _probe(self) -> None:
+        """Ask Kafka something now and then, so that readiness knows of an outage while nobody publishes."""
+        while True:
+            self._ends.ask(PROBE, 0)
+            await asyncio.sleep(PROBE_S)
+
+    def _kafka_answers(self) -> bool:
+        answered = self._ends.answered_at
+        return answered is not None and self._loop.time() - answered < SILENT_S
 
     async def _start_links(self, context: ssl.SSLContext, streams: list[Stream]) -> None:
         refused = self._metrics.counter("link_refused", "Sockets that became no link, by reason.", "reason")
@@ -206,7 +249,19 @@ class CoreProcess:
                 log.error("the log was made anew under this core: starting again", partition=event.partition)
                 self._scope.ask_stop(FAILED)
                 return
+            if isinstance(event, EndOffset) and event.ask == PROBE:
+                continue
             self._driver.post(event)
+
+    def _failed(self, event: Event, error: Exception) -> None:
+        """See the module's docstring."""
+        if isinstance(event, EdgeUp | EdgeFrame):
+            frame = type(event.frame).__name__ if isinstance(event, EdgeFrame) else "Hello"
+            log.error("the node failed on a frame: its link is closed", link=event.link, frame=frame, exc_info=error)
+            self._links.close_link(event.link, Ended.INTERNAL)
+        else:
+            log.error("the node failed: ending", on=type(event).__name__, exc_info=error)
+            self._scope.ask_stop(FAILED)
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -222,6 +277,33 @@ class CoreProcess:
                 self._config_log.write(ticket, key, value)
             case LinkClose(link, why):
                 self._links.close_link(link, why)
+
+
+async def _unawaited_at_the_end(work: Callable[[], T]) -> T:
+    """`work` on a thread of its own. Unlike `asyncio.to_thread`, whose threads the end of the process waits for: a time-out of the driver
+    must not hold up a core that is asked to end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]  # there is one when there is no error
+
+    def run_it() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(tell, result, error)
+
+    threading.Thread(target=run_it, name="tidegate-start", daemon=True).start()
+    return await done
 
 
 def _no_websocket(_request: object, _info: object) -> Refusal:

@@ -12,10 +12,10 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from core.events import ConfigRead, ConfigWritten, EndOffset, Event
 from core.kafka.config import KafkaConfig
-from core.kafka.logs import log
 from core.kafka.consumer import KafkaThread, open_consumer, read_batch
 from core.kafka.ends import EndOffsets
 from core.kafka.errors import TopicMisconfigured, Unreachable
+from core.kafka.logs import log
 from core.kafka.outlet import Deliver, Outlet
 from core.kafka.topics import StreamInfo
 from relay.model.limits import CoreLimits

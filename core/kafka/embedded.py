@@ -8,9 +8,9 @@ import confluent_kafka
 from confluent_kafka import KafkaException, TopicPartition
 
 from core.kafka.config import KafkaConfig
-from core.kafka.logs import log
 from core.kafka.consumer import open_consumer
 from core.kafka.errors import Unreachable
+from core.kafka.logs import log
 
 MARK = "embedded.incarnation"
 """A topic whose first record is a random value. Topics have no ids here, and the cluster id is a memory address, which may well come again

@@ -22,8 +22,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from core.events import Event, Overfull, Reported
 from core.kafka.config import KafkaConfig
-from core.kafka.logs import log
 from core.kafka.consumer import KafkaThread, open_consumer, read_batch
+from core.kafka.logs import log
 from core.kafka.outlet import Deliver
 from core.kafka.targets import TargetTopics
 from core.mappings import Mapping, Skipped, SourceRecord

@@ -34,7 +34,8 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
 from core.events import Event, Overfull, Reported
-from core.kafka.config import KafkaConfig, log
+from core.kafka.config import KafkaConfig
+from core.kafka.logs import log
 from core.kafka.outlet import Deliver, Outlet
 from core.kafka.records import headers
 from core.kafka.topics import StreamInfo

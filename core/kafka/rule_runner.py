@@ -18,8 +18,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from core.fold import Fold
 from core.kafka.config import LOOK_BACK_S, KafkaConfig
-from core.kafka.logs import log
 from core.kafka.consumer import KafkaThread, open_consumer, read_batch
+from core.kafka.logs import log
 from core.kafka.records import log_record
 from core.kafka.targets import TargetTopics, fault_of
 from core.kafka.topics import StreamInfo

@@ -11,8 +11,8 @@ from confluent_kafka import OFFSET_END, KafkaError, TopicPartition
 
 from core.events import Event, Gap, Looked, Tailed
 from core.kafka.config import LOOK_BACK_S, KafkaConfig
-from core.kafka.logs import log
 from core.kafka.consumer import KafkaThread, open_consumer, read_batch
+from core.kafka.logs import log
 from core.kafka.outlet import Deliver, Outlet
 from core.kafka.records import log_record
 from core.kafka.topics import StreamInfo

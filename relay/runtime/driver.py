@@ -24,12 +24,22 @@ class Driver(Generic[Event, Effect]):
     """Owns the node's clock. `now` is the event loop's (monotonic, seconds), `now_ms` the wall clock's (milliseconds since the epoch).
 
     `perform` may post events itself; they are handled after the effects of the present one, so that a node is never re-entered.
+
+    `failed` is told of an event that the node (or `perform`) did not survive; the events after it are handled all the same. Without it the
+    exception goes to whoever posted the first event of the turn.
     """
 
-    def __init__(self, node: Node[Event, Effect], perform: Callable[[Effect], None], tick: Event) -> None:
+    def __init__(
+        self,
+        node: Node[Event, Effect],
+        perform: Callable[[Effect], None],
+        tick: Event,
+        failed: Callable[[Event, Exception], None] | None = None,
+    ) -> None:
         self._node = node
         self._perform = perform
         self._tick = tick
+        self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Event] = deque()
         self._busy = False
@@ -43,9 +53,14 @@ class Driver(Generic[Event, Effect]):
         self._busy = True
         try:
             while self._waiting:
-                effects = self._node.handle(self._waiting.popleft(), self._loop.time(), time.time_ns() // 1_000_000)
-                for effect in effects:
-                    self._perform(effect)
+                event = self._waiting.popleft()
+                try:
+                    for effect in self._node.handle(event, self._loop.time(), time.time_ns() // 1_000_000):
+                        self._perform(effect)
+                except Exception as error:
+                    if self._failed is None:
+                        raise
+                    self._failed(event, error)
         finally:
             self._busy = False
             self._arm()
