@@ -149,7 +149,7 @@ class Admission:
         # Before the status, so that nobody without the secret learns of it. In constant time: the secret cannot be guessed byte by byte.
         if not hmac.compare_digest(given.secret.encode("utf-8", "surrogatepass"), key.secret.encode()):
             raise RelayError(40101, "Invalid credentials")
-        _check_status(app, key, now_ms)
+        check_status(app, key, now_ms)
         return Verified(app=app, key=key, basic=True, capability=key.capability)
 
     def _key(self, name: str, *, realtime: bool) -> tuple[App, Key]:
@@ -201,7 +201,7 @@ class Admission:
         if now_ms >= token.expires:
             raise RelayError(40142, "Token expired")
         app, key = self._key(token.key_name, realtime=realtime)
-        _check_status(app, key, now_ms)
+        check_status(app, key, now_ms)
         return Verified(
             app=app,
             key=key,
@@ -236,7 +236,7 @@ class Admission:
         longest = PROTOCOL.max_revocable_token_ttl_ms if key.revocable_tokens else PROTOCOL.max_token_ttl_ms
         if not 0 < expires - issued <= longest:
             raise RelayError(40003, f"Invalid token; exp must be at most {longest // 1000} s after iat")
-        _check_status(app, key, now_ms)
+        check_status(app, key, now_ms)
         client_id, revocation_key = claims.get("x-ably-clientId"), claims.get("x-ably-revocation-key")
         if client_id is not None and (not isinstance(client_id, str) or not client_id):
             raise RelayError(40012, "Invalid clientId: must be a non-empty string")
@@ -300,7 +300,7 @@ _NATIVE = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]+")
 """An Ably token: an app id, a dot, and something of the URL-safe alphabet."""
 
 
-def _check_status(app: App, key: Key, now_ms: int) -> None:
+def check_status(app: App, key: Key, now_ms: int) -> None:
     if app.status != "enabled":
         raise RelayError(40120, "The app is disabled")
     if key.status:

@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from core import sandbox
-from core.admission import Admission, UnknownCredential, Verified
+from core.admission import Admission, UnknownCredential, Verified, check_status
 from core.channel import Channels, OpenChannel
 from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig
 from core.events import (
@@ -47,6 +47,7 @@ from core.registry import Registry, Streams
 from core.replay import EXPIRED, OTHER_SITE, Replays
 from core.roster import Denied, Roster, Session
 from relay.link.calls import CreateApp, DeleteApp, RequestToken, UnknownCall, decode
+from relay.link.codec import encode_frame
 from relay.link.frames import (
     Admit,
     Admitted,
@@ -167,6 +168,15 @@ class _Write:
         self.failed = False
 
 
+class _Held(NamedTuple):
+    """A frame that came before the core was ready, and how long it may wait."""
+
+    until: float
+    link: int
+    frame: ToCore
+    size: int
+
+
 _Job = tuple[Admit | Fetch, bool]
 """A request in an admission queue, and whether the end of `tidegate.config` has been asked for since it came."""
 
@@ -224,7 +234,8 @@ class CoreNode:
         self._asked_at = float("-inf")
         self._writes: dict[int, _Write] = {}
         self._unwitnessed: deque[tuple[float, OpenChannel]] = deque()
-        self._held: deque[tuple[float, int, ToCore]] = deque()
+        self._held: deque[_Held] = deque()
+        self._held_bytes = 0
         self._config_read = not config_log
         self._gone = False
         self._was_ready = False
@@ -334,7 +345,8 @@ class CoreNode:
         self._admits.pop(link, None)
         self._unknown = [waiting for waiting in self._unknown if waiting[0] != link]
         if self._held:
-            self._held = deque(held for held in self._held if held[1] != link)
+            self._held = deque(held for held in self._held if held.link != link)
+            self._held_bytes = sum(held.size for held in self._held)
 
     def _frame(self, link: int, frame: ToCore) -> None:
         if not self._was_ready and not isinstance(frame, Credit):
@@ -363,26 +375,33 @@ class CoreNode:
 
     def _hold(self, link: int, frame: ToCore) -> None:
         """The core is starting: what edges ask waits a little, in its order."""
-        if len(self._held) >= self._limits.starting_frames:
+        size = len(encode_frame(frame))
+        if len(self._held) >= self._limits.starting_frames or self._held_bytes + size > self._limits.starting_bytes:
             self.counters["link.not_ready"] += 1
             self._close(link, "not ready")
             return
-        self._held.append((self._now + self._limits.starting_wait_s, link, frame))
+        self._held.append(_Held(self._now + self._limits.starting_wait_s, link, frame, size))
+        self._held_bytes += size
 
     def _release_held(self) -> None:
-        held, self._held = self._held, deque()
-        for _, link, frame in held:
-            if link in self._roster.links:
-                self._frame(link, frame)
+        released, self._held, self._held_bytes = self._held, deque(), 0
+        for held in released:
+            if held.link in self._roster.links:
+                self._frame(held.link, held.frame)
 
     def _give_up_held(self) -> None:
-        while self._held and self._held[0][0] <= self._now:
-            _, link, frame = self._held.popleft()
+        while self._held and self._held[0].until <= self._now:
+            held = self._held.popleft()
+            self._held_bytes -= held.size
+            link, frame = held.link, held.frame
             match frame:
                 case Admit() | Fetch() | Renew():
                     self.counters["link.not_ready"] += 1
                     self._refuse(link, frame.req, _STARTING, Lane.BULK)
-                case Append() | Open():
+                case Append():
+                    self.counters["link.not_ready"] += 1
+                    self._not_now(link, frame, _STARTING)
+                case Open():
                     self.counters["link.not_ready"] += 1
                     self._refuse(link, frame.req, _STARTING, Lane.LIVE)
                 case Present():
@@ -415,6 +434,12 @@ class CoreNode:
     # --- admission ---------------------------------------------------------------------------------------------------------------------
 
     def _queue(self, link: int, frame: Admit | Fetch) -> None:
+        if isinstance(frame, Admit) and len(frame.credential or "") > self._limits.max_credential_bytes:
+            self._refuse_admission(link, frame, RelayError(40101, "Invalid credential: too long"))
+            return
+        if isinstance(frame, Fetch) and len(frame.body) > self._limits.max_call_bytes:
+            self._refuse_admission(link, frame, RelayError(40009, "The request is too large"))
+            return
         queue = self._admits.get(link)
         if queue is None:
             queue = self._admits[link] = deque()
@@ -535,9 +560,10 @@ class CoreNode:
     def _renewable(self, link: int, session_id: str) -> Grant:
         """Raises: RelayError."""
         grant = self._roster.get(link, session_id, self._now_ms).grant
-        key = self._registry.key(grant.key_name)
-        if key is None or key.status:
-            raise RelayError(40131, "The key is revoked or no longer exists")
+        app, key = self._registry.app(grant.app), self._registry.key(grant.key_name)
+        if app is None or key is None:
+            raise RelayError(40131, "The key no longer exists")
+        check_status(app, key, self._now_ms)
         if grant.token_expires is not None and self._now_ms >= grant.token_expires:
             raise RelayError(40142, "Token expired")
         return grant
@@ -739,12 +765,12 @@ class CoreNode:
         session.witnessed = set()
 
     def _check_witnesses(self) -> None:
-        for _ in range(_WITNESSES_PER_SWEEP):
-            if not self._unwitnessed or self._unwitnessed[0][0] > self._now:
-                return
+        searches = _WITNESSES_PER_SWEEP
+        while searches and self._unwitnessed and self._unwitnessed[0][0] <= self._now:
             _, channel = self._unwitnessed.popleft()
             if self._channels.get(channel.link, channel.ref) is not channel:
-                continue
+                continue  # shut meanwhile, as most are
+            searches -= 1
             witness = self._new_witness(channel)
             if witness is None:
                 self.counters["open.witness_gone"] += 1
@@ -772,6 +798,11 @@ class CoreNode:
     def _append(self, link: int, frame: Append) -> None:
         try:
             session = self._roster.get(link, frame.session, self._now_ms)
+        except Denied as denied:
+            self._count("append", denied)
+            self._not_now(link, frame, denied.info)
+            return
+        try:
             key, partition, value = self._checked_append(session, frame)
         except RelayError as error:
             self._count("append", error)
@@ -880,6 +911,14 @@ class CoreNode:
         else:
             self._stall(session)
             self._send(link, Unknown(req), Lane.LIVE)
+
+    def _not_now(self, link: int, frame: Append, error: ErrorInfo) -> None:
+        """Refused for what may have been otherwise when an earlier copy was sent, if there was one. What is wrong with the message itself
+        was wrong with every copy of it."""
+        if frame.fresh:
+            self._refuse(link, frame.req, error, Lane.LIVE)
+        else:
+            self._send(link, Unknown(frame.req), Lane.LIVE)
 
     def _stall(self, session: Session) -> None:
         """One HTTP request promises no order to another; what a connection sends is in order or not at all."""
@@ -1013,6 +1052,8 @@ class CoreNode:
 
     def _sweep(self) -> None:
         """Everything that may have waited too long."""
+        if self._asking is not None and self._now >= self._asked_at + self._limits.config_wait_s:
+            self._config_answered(EndOffset(self._asking[0], -1, None))
         if not self._config_read and self._now >= self._asked_at + _CONFIG_RETRY_S:
             self._ask_config_now()
         if self._held:
@@ -1044,5 +1085,5 @@ def _is_ephemeral(value: bytes) -> bool:
         return False
     try:
         return _decode_body(value).ephemeral
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # not one of ours, but somebody wrote it
         return False

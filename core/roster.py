@@ -90,6 +90,10 @@ class Roster:
         else:
             session.take(grant)
         heapq.heappush(self._ends, (session.ends, link, grant.session))
+        if len(self._ends) > 2 * len(self) + 1_000:
+            # Mostly ends that renewals have put off, or of sessions that departed.
+            self._ends = [(one.ends, one.link, name) for each in self.links.values() for name, one in each.sessions.items()]
+            heapq.heapify(self._ends)
         if grant.incarnation:
             self._raise_floor(grant.session, grant.incarnation)
         return session

@@ -141,10 +141,10 @@ class Attachment:
         self.step(Heard.ATTACH_ASKED)
         self._tell(serial, self.granted | Flag.RESUMED, None)
 
-    def modes_changed(self) -> None:
+    def modes_changed(self, serial: str | None) -> None:
         """Unsolicited ATTACHED with other modes, after a reauthentication."""
         if self.attached:
-            self._tell(None, self.granted | Flag.RESUMED, None)
+            self._tell(serial, self.granted | Flag.RESUMED, None)
 
     def discontinued(self, serial: str | None, error: ErrorInfo) -> None:
         """Unsolicited ATTACHED without RESUMED: messages were lost (RTL12)."""

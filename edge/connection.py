@@ -314,7 +314,7 @@ class Connection(Timed):
             if self.early is None:
                 self.early = []
             self.early.append(data)
-            if len(self.early) > turn.limits.frames_before_connected:
+            if len(self.early) > turn.limits.frames_before_connected or sum(map(len, self.early)) > turn.limits.max_frame_bytes:
                 self._end(Action.ERROR, ErrorInfo.of(80013, "too many frames before CONNECTED"))
             return
         verdict = self.rate.spend(turn.limits, turn.now)
@@ -664,8 +664,9 @@ class Connection(Timed):
                 self._forget(attachment, Heard.REFUSED)
                 self._channel_error(attachment.text, _denied().info)
             elif attachment.attached and (attachment.granted, attachment.reads) != (before, read):
-                self._channel_of(attachment).changed(attachment)
-                attachment.modes_changed()
+                channel = self._channel_of(attachment)
+                channel.changed(attachment)
+                attachment.modes_changed(channel.serial)
 
     def renewed(self, frame: Admitted, link: int) -> None:
         """Answer to `Renew`: the same rights for some minutes more."""
@@ -682,6 +683,9 @@ class Connection(Timed):
         if error.status_code >= 500 or error.status_code == 429:
             self.renew_at = self.desk.turn.now + _LIVE_RETRY_S
             self._arm()
+        elif error.code == 40101:
+            # The grant ended first (no core was there to renew it). The credentials themselves are judged when the client is back.
+            self.disconnect(error)
         else:
             self.revoked(error)
 
@@ -743,6 +747,9 @@ class Connection(Timed):
         if turn.now - self.heard_at > self.interval + _DEAD_AFTER_S:
             turn.close(self.client, _NORMAL, "dead")
             self._over(closed=False)
+            return
+        if turn.now_ms >= session.grant_expires and not self.desk.links.by_id:
+            self.disconnect(ErrorInfo.of(50320, "this server has lost its connection to its core; connect to another one"))
             return
         if turn.now >= self.doubt_at:
             self.disconnect(ErrorInfo.of(50003, "the outcome of a publish is not known; it will be settled on reconnecting"))

@@ -67,12 +67,14 @@ class State(enum.Enum):
 class Group:
     """The subscribers who get the same bytes: one format, one spelling of the channel."""
 
-    __slots__ = ("clients", "quiet", "text", "wire")
+    __slots__ = ("clients", "named_at", "quiet", "text", "wire")
 
     def __init__(self, wire: Wire, text: str) -> None:
         self.wire = wire
         self.text = text
         self.clients: dict[int, None] = {}
+        self.named_at = 0
+        """Number of the event that broadcast to `clients` last."""
         self.quiet: dict[str, int] = {}
         """Connection ids of those who do not want their own messages back."""
 
@@ -195,6 +197,10 @@ class Channel(Timed):
         group = self.groups.get((wire.msgpack, text))
         if group is None:
             group = self.groups[wire.msgpack, text] = Group(wire, text)
+        elif group.named_at == self.hub.turn.number:
+            # An effect of this very event names `clients`, and is performed later: who joins now must not get what was before.
+            group.clients = dict(group.clients)
+            group.named_at = 0
         group.clients[attachment.client] = None
         if not attachment.echo:
             group.quiet[attachment.session.id] = attachment.client
@@ -518,6 +524,7 @@ class Channel(Timed):
                 frame = group.wire.delivery(body, group.text, serial)
                 if group.quiet and publisher in group.quiet:
                     self._flush(runs)
+                    group.named_at = turn.number
                     turn.effects.append(Broadcast(group.clients, frame, group.quiet[publisher]))
                     turn.stats.deliveries += len(group.clients) - 1
                 else:
@@ -527,6 +534,7 @@ class Channel(Timed):
     def _flush(self, runs: dict[Group, list[bytes]]) -> None:
         turn = self.hub.turn
         for group, frames in runs.items():
+            group.named_at = turn.number
             turn.stats.deliveries += len(group.clients) * len(frames)
             turn.effects.append(Broadcast(group.clients, frames[0] if len(frames) == 1 else b"".join(frames)))
         runs.clear()

@@ -47,6 +47,7 @@ class EdgeNode:
         """`now` is monotonic time in seconds, `now_ms` the wall clock in milliseconds."""
         desk = self._desk
         turn = desk.turn
+        turn.number += 1
         turn.now, turn.now_ms = now, now_ms
         effects: list[Effect] = []
         turn.effects = effects

@@ -37,8 +37,21 @@ MSGPACK = "application/x-msgpack"
 _GRANT_MARGIN_MS = 10_000
 """A remembered grant is not used so close to its end."""
 
-EXPOSED = "Link, X-Ably-ErrorCode, X-Ably-ErrorMessage, X-Ably-ServerId, Content-Type"
+CORS = (
+    ("access-control-allow-origin", "*"),
+    ("access-control-expose-headers", "Link, X-Ably-ErrorCode, X-Ably-ErrorMessage, X-Ably-ServerId, Content-Type"),
+)
+"""On every answer."""
 ALLOWED = "authorization, content-type, x-ably-version, ably-agent, x-ably-clientid, x-ably-lib, x-ably-messageid, x-ably-name"
+
+
+def error_answer(error: ErrorInfo, *, msgpack: bool) -> tuple[bytes, tuple[tuple[str, str], ...]]:
+    """The body of a refusal, and the headers that say the same."""
+    text = "".join(letter if " " <= letter <= "~" else "?" for letter in error.message)
+    return encode_body({"error": error_shape(error)}, msgpack=msgpack), (
+        ("x-ably-errorcode", str(error.code)),
+        ("x-ably-errormessage", text),
+    )
 
 
 def answers_msgpack(headers: Mapping[str, str], params: Mapping[str, str]) -> bool:
@@ -94,21 +107,14 @@ class RestCall(Timed):
             return
         self.rest.close(self)
         headers = [("content-type", kind)] if body or status != 204 else []
-        headers += [
-            ("x-ably-serverid", self.desk.server_id),
-            ("access-control-allow-origin", "*"),
-            ("access-control-expose-headers", EXPOSED),
-            *extra,
-        ]
+        headers += [("x-ably-serverid", self.desk.server_id), *CORS, *extra]
         self.desk.turn.effects.append(RestAnswer(self.call, status, headers, body))
 
     def fail(self, error: ErrorInfo) -> None:
         if self.over:
             return
         self.desk.turn.stats.refusals[error.code] += 1
-        body = encode_body({"error": error_shape(error)}, msgpack=self.msgpack)
-        text = "".join(letter if " " <= letter <= "~" else "?" for letter in error.message)
-        extra = (("x-ably-errorcode", str(error.code)), ("x-ably-errormessage", text))
+        body, extra = error_answer(error, msgpack=self.msgpack)
         self.answer_raw(error.status_code, body, MSGPACK if self.msgpack else JSON, extra)
 
     def wake(self) -> None:

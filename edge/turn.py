@@ -48,10 +48,12 @@ class Stats:
 class Turn:
     """Handed to every part at its making. `now` (seconds, monotonic) and `now_ms` (wall clock) hold for the event being handled."""
 
-    __slots__ = ("_request", "effects", "limits", "now", "now_ms", "stats", "wheel")
+    __slots__ = ("_request", "effects", "limits", "number", "now", "now_ms", "stats", "wheel")
 
     def __init__(self, limits: EdgeLimits) -> None:
         self.limits = limits
+        self.number = 0
+        """Which event this is."""
         self.now = 0.0
         self.now_ms = 0
         self.effects: list[Effect] = []

@@ -9,13 +9,17 @@ import sys
 import time
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from relay.runtime import logs
 from relay.runtime.settings import SettingsError
+from relay.runtime.shutdown import CannotStart
 from tidegate.certs_cli import certs_app
+
+if TYPE_CHECKING:
+    from edge.config import EdgeConfig
 
 app = typer.Typer(
     name="tidegate",
@@ -30,7 +34,7 @@ app.add_typer(certs_app, name="certs")
 app.add_typer(config_app, name="config")
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The TOML file of this process.")]
-LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="How much to log.")]
 LogFormat = Annotated[Literal["text", "json"], typer.Option(help="`text` for people, `json` for machines.")]
 
 
@@ -143,20 +147,34 @@ def edge(
 
     Example: `tidegate edge -c edge.toml --workers 4`
     """
-    from edge.config import EdgeConfig
     from edge.io.process import run_edge
-    from relay.runtime.settings import load
-
-    logs.configure(log_format, log_level)
-    try:
-        settings = load(EdgeConfig, config)
-    except SettingsError as error:
-        fail(error)
-    if workers == 1:
-        raise typer.Exit(run_edge(settings))
     from tidegate.workers import run_workers
 
+    logs.configure(log_format, log_level)
+    settings = _edge_settings(config)
+    if workers == 1:
+        raise typer.Exit(run_edge(settings))
+    if settings.listen.port == 0:
+        fail(f"{config}: listen.port: name one that the workers can share, not 0")
+
     raise typer.Exit(run_workers(workers, lambda worker: run_edge(settings, worker=worker)))
+
+
+def _edge_settings(config: Path) -> EdgeConfig:
+    """Settings that an edge can start with, certificates included."""
+    from edge.config import EdgeConfig
+    from edge.io.process import check, contexts
+    from relay.runtime.settings import load
+
+    try:
+        settings = load(EdgeConfig, config)
+        check(settings)
+        contexts(settings)
+    except SettingsError as error:
+        fail(error)
+    except CannotStart as error:
+        fail(f"{config}: {error}")
+    return settings
 
 
 @app.command()
@@ -214,8 +232,10 @@ def config_check(config: ConfigFile) -> None:
 
     try:
         content = tomllib.loads(config.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        fail(f"{config}: {error}")
+    except OSError as error:
+        fail(f"{config}: cannot be read: {error.strerror}")
+    except ValueError as error:
+        fail(f"{config}: is not TOML: {error}")
     kind = "core" if "kafka" in content else "edge"
     try:
         if kind == "core":
@@ -223,9 +243,7 @@ def config_check(config: ConfigFile) -> None:
 
             load(CoreConfig, config)
         else:
-            from edge.config import EdgeConfig
-
-            load(EdgeConfig, config)
+            _edge_settings(config)
     except SettingsError as error:
         fail(error)
     typer.echo(f"{config}: a valid {kind} configuration")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import ctypes
 import json
 import os
 import secrets
@@ -37,6 +36,7 @@ from core.kafka.embedded import EmbeddedBroker
 from core.kafka.topics import create_missing
 from tidegate.kafka_local import LocalKafka
 from tidegate.tokens import mint
+from tidegate.workers import die_with_parent
 
 TRUST_DOMAIN = "dev.tidegate"
 SITE = "dev"
@@ -334,7 +334,7 @@ class Dev:
             stdout=sys.stderr,
             stderr=sys.stderr,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
             env={**os.environ, **child.environment},
         )
         if child not in self.children:
@@ -395,9 +395,3 @@ def _write_private(path: Path, content: bytes) -> None:
 
 def _ending(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit {code}"
-
-
-def _die_with_parent() -> None:
-    """Linux: the kernel ends the child when this process is killed; elsewhere the end of stdin has to do."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

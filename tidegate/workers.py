@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
 from collections.abc import Callable
@@ -18,12 +20,16 @@ def run_workers(count: int, run: Callable[[int], int]) -> int:
     for worker in range(count):
         pid = os.fork()
         if pid == 0:
+            # A process group of its own: Ctrl-C reaches the whole group of the terminal, and a worker that is signalled twice ends at once.
+            os.setpgrp()
+            die_with_parent()
             os._exit(run(worker))
         children[pid] = worker
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        for pid in children:
-            os.kill(pid, number)
+        for pid in list(children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     signal.signal(signal.SIGTERM, pass_on)
     signal.signal(signal.SIGINT, pass_on)
@@ -37,3 +43,9 @@ def run_workers(count: int, run: Callable[[int], int]) -> int:
             worst = code if code > 0 else 1
             pass_on(signal.SIGTERM, None)
     return worst
+
+
+def die_with_parent() -> None:
+    """Linux: the kernel sends SIGTERM to this process when the one that started it is killed. Elsewhere nothing happens."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

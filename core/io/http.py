@@ -133,6 +133,8 @@ def _snake(name: str) -> str:
 
 
 class _RunnerNumbers(Collector):
+    """Their threads go on counting meanwhile: what they count in is copied before it is gone through."""
+
     def __init__(self, rules: RuleNumbers | None, mappings: Sequence[MappingNumbers]) -> None:
         self._rules = rules
         self._mappings = mappings
@@ -142,11 +144,11 @@ class _RunnerNumbers(Collector):
 
     def collect(self) -> Iterator[Metric]:
         if self._rules is not None:
-            yield _family("rule_records", "Records written by rules", ["rule"], {(k,): v for k, v in self._rules.written.items()})
+            yield _family("rule_records", "Records written by rules", ["rule"], {(k,): v for k, v in list(self._rules.written.items())})
             yield _family("rule_dropped", "Records that a rule could not write, by reason", ["rule", "reason"], self._rules.dropped)
             yield _family("rule_lost", "Records of the log that retention took before the rules", [], {(): self._rules.lost})
         yield _family("mapping_records", "Records read by mappings", ["group"], {(m.group,): m.read for m in self._mappings})
-        skipped = {(m.group, reason): count for m in self._mappings for reason, count in m.skipped.items()}
+        skipped = {(m.group, reason): count for m in self._mappings for reason, count in list(m.skipped.items())}
         yield _family("mapping_skipped", "Records that became no message, by reason", ["group", "reason"], skipped)
         yield _family(
             "mapping_lost", "Records that retention took before the mapping", ["group"], {(m.group,): m.lost for m in self._mappings}

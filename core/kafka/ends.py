@@ -130,8 +130,9 @@ class _Gather:
 
     def callback(self, partition: int) -> Any:
         def done(future: Future[Any]) -> None:
-            if future.exception() is None:
-                self._offsets[partition] = future.result().offset
+            # Nobody answered in time: that is an offset of -1001 and no exception (measured with a stopped broker, librdkafka 2.16).
+            if future.exception() is None and (offset := future.result().offset) >= 0:
+                self._offsets[partition] = offset
             self._left -= 1
             if not self._left:
                 self._outlet.put([_Answer(self._waiting, self._offsets, answered=bool(self._offsets), asks=_count(self._waiting))])

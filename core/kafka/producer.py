@@ -121,6 +121,7 @@ class LogProducer:
         """False: the loop touches neither the producer nor the table; the thread may do so without the lock."""
         self._closing = threading.Event()
         self._producer: Any = None
+        """None while there is none: `_open` is False then."""
         self._generation = 0
         """Which producer is the present one: reports of an earlier one come too late to count."""
         self._replaced_at = 0.0
@@ -254,19 +255,30 @@ class LogProducer:
         """No more records in, and none out."""
         with self._lock:
             self._open = False
-        self._producer.purge(in_queue=True, in_flight=True, blocking=True)
+        if self._producer is not None:
+            self._producer.purge(in_queue=True, in_flight=True, blocking=True)
 
     def _run(self) -> None:
         # Earlier than librdkafka's own time-out: see the module's docstring
         limit = self._limits.publish_timeout_s - min(2.0, self._limits.publish_timeout_s / 10)
         while not self._closing.is_set():
+            try:
+                self._turn(limit)
+            except Exception:
+                # Whatever it was: without this thread every publish would wait for ever.
+                log.exception("kafka producer failed")
+                self._trouble = self._trouble or Trouble.FAILED
+                self._closing.wait(0.1)
+        self._finish()
+
+    def _turn(self, limit: float) -> None:
+        if self._trouble is None:
             self._producer.poll(0.1)
             self._flush_reports()
             if self._trouble is None and self._oldest_age() > limit:
                 self._trouble = Trouble.LATE
-            if self._trouble is not None:
-                self._replace(self._trouble)
-        self._finish()
+        if self._trouble is not None:
+            self._replace(self._trouble)
 
     def _oldest_age(self) -> float:
         with self._lock:
@@ -281,7 +293,7 @@ class LogProducer:
     def _drain(self) -> None:
         """Serve the last reports of a purged producer."""
         until = time.monotonic() + DRAIN_S
-        while len(self._producer) and time.monotonic() < until:
+        while self._producer is not None and len(self._producer) and time.monotonic() < until:
             self._producer.poll(0.05)
         self._flush_reports()
 
@@ -334,6 +346,9 @@ class LogProducer:
     def _dispose(self) -> None:
         """End the present producer, which has nothing left to say. With a broker that hangs librdkafka may take a while: not our while."""
         self._generation += 1
-        thread = threading.Thread(target=self._producer.close, name="tidegate-producer-end", daemon=True)
+        ended, self._producer = self._producer, None
+        if ended is None:
+            return
+        thread = threading.Thread(target=ended.close, name="tidegate-producer-end", daemon=True)
         thread.start()
         self._ending = [*(ending for ending in self._ending if ending.is_alive()), thread]

@@ -255,6 +255,7 @@ class _Run:
             wait = max(0.0, min(wait, self._committed_at + COMMIT_S - time.monotonic()))
         for message in read_batch(self._consumer, self._limits.rule_span_records, wait):
             self._take(message)
+        self._producer.poll(0)  # the driver's log lines wait in memory until somebody polls
 
     def _take(self, message: confluent_kafka.Message) -> None:
         error = message.error()

@@ -104,11 +104,11 @@ class Tail(KafkaThread):
         if not messages:
             return
         records: list[LogRecord] = []
-        events: list[Event] = [Tailed(records)]
+        troubles: list[Any] = []
         size = 0
         for message in messages:
             if message.error() is not None:
-                events += self._trouble(consumer, message)
+                troubles.append(message)
                 continue
             topic = message.topic()
             record = log_record(message, self._streams[topic].stream)
@@ -116,15 +116,18 @@ class Tail(KafkaThread):
             size += len(record.value) + len(record.key) + RECORD_OVERHEAD
             records.append(record)
         self.records += len(records)
+        events: list[Event] = [Tailed(records)] if records else []
         for place in list(self._looking):
             events += self._looked(place)
+        # Before anything can fail: what lies before the positions is never read again.
+        if events:
+            self._outlet.put(events, size, len(records), wait=True)
+        for message in troubles:
+            if told := self._trouble(consumer, message):
+                self._outlet.put(told)
         if self._misplaced:
             self._misplaced = False
             self._assign(consumer)
-        if not records:
-            del events[0]
-        if events:
-            self._outlet.put(events, size, len(records), wait=True)
 
     def _trouble(self, consumer: confluent_kafka.Consumer, message: Any) -> list[Event]:
         error: KafkaError = message.error()

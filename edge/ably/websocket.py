@@ -4,9 +4,14 @@ from __future__ import annotations
 
 _TEXT = b"\x81"
 _BINARY = b"\x82"
+_PONG = b"\x8a"
 
 PING = b"\x89\x00"
 """A ping without payload."""
+
+
+def pong_frame(payload: bytes) -> bytes:
+    return _framed(_PONG, payload)
 
 
 def text_frame(payload: bytes) -> bytes:

@@ -11,32 +11,33 @@ import ipaddress
 from collections.abc import Callable
 from pathlib import Path
 
-from starlette.applications import Starlette
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount
+from starlette.routing import Mount, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edge.effects import RestAnswer
 from edge.events import Event, RestAsked, RestGone
+from edge.rest import CORS, JSON, error_answer
+from relay.model.errors import ErrorInfo
 from relay.model.limits import EdgeLimits
 
 _GRACE_S = 5.0
 """Beyond the node's own time limits: by then it has answered."""
-BODY_WAIT_S = 10.0
-"""How long a request body may take to arrive."""
 
 
 class Http:
     """Requests in progress, by the number that the node knows them by."""
 
-    __slots__ = ("_calls", "_last", "_limits", "_post", "_tls")
+    __slots__ = ("_calls", "_held", "_last", "_limits", "_post", "_tls")
 
     def __init__(self, limits: EdgeLimits, post: Callable[[Event], None], *, tls: bool) -> None:
         self._limits = limits
         self._post = post
         self._tls = tls
         self._calls: dict[int, asyncio.Future[RestAnswer]] = {}
+        self._held = 0
+        """Bytes of bodies of requests in progress."""
         self._last = 0
 
     def answer(self, effect: RestAnswer) -> None:
@@ -47,14 +48,40 @@ class Http:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        body = bytearray()
         try:
-            async with asyncio.timeout(BODY_WAIT_S):
-                body = await self._body(receive)
-        except TimeoutError:
-            await Response(status_code=408)(scope, receive, send)
-            return
-        if body is None:
-            return
+            try:
+                async with asyncio.timeout(self._limits.rest_body_wait_s):
+                    if not await self._read(receive, body):
+                        return
+            except TimeoutError:
+                await _refusal(ErrorInfo.of(40000, "the request body did not arrive in time", 408))(scope, receive, send)
+            except _NoRoom:
+                await _refusal(ErrorInfo.of(50004, "this server is busy; try again"))(scope, receive, send)
+            else:
+                await self._ask(bytes(body), scope, receive, send)
+        finally:
+            self._held -= len(body)
+
+    async def _read(self, receive: Receive, body: bytearray) -> bool:
+        """Appends to `body`, at most one byte more than allowed, which is enough for the node to refuse it. False: the caller went away.
+
+        Raises: _NoRoom.
+        """
+        most = self._limits.max_frame_bytes + 1
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return False
+            chunk = message.get("body", b"")[: most - len(body)]
+            body += chunk
+            self._held += len(chunk)
+            if self._held > self._limits.rest_body_bytes:
+                raise _NoRoom
+            if len(body) == most or not message.get("more_body", False):
+                return True
+
+    async def _ask(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         headers: dict[str, str] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
@@ -83,7 +110,7 @@ class Http:
                 self._calls.pop(call, None)
                 self._post(RestGone(call))
         if answer is None:
-            await Response(status_code=503)(scope, receive, send)
+            await _refusal(ErrorInfo.of(50003, "the request could not be answered in time", 503))(scope, receive, send)
             return
         response = Response(answer.body, answer.status, headers=dict(answer.headers))
         if answer.status == 204:
@@ -92,21 +119,15 @@ class Http:
             response.body = b""
         await response(scope, receive, send)
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """At most one byte more than allowed, which is enough for the node to refuse it. None: the caller went away."""
-        chunks: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            chunk = message.get("body", b"")
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > self._limits.max_frame_bytes:
-                return b"".join(chunks)[: self._limits.max_frame_bytes + 1]
-            if not message.get("more_body", False):
-                return b"".join(chunks)
+
+class _NoRoom(Exception):  # noqa: N818 - a bound is reached
+    """Too many bytes of bodies are held."""
+
+
+def _refusal(error: ErrorInfo) -> Response:
+    """What this shell refuses by itself, in the form of the node's refusals."""
+    body, extra = error_answer(error, msgpack=False)
+    return Response(body, error.status_code, headers=dict((("content-type", JSON), *CORS, *extra)))
 
 
 class LoopbackOnly:
@@ -125,10 +146,8 @@ class LoopbackOnly:
         await self._app(scope, receive, send)
 
 
-def application(http: Http, demo: Path | None) -> Starlette:
-    """The ASGI application of the listener."""
-    routes: list[BaseRoute] = []
-    if demo is not None:
-        routes.append(Mount("/demo", app=LoopbackOnly(StaticFiles(directory=demo, html=True))))
-    routes.append(Mount("/", app=http))
-    return Starlette(routes=routes)
+def application(http: Http, demo: Path | None) -> ASGIApp:
+    """The ASGI application of the listener. Whatever is not the demo's goes to the node, in any form of request target."""
+    if demo is None:
+        return http
+    return Router([Mount("/demo", app=LoopbackOnly(StaticFiles(directory=demo, html=True)))], default=http)

@@ -22,12 +22,12 @@ from edge.io.metrics import EdgeCollector
 from edge.io.sockets import Sockets
 from edge.io.uplink import Uplink
 from edge.node import EdgeNode
-from relay.link.io.dial import new_boot
+from relay.link.io.dial import new_boot, split_address
 from relay.runtime import tls
 from relay.runtime.driver import Driver
 from relay.runtime.listener import Listener, Refusal
 from relay.runtime.metrics import Metrics
-from relay.runtime.shutdown import Scope, run
+from relay.runtime.shutdown import CannotStart, Scope, run
 
 log = structlog.get_logger("edge")
 
@@ -35,7 +35,7 @@ _GOODBYE_S = 0.5
 """How long DISCONNECTED may take to reach the clients at a shutdown."""
 
 
-class BadSettings(Exception):  # noqa: N818 - as the command line says it
+class BadSettings(CannotStart):  # noqa: N818 - as the command line says it
     """Settings that each are valid, and together are not."""
 
 
@@ -44,6 +44,7 @@ class Edge:
 
     def __init__(self, config: EdgeConfig, *, worker: int | None = None) -> None:
         check(config)
+        client_context, link_context = contexts(config)
         self.config = config
         self._worker = worker
         boot = new_boot()
@@ -55,16 +56,17 @@ class Edge:
         post = self.driver.post
         self.sockets = Sockets(config.limits, post)
         self.http = Http(config.limits, post, tls=not config.listen.plain)
-        self.uplink = Uplink(config, boot, tls.link_client_context(config.link.certificate, config.link.private_key, config.link.ca), post)
+        self.uplink = Uplink(config, boot, link_context, post)
         self.refusals: Counter[str] = Counter()
         demo = Path(config.demo) if config.dev and config.demo else None
         self.listener = Listener(
-            context=_client_context(config),
+            context=client_context,
             app=application(self.http, demo),
             make_listener=self.sockets.make_listener,
             limits=config.listen.limits,
             # Frames up to twice the limit reach the node, which says 40009 before it closes; the socket layer ends what is larger.
             max_frame_bytes=2 * config.limits.max_frame_bytes,
+            auto_pong=False,
             on_refused=self._refused,
         )
         self.metrics = Metrics()
@@ -86,7 +88,7 @@ class Edge:
         self.refusals[reason] += 1
 
     async def start(self, scope: Scope) -> Edge:
-        """Listen and dial. Raises: OSError when an address is taken."""
+        """Listen and dial. Raises: CannotListen when an address is taken."""
         config = self.config
         if config.metrics.port >= 0:
             port = config.metrics.port + (self._worker or 0) if config.metrics.port else 0
@@ -136,13 +138,18 @@ def check(config: EdgeConfig) -> None:
         raise BadSettings("demo: only with dev = true")
     if not config.link.cores:
         raise BadSettings("link.cores: name at least one core as host:port")
+    for core in config.link.cores:
+        try:
+            split_address(core)
+        except ValueError as error:
+            raise BadSettings(f"link.cores: {error}") from None
 
 
-def _client_context(config: EdgeConfig) -> ssl.SSLContext | None:
-    listen = config.listen
-    if listen.plain or listen.certificate is None or listen.private_key is None:
-        return None
-    return tls.client_side_context(listen.certificate, listen.private_key)
+def contexts(config: EdgeConfig) -> tuple[ssl.SSLContext | None, ssl.SSLContext]:
+    """For clients (None: without TLS) and for the links. Raises: TlsError."""
+    listen, link = config.listen, config.link
+    clients = tls.client_side_context(listen.certificate, listen.private_key) if listen.certificate and listen.private_key else None
+    return clients, tls.link_client_context(link.certificate, link.private_key, link.ca)
 
 
 def _note(effect: Note) -> None:
@@ -155,11 +162,7 @@ def _no_websocket(*_: object) -> Refusal:
 
 def run_edge(config: EdgeConfig, *, worker: int | None = None) -> int:
     """Run until SIGTERM or SIGINT; the exit code. `worker` numbers the processes that share one port (SO_REUSEPORT)."""
-    try:
-        return run(partial(_main, config, worker))
-    except BadSettings as error:
-        log.error("bad settings", reason=str(error))  # noqa: TRY400 - the text is all there is to say
-        return 2
+    return run(partial(_main, config, worker))
 
 
 async def _main(config: EdgeConfig, worker: int | None, scope: Scope) -> None:

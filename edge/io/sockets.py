@@ -12,6 +12,7 @@ from typing import Any
 
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
+from edge.ably.websocket import pong_frame
 from edge.effects import Broadcast, CloseClient, Write
 from edge.events import ClientFrame, ClientLost, ClientOpened, ClientPong, Event
 from edge.outbox import Outbox
@@ -75,6 +76,10 @@ class ClientSocket(WSListener):
                 self.why = "client closed"
             transport.disconnect()
         else:
+            if kind is WSMsgType.PING and self.close_by is None:
+                # With the other frames, so that a client which pings and never reads ends at the bound of its outbox.
+                self.push(pong_frame(frame.get_payload_as_bytes()))
+                self.sockets.flush_soon()
             self.sockets.post(ClientPong(self.client))
 
     def _continued(self, frame: WSFrame) -> None:
@@ -188,7 +193,7 @@ class Sockets:
         socket = self.open.get(effect.client)
         if socket is not None:
             socket.push(effect.frame)
-            self._flush_soon()
+            self.flush_soon()
 
     def broadcast(self, effect: Broadcast) -> None:
         """The hot path: a dictionary look-up, a comparison and two assignments for each subscriber."""
@@ -202,7 +207,7 @@ class Sockets:
                 dirty.append(socket)
             else:
                 socket.push(frame)
-        self._flush_soon()
+        self.flush_soon()
 
     def close(self, effect: CloseClient) -> None:
         socket = self.open.get(effect.client)
@@ -210,7 +215,7 @@ class Sockets:
             socket.why = effect.why
             socket.close(effect.code)
 
-    def _flush_soon(self) -> None:
+    def flush_soon(self) -> None:
         if not self._flushing and self.dirty:
             self._flushing = True
             self.loop.call_soon(self._flush)

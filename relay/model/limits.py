@@ -40,7 +40,7 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     admit_wait_s: float = 9.0
     """How long a client waits for its first answer (SDKs give up after 10). Beyond it: DISCONNECTED 50003."""
     frames_before_connected: int = 64
-    """Frames that a client may send before its CONNECTED. Above it: ERROR 80013, closed."""
+    """Frames that a client may send before its CONNECTED, of `max_frame_bytes` together. Above it: ERROR 80013, closed."""
     channels_per_connection: int = 200
     """Attachments of one connection. Above it: ERROR on the channel with 90010."""
     attach_wait_s: float = 8.0
@@ -71,6 +71,10 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Oldest unread output of one client, in seconds. Beyond it: the same."""
     rest_calls: int = 2_000
     """REST requests in progress. Above it: HTTP 503 with 50004."""
+    rest_body_bytes: int = 67_108_864
+    """Bodies of requests in progress, of all callers together. Above it: HTTP 503 with 50004."""
+    rest_body_wait_s: float = 10.0
+    """How long a request body may take to arrive. Beyond it: HTTP 408."""
     rest_grants: int = 10_000
     """Credentials of REST callers whose grant is remembered. Above it: the one used longest ago is presented to a core again."""
     auth_notice_s: float = 30.0
@@ -145,6 +149,8 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Longest publish id. Above it: `Refused` 40031."""
     max_credential_bytes: int = 131_072
     """Longest key or token that is looked at. Above it: refused as malformed."""
+    max_call_bytes: int = 131_072
+    """Largest body of a call (`requestToken`, sandbox apps). Above it: refused with 40009."""
     link_sessions: int = 100_000
     """Sessions of one link with a live grant. Above it: Admit is refused with 50004, a presented grant is ignored and counted."""
     link_channels: int = 200_000
@@ -169,10 +175,14 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Admits that wait to learn whether an unknown key was just created elsewhere. Above it: refused with 50004."""
     config_barrier_interval_s: float = 0.1
     """Shortest time between two questions for the end of `tidegate.config`, in seconds. Waiting admits share one."""
+    config_wait_s: float = 10.0
+    """How long such a question may stay unanswered, in seconds. Beyond it: who waits is refused with 50004."""
     starting_frames: int = 10_000
-    """Frames held while the core looks back at its start. Above it: refused with 50320, which clients and edges try again."""
+    """Frames held while the core looks back at its start. Above it: the link that sent one more is closed; the edge redials."""
+    starting_bytes: int = 33_554_432
+    """The same, in bytes."""
     starting_wait_s: float = 10.0
-    """How long a frame is held while the core starts, in seconds. Beyond it: refused with 50320."""
+    """How long a frame is held while the core starts, in seconds. Beyond it: refused with 50320, a repeated publish answered `Unknown`."""
     grant_s: float = 300.0
     """Life of a grant, in seconds; never beyond the token's. Edges renew before; an unrenewed grant ends its session's rights."""
     departed: int = 100_000

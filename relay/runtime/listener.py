@@ -32,6 +32,7 @@ from picows.picows import WSProtocol  # type: ignore[attr-defined]  # public in 
 
 from relay.model.limits import ListenerLimits
 from relay.runtime.head import BadHead, Request, parse_head
+from relay.runtime.shutdown import CannotStart
 from relay.runtime.tls import handshake_failure_reason
 
 log = structlog.get_logger("relay.runtime.listener")
@@ -54,6 +55,13 @@ REFUSED = {
     "no_http": "404: this listener serves WebSockets only",
 }
 """Words by which refused connections are counted, besides those of a failed handshake (`tls.REASONS`)."""
+
+
+class CannotListen(OSError, CannotStart):
+    """An address that is taken, or not this machine's."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +106,13 @@ class Listener:
         make_listener: MakeListener,
         limits: ListenerLimits | None = None,
         max_frame_bytes: int = 65_536,
+        auto_pong: bool = True,
         on_refused: Callable[[str], None] | None = None,
     ) -> None:
         """`context` None means plain TCP. `app` is an ASGI application, or None for WebSockets only.
 
-        `max_frame_bytes`: a larger WebSocket frame ends its connection with 1009. `on_refused` is called with a word of REFUSED, of
+        `max_frame_bytes`: a larger WebSocket frame ends its connection with 1009. `auto_pong`: pings are answered at once, whether or not the
+        peer reads; without it they reach the WebSocket's listener, which answers within its own bounds. `on_refused` is called with a word of REFUSED, of
         `tls.REASONS` or of a Refusal, once per connection that was turned away.
         """
         self.context = context
@@ -110,6 +120,7 @@ class Listener:
         self._app = ASGIWrapper(app) if app is not None else None
         self._make_listener = make_listener
         self._max_frame_bytes = max_frame_bytes
+        self._auto_pong = auto_pong
         self._on_refused = on_refused or (lambda reason: None)
         self._sockets: list[socket.socket] = []
         self._accepting = False
@@ -126,7 +137,7 @@ class Listener:
     async def start(self, host: str, port: int, *, reuse_port: bool = False) -> Listener:
         """Listen on every address that `host` stands for; port 0 takes any free one. `reuse_port`: share the port among processes.
 
-        Raises: OSError, with the address in its text.
+        Raises: CannotListen, an OSError with the address in its text.
         """
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -308,6 +319,7 @@ class Listener:
             protocol.data_received(received)
 
     def _serve_http(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.__class__ = _Writer
         task = asyncio.get_running_loop().create_task(self._run_http(reader, writer))
         self._http.add(task)
         task.add_done_callback(self._http_done)
@@ -342,10 +354,10 @@ class Listener:
         if isinstance(listener, Refusal):
             self._refuse(transport, listener.status, listener.reason, listener.message)
             return
-        # No handshake time-out (the head is here), no automatic ping (the timer wheel does it for all), automatic pong.
+        # No handshake time-out (the head is here), no automatic ping (the timer wheel does it for all).
         protocol = _WebSocketProtocol(
-            None, None, False, lambda _: listener, _quiet, True, None, False, 20, 20, WSAutoPingStrategy.PING_WHEN_IDLE, True,
-            self._max_frame_bytes, None, READ_BUFFER_BYTES,
+            None, None, False, lambda _: listener, _quiet, True, None, False, 20, 20, WSAutoPingStrategy.PING_WHEN_IDLE,
+            self._auto_pong, self._max_frame_bytes, None, READ_BUFFER_BYTES,
         )  # fmt: skip
         protocol.owner = self
         protocol.connection_made(transport)
@@ -441,6 +453,15 @@ class _WebSocketProtocol(WSProtocol):  # type: ignore[misc]
     def connection_lost(self, exc: Exception | None) -> None:
         self.owner._gone(self.transport.underlying_transport)
         super().connection_lost(exc)
+
+
+class _Writer(asyncio.StreamWriter):
+    """A writer without asyncio's destructor, which asks the transport whether it is closed. Hypercorn leaves its writers to the garbage
+    collector, which runs on any thread, and aiofastnet answers on the loop's only: each such connection put a traceback on stderr.
+    """
+
+    def __del__(self) -> None:
+        pass
 
 
 class _HttpProtocol(asyncio.StreamReaderProtocol):
@@ -540,7 +561,7 @@ def _listening(family: int, kind: int, protocol: int, address: Any, backlog: int
         made.listen(backlog)
     except OSError as error:
         made.close()
-        raise OSError(error.errno, f"cannot listen on {address[0]} port {address[1]}: {error.strerror}") from None
+        raise CannotListen(error.errno, f"cannot listen on {address[0]} port {address[1]}: {error.strerror}") from None
     return made
 
 

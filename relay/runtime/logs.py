@@ -103,3 +103,9 @@ def configure(format: Format = "text", level: str = "info", stream: TextIO | Non
     root.setLevel(number)
     for chatty in ("asyncio", "aiofastnet", "hypercorn.error", "picows", "httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(max(number, logging.WARNING))
+    logging.getLogger("aiofastnet").addFilter(_says_something)
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """aiofastnet warns of writes to a peer that is gone, as often as any peer likes; that it is gone is learnt otherwise."""
+    return record.msg != "SSL connection is closed"

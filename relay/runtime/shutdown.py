@@ -29,8 +29,13 @@ import uvloop
 log = structlog.get_logger("relay.runtime")
 
 FAILED = 1
+MISCONFIGURED = 2
 KILLED = 70
 """Exit status when the orderly end took too long or was cut short (EX_SOFTWARE)."""
+
+
+class CannotStart(Exception):  # noqa: N818 - as the log says it
+    """What the operator has to put right. Its text is one line with what to do; the process ends with status 2 and no traceback."""
 
 
 class Scope:
@@ -91,6 +96,10 @@ class Scope:
     def _ended(self, task: asyncio.Task[Any], essential: bool) -> None:
         self._tasks.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
+            return
+        if essential and isinstance(error, CannotStart):
+            log.error("cannot start", reason=str(error))
+            self.ask_stop(MISCONFIGURED)
             return
         log.error("task failed", task=task.get_name(), essential=essential, exc_info=error)
         if essential:

@@ -20,6 +20,8 @@ from typing import Literal, Protocol
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from relay.runtime.shutdown import CannotStart
+
 Role = Literal["edge", "core"]
 
 INTERMEDIATE_TLS12 = ":".join((
@@ -34,7 +36,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _TRUST_DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?")
 
 
-class TlsError(Exception):
+class TlsError(CannotStart):
     """A certificate, key or authority that cannot be used. One line, with the file."""
 
 

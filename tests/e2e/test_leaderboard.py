@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
-from tests.support.product import missing, product
+from tests.support.kafka import skip_or_fail
+from tests.support.product import product
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
@@ -25,7 +26,7 @@ def chromium() -> Iterator[Any]:
         try:
             browser = driver.chromium.launch(executable_path=found, args=["--ignore-certificate-errors", "--no-sandbox"])
         except Error as error:
-            missing(f"Chromium ({str(error).splitlines()[0]})")
+            skip_or_fail(f"Chromium is missing ({str(error).splitlines()[0]})")
         yield browser
         browser.close()
 

@@ -83,7 +83,6 @@ MESSAGES = st.lists(st.dictionaries(st.sampled_from(MESSAGE_FIELDS), VALUES, min
 SERIAL = st.integers(0, 60)
 PUBLISH = st.builds(lambda messages, n: {"action": 15, "channel": "fuzz", "msgSerial": n, "messages": messages}, MESSAGES, SERIAL)
 CLIENT = st.one_of(
-    *[PUBLISH] * 4,
     st.builds(lambda value, n: {"action": 15, "channel": "fuzz", "msgSerial": n, "messages": value}, VALUES, SERIAL),
     st.builds(lambda params, n: {"action": 15, "channel": "fuzz", "msgSerial": n, "messages": {}, "params": params}, VALUES, SERIAL),
     st.builds(lambda text: {"action": 10, "channel": text}, st.text(max_size=12)),
@@ -125,8 +124,9 @@ HEADERS = st.dictionaries(
 )
 PATHS = st.sampled_from(
     [
-        *("/channels/fuzz/messages", "/channels/%00/messages", "/channels//messages", "/channels/%ff%fe/messages", "/keys/dev.key/requestToken"),
-        *("/keys/%20/requestToken", "/apps", "/apps/x", "/time", "//", "/%", "/channels/fuzz/messages?enveloped=false", "/?" + "a=1&" * 200),
+        *("/channels/fuzz/messages", "/channels/%00/messages", "/channels//messages", "/channels/%ff%fe/messages", "/apps/x", "/time"),
+        *("/keys/dev.key/requestToken", "/keys/%20/requestToken", "/apps", "//", "/%", "/channels/fuzz/messages?enveloped=false"),
+        "/?" + "a=1&" * 200,
         *("/channels/[meta]x/messages", "/../../etc/passwd", "*", "http://elsewhere/time", "/time?v=x", "/channels/fuzz/messages?key=a:b"),
     ]
 ) | st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=30).map(lambda text: "/" + text)  # fmt: skip
@@ -204,11 +204,12 @@ MSGPACK_SPECIAL = (
 LINK_SPECIAL = (
     b"", b"\xc1", b"\x90", b"\xdd\x00\x00\x00\x00", b"\xdd\xff\xff\xff\xff", b"\x91" * 5_000, b"\xc6\xff\xff\xff\xff", bytes(4_200_000),
     encode([Hello(1, 1, Lane.LIVE, "eu", "edge-1", "again")]), encode([Credit(2**40)]), encode([Credit(-1)]), encode([Credit(1), Shut(1)]),
-    encode([Open(1, "dev", "fuzz", "")] * 3_000), encode([Shut(n) for n in range(20_000)]), encode([Admit(1, "a.b", False, True, True, 6)] * 300),
+    encode([Open(1, "dev", "fuzz", "")] * 3_000), encode([Shut(n) for n in range(20_000)]),
+    encode([Admit(1, "a.b", False, True, True, 6)] * 300),
 )  # fmt: skip
 
 
-# --- sockets -------------------------------------------------------------------------------------------------------------------------------
+# --- sockets ------------------------------------------------------------------------------------------------------------------------------
 
 
 class Peer(WSListener):
@@ -266,9 +267,8 @@ class Tally:
         self.seconds = 0.0
 
     def __str__(self) -> str:
-        return (
-            f"{self.read} read, {self.fatal} of them ended one of {self.connections} connections ({dict(self.ended_as)}), {self.seconds:.1f} s"
-        )
+        ended = f"{self.fatal} of them ended one of {self.connections} connections {dict(self.ended_as)}"
+        return f"{self.read} read, {ended}, {self.seconds:.1f} s"
 
 
 async def send_as_client(
@@ -342,32 +342,37 @@ MARKER = 1_000_000
 
 
 async def send_as_edge(wire: Wire, batches: deque[bytes], tally: Tally, chance: random.Random) -> None:
+    """One at a time: a core that ends a link has answers to what came before in hand, and they end with it."""
     while batches:
-        batch = [batches.popleft() for _ in range(min(BATCH, len(batches)))]
         heard: list[Frame] = []
         live, bulk = await wire.up(heard)
         tally.connections += 1
         lane = chance.choice([live, bulk])
-        for number, data in enumerate(batch):
-            lane.transport.send(WSMsgType.TEXT if chance.random() < 0.005 else WSMsgType.BINARY, data)
-            lane.transport.send(WSMsgType.BINARY, encode([Open(MARKER + number, "dev", "fuzz", "")]))
-
-        await live.until(lambda heard=heard, last=MARKER + len(batch) - 1: any(getattr(frame, "req", 0) == last for frame in heard))  # noqa: B008
-        answered = {frame.req - MARKER for frame in heard if isinstance(frame, Refused) and frame.req >= MARKER}
-        survived = next((n for n in range(len(batch)) if n not in answered), len(batch))
-        tally.read += survived
-        if survived < len(batch):
-            assert live.gone
-            tally.ended_as[live.word] += 1
+        for number in range(MARKER, MARKER + BATCH):
+            if live.gone or not batches:
+                break
+            lane.transport.send(WSMsgType.TEXT if chance.random() < 0.005 else WSMsgType.BINARY, batches.popleft())
+            lane.transport.send(WSMsgType.BINARY, encode([Open(number, "dev", "fuzz", "")]))
+            await live.until(functools.partial(_answered, heard, number))
             tally.read += 1
+        if live.gone:
             tally.fatal += 1
-            batches.extendleft(reversed(batch[survived + 1 :]))
+            tally.ended_as[live.word] += 1
         for peer in (live, bulk):
             peer.transport.disconnect(False)
 
 
+def _answered(heard: list[Frame], number: int) -> bool:
+    return any(isinstance(frame, Refused) and frame.req == number for frame in heard)
+
+
+def final(answer: bytes) -> list[bytes]:
+    """The statuses of what has come so far, without `100 Continue`."""
+    return [status for status in re.findall(rb"^HTTP/1\.1 (\d{3}) ", answer, re.MULTILINE) if status != b"100"]
+
+
 async def send_requests(product: Product, requests: deque[bytes], answers: Counter[str], context: ssl.SSLContext) -> None:
-    """One connection each: what follows garbage on a kept one would be garbage too."""
+    """One connection each: what follows garbage on a kept one would be garbage too. Some wait for a body that never comes in full."""
     port = product.port
     while requests:
         request = requests.popleft()
@@ -376,9 +381,11 @@ async def send_requests(product: Product, requests: deque[bytes], answers: Count
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             writer.write(request)
             async with asyncio.timeout(ANSWER_S):
-                answer = await reader.read(65_536)
-        statuses = re.findall(rb"^HTTP/1\.1 (\d{3}) ", answer, re.MULTILINE)
-        answers[statuses[-1].decode() if statuses else "none"] += 1
+                while data := await reader.read(65_536):
+                    answer += data
+                    if final(answer):
+                        break
+        answers[final(answer)[0].decode() if final(answer) else "none"] += 1
         writer.transport.abort()
 
 
@@ -389,15 +396,13 @@ def requests_of(chance: random.Random, key: str) -> deque[bytes]:
     methods = ["GET", "POST", "POST", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "get", "FOO", "TRACE"]
     for path, headers, value in drawn(st.tuples(PATHS, HEADERS, CLIENT), REQUESTS):
         body = chance.choice([as_json, as_msgpack])(value)
+        fields = {"host": "x", "connection": "close", **headers}
         if chance.random() < 0.4:
-            headers = {**headers, "authorization": right}
-        length = (
-            {"content-length": str(len(body))} if chance.random() < 0.9 else {"content-length": chance.choice(["-1", "x", "0", "1, 2"])}
-        )
-        head = "".join(f"{name}: {text}\r\n" for name, text in {"host": "x", "connection": "close", **headers, **length}.items())
+            fields["authorization"] = right
+        fields["content-length"] = str(len(body)) if chance.random() < 0.9 else chance.choice(["-1", "x", "0", "1, 2"])
+        head = "".join(f"{name}: {text}\r\n" for name, text in fields.items())
         request = f"{chance.choice(methods)} {path} HTTP/1.1\r\n{head}\r\n".encode() + body
         requests.append(damaged(request, chance) + b"\r\n\r\n" if chance.random() < 0.2 else request)
-    requests += [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + chance.randbytes(200) for _ in range(10)]
     requests += [
         b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 4_000 + b"\r\n",
         chance.randbytes(20_000),
@@ -454,11 +459,14 @@ class Witness:
 
 
 def metric(product: Product, name: str) -> float:
-    """The sum of one of edge 1's metrics over its labels."""
-    settings = tomllib.loads((Path(product.found["state"]) / "edge-1.toml").read_text())
-    with urllib.request.urlopen(f"http://127.0.0.1:{settings['metrics']['port']}/metrics", timeout=10) as page:
-        text = page.read().decode()
-    return sum(float(value) for value in re.findall(rf"^tidegate_{name}(?:\{{[^}}]*\}})? (\S+)", text, re.MULTILINE))
+    """The sum of a metric over all edges and labels."""
+    total = 0.0
+    for number in range(len(product.edges)):
+        settings = tomllib.loads((Path(product.found["state"]) / f"edge-{number + 1}.toml").read_text())
+        with urllib.request.urlopen(f"http://127.0.0.1:{settings['metrics']['port']}/metrics", timeout=10) as page:
+            text = page.read().decode()
+        total += sum(float(value) for value in re.findall(rf"^tidegate_{name}(?:\{{[^}}]*\}})? (\S+)", text, re.MULTILINE))
+    return total
 
 
 @contextlib.contextmanager
@@ -486,7 +494,7 @@ async def timed(tally: Tally, *work: Any) -> None:
 
 def test_ten_thousand_malformed_frames_cost_their_senders_alone(relay: Product) -> None:
     chance = random.Random(SEED)
-    values = drawn(CLIENT, 1_200)
+    values = drawn(PUBLISH, 900) + drawn(CLIENT, 300)
     json_frames = frames_of([as_json(value) for value in values], JSON_SPECIAL, CLIENT_FRAMES, chance)
     msgpack_frames = frames_of([as_msgpack(value) for value in values], MSGPACK_SPECIAL, CLIENT_FRAMES, chance)
     shaped = [encode([frame]) for frame in drawn(LINK, 800)] + [as_msgpack(value) for value in drawn(UNTYPED, 100)]
@@ -510,7 +518,7 @@ def test_ten_thousand_malformed_frames_cost_their_senders_alone(relay: Product) 
                 tallies["msgpack"], *(client(msgpack_frames, tallies["msgpack"], msgpack=True, early=n % 2 == 0) for n in range(WORKERS))
             ),
             timed(tallies["link"], *(send_as_edge(wires[n % 2], link_batches, tallies["link"], chance) for n in range(WORKERS))),
-            *(send_requests(relay, requests, answers, context) for _ in range(WORKERS)),
+            *(send_requests(relay, requests, answers, context) for _ in range(3 * WORKERS)),
         )
         stop.set()
         sent = await witnessing
@@ -520,12 +528,7 @@ def test_ten_thousand_malformed_frames_cost_their_senders_alone(relay: Product) 
         assert witness.other == []
 
     with unharmed(relay):
-        cpu0 = {
-            p: sum(map(int, Path(f"/proc/{p}/stat").read_text().split()[13:15]))
-            for p in (*relay.pids("edge"), *relay.pids("core"), os.getpid())
-        }
         uvloop.run(scenario())
-        print("CPU", {p: (sum(map(int, Path(f"/proc/{p}/stat").read_text().split()[13:15])) - v) / 100 for p, v in cpu0.items()})
     print(f"\nseed {SEED}: " + "; ".join(f"{kind}: {tally}" for kind, tally in tallies.items()) + f"; HTTP: {dict(answers)}")
     assert sum(tally.read for tally in tallies.values()) >= 10_000
     for kind in ("JSON", "msgpack"):
@@ -534,3 +537,99 @@ def test_ten_thousand_malformed_frames_cost_their_senders_alone(relay: Product) 
     assert all(tally.fatal > 100 for tally in tallies.values())
     assert answers.total() >= 500
     assert not [status for status in answers if status.startswith("5")], answers
+
+
+def frame_bytes(first: int, payload: bytes, *, masked: bool = True, size: int | None = None) -> bytes:
+    """A WebSocket frame of a client (RFC 6455 section 5.2), right or wrong as told. The mask is zero."""
+    size = len(payload) if size is None else size
+    bit = 0x80 if masked else 0
+    if size < 126:
+        head = bytes([first, bit | size])
+    elif size < 65_536:
+        head = bytes([first, bit | 126]) + size.to_bytes(2, "big")
+    else:
+        head = bytes([first, bit | 127]) + size.to_bytes(8, "big")
+    return head + (bytes(4) if masked else b"") + payload
+
+
+BEAT = b'{"action":0,"id":"x"}'
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")  # and empty settings (RFC 9113 section 3.4)
+BAD_WEBSOCKET = {
+    "not masked": frame_bytes(0x81, BEAT, masked=False),
+    "reserved bits": frame_bytes(0xF1, BEAT),
+    "compressed without agreement": frame_bytes(0xC1, BEAT),
+    **{f"opcode {opcode}": frame_bytes(0x80 | opcode, BEAT) for opcode in (3, 4, 7, 11, 15)},
+    "fragmented ping": frame_bytes(0x09, b""),
+    "long ping": frame_bytes(0x89, bytes(126)),
+    "continuation of nothing": frame_bytes(0x80, BEAT),
+    "two messages at once": frame_bytes(0x01, BEAT[:5]) + frame_bytes(0x81, BEAT),
+    "endless fragments": frame_bytes(0x01, bytes(65_000)) + frame_bytes(0x00, bytes(65_000)) * 90,
+    "a length above all limits": frame_bytes(0x82, b"", size=2**62),
+    "a negative length": frame_bytes(0x82, b"", size=2**64 - 1),
+    "an oversize message": frame_bytes(0x82, bytes(4_500_000)),
+    "a length longer than needed": b"\x81\xff" + bytes(7) + b"\x01" + bytes(4) + b"x",
+    "half a frame": frame_bytes(0x81, BEAT)[:9],
+    "half a head": b"\x81",
+    "text that is no UTF-8": frame_bytes(0x81, b"\xff\xfe\xc0"),
+    "close with half a code": frame_bytes(0x88, b"\x03"),
+    "close with a code that is none": frame_bytes(0x88, b"\x00\x00"),
+    "close with a reason that is no UTF-8": frame_bytes(0x88, b"\x03\xe8\xff\xff"),
+    "a word after the close": frame_bytes(0x88, b"\x03\xe8") + frame_bytes(0x81, BEAT),
+    "ten thousand pings": frame_bytes(0x89, b"ping") * 10_000,
+    "ten thousand empty messages": frame_bytes(0x82, b"") * 10_000,
+}
+
+
+async def break_websocket(url: str, context: ssl.SSLContext, data: bytes, *, leave: bool) -> None:
+    """Upgrade, send, and wait for the end (or `leave` without a word)."""
+    host, _, path = url.removeprefix("wss://").partition("/")
+    address, _, port = host.partition(":")
+    reader, writer = await asyncio.open_connection(address, int(port), ssl=context, local_addr=("127.0.0.5", 0))
+    writer.write(
+        f"GET /{path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+    )
+    assert b" 101 " in await reader.readuntil(b"\r\n")
+    with contextlib.suppress(ConnectionError, ssl.SSLError, TimeoutError):
+        writer.write(data)
+        if not leave:
+            async with asyncio.timeout(1.0):
+                await reader.read()
+    writer.transport.abort()
+
+
+async def knock(port: int, data: bytes, context: ssl.SSLContext | None = None) -> None:
+    """Bytes where a TLS handshake belongs, or, with a `context`, what is agreed on in it."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    writer.write(data)
+    await asyncio.sleep(0.2)
+    writer.transport.abort()
+
+
+def test_what_is_no_websocket_costs_its_sender_alone(relay: Product) -> None:
+    chance = random.Random(SEED)
+    client = f"{relay.edges[0]}/?{urlencode({'v': '6', 'key': relay.key})}"
+    wire = Wire(relay, 0)
+    link_port = int(wire.url.removesuffix("/link").rpartition(":")[2])
+    noise = [*BAD_WEBSOCKET.values(), *(chance.randbytes(chance.randint(1, 2_000)) for _ in range(20))]
+
+    async def scenario() -> None:
+        context = ssl.create_default_context(cafile=relay.ca)
+        stop, witness = asyncio.Event(), Witness()
+        witnessing = asyncio.create_task(witness.run(relay, context, stop))
+        await witness.ready.wait()
+        targets = [(client, context), (wire.url, wire.context)]
+        http2 = ssl.create_default_context(cafile=relay.ca)
+        http2.set_alpn_protocols(["h2"])
+        await asyncio.gather(
+            *(break_websocket(url, trust, data, leave=leave) for url, trust in targets for data in noise for leave in (False, True)),
+            *(knock(port, chance.randbytes(size)) for port in (relay.port, link_port) for size in (1, 100, 20_000) for _ in range(5)),
+            *(knock(relay.port, PREFACE[:cut] + chance.randbytes(200), http2) for cut in (0, 5, *[len(PREFACE)] * 20)),
+        )
+        stop.set()
+        sent = await witnessing
+        assert witness.got == list(range(sent))
+        assert (witness.acked, witness.other) == (sent, [])
+
+    with unharmed(relay):
+        asyncio.run(scenario())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import itertools
@@ -18,9 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import aiofastnet
 import msgspec
-import uvloop
 
 from edge.events import LinkFrames, LinkLost
 from relay.link.codec import encode
@@ -229,8 +226,6 @@ class WireForged(Forged, fake.Edge):
 
 
 class TlsForge(Forge):
-    """Its event loop has a thread of its own, so that journeys stay plain sequences."""
-
     def __init__(self, world: RealWorld) -> None:
         self.world: RealWorld = world
         self.state = Path(world.product.found["state"])
@@ -238,10 +233,6 @@ class TlsForge(Forge):
         (self.app,) = (app["id"] for app in self.settings["apps"])
         (key,) = self.settings["keyring"]
         self.ring = Keyring([(key["id"], base64.b64decode(Path(key["secret_file"]).read_bytes()))])
-        self.loop = uvloop.new_event_loop()
-        aiofastnet.patch_loop(self.loop)
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
         self._made: list[TlsForged] = []
 
     def edge(self, number: int = 0, boot: str = "forged") -> TlsForged:
@@ -259,12 +250,11 @@ class TlsForge(Forge):
     def close(self) -> None:
         for made in self._made:
             made.close()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(ANSWER_S)
-        self.loop.close()
 
 
 class TlsForged(Forged):
+    """A `Dialer`, as in an edge."""
+
     forge: TlsForge
 
     def __init__(self, forge: TlsForge, name: str, boot: str) -> None:
@@ -294,11 +284,11 @@ class TlsForged(Forged):
                 on_lost=lambda *_: None,
             ).start()
 
-        self._dialer = asyncio.run_coroutine_threadsafe(dial(), forge.loop).result(ANSWER_S)
+        self._dialer = forge.world.loop.run(dial(), ANSWER_S)
         assert up.wait(ANSWER_S), self._dialer.refusals
 
     def sends(self, frame: ToCore) -> None:
-        self.forge.loop.call_soon_threadsafe(self._dialer.send, self._link, frame)
+        self.forge.world.loop.call(self._dialer.send, self._link, frame)
 
     def answer(self, req: int) -> Frame:
         end = time.monotonic() + ANSWER_S
@@ -319,7 +309,7 @@ class TlsForged(Forged):
             self._answers[frame.req] = frame
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._dialer.close(), self.forge.loop).result(ANSWER_S)
+        self.forge.world.loop.run(self._dialer.close(), ANSWER_S)
 
 
 def forge_of(world: World | RealWorld) -> Forge:

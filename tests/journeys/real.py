@@ -13,10 +13,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
 
 from tests.journeys import world
+from tests.support.loop import LoopThread
 from tests.support.product import Product
 
 ANSWER_S = 15.0
@@ -30,6 +31,7 @@ class RealWorld:
         self.product = product
         self.trust = ssl.create_default_context(cafile=product.ca)
         self.clients: list[RealClient] = []
+        self.loop = LoopThread()
 
     @property
     def now_ms(self) -> int:
@@ -64,20 +66,26 @@ class RealWorld:
     def close(self) -> None:
         for client in self.clients:
             client.drops()
+        self.loop.close()
 
 
 class RealClient:
     def __init__(self, real: RealWorld, edge: int, binary: bool, params: dict[str, str]) -> None:
         self._binary = binary
+        self._run = real.loop.run
         url = real.product.edges[edge % len(real.product.edges)]
-        self._socket = connect(f"{url}/?{urlencode(params)}", ssl=real.trust, max_size=None)
+
+        async def dial() -> ClientConnection:
+            return await connect(f"{url}/?{urlencode(params)}", ssl=real.trust, max_size=None)
+
+        self._socket = self._run(dial(), ANSWER_S)
 
     def sends(self, **frame: Any) -> None:
         self.sends_bytes(msgspec.msgpack.encode(frame) if self._binary else json.dumps(frame).encode())
 
     def sends_bytes(self, data: bytes) -> None:
         with contextlib.suppress(ConnectionClosed):  # what the server said before it closed is still to be read
-            self._socket.send(data, text=not self._binary)
+            self._run(self._socket.send(data, text=not self._binary), ANSWER_S)
 
     def gets(self, action: int, **members: Any) -> dict[str, Any]:
         return world.expect(self._next(ANSWER_S), action, members)
@@ -93,19 +101,19 @@ class RealClient:
     def closed(self) -> int | None:
         try:
             while True:
-                self._socket.recv(timeout=SILENCE_S)
+                self._run(self._socket.recv(), SILENCE_S)
         except ConnectionClosed as closed:
             return closed.rcvd.code if closed.rcvd else 1006
         except TimeoutError:
             return None
 
     def drops(self) -> None:
-        self._socket.close()
+        self._run(self._socket.close(), ANSWER_S)
 
     def _next(self, timeout_s: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s
         while True:
-            data = self._socket.recv(timeout=max(0.0, deadline - time.monotonic()))
+            data = self._run(self._socket.recv(), max(0.0, deadline - time.monotonic()))
             frame: dict[str, Any] = msgspec.msgpack.decode(data) if isinstance(data, bytes) else json.loads(data)
             if frame["action"] != 0 or "id" in frame:
                 return frame

@@ -247,11 +247,8 @@ def _frames(
     )
     messages = st.just([Message(data="forged")]) | st.lists(odd, min_size=1, max_size=2)
     serial = st.sampled_from([None, *serials, "nonsense"])
-    append = st.builds(Append, number, session, _channels, ids, st.booleans(), messages, st.booleans(), st.none())
     return st.one_of(
-        append,
-        append,
-        append,
+        st.builds(Append, number, session, _channels, ids, st.booleans(), messages, st.booleans(), st.none()),
         st.builds(Present, st.sampled_from([*grants, b"", b"\2xx" + bytes(40)])),
         st.builds(Open, number, st.sampled_from([fake.APP, fake.APP, "bank"]), _channels, session, serial),
         st.builds(Depart, session, st.booleans()),

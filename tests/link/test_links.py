@@ -16,7 +16,7 @@ from typing import Any
 import aiofastnet
 import pytest
 import uvloop
-from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
+from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 from certs.authority import Authority, Issued
 from certs.policy import Policy
@@ -330,6 +330,19 @@ def test_a_hello_is_refused_under_its_own_reason_and_the_edge_is_told(certificat
     run(scenario)
 
 
+def test_a_close_frame_need_not_say_why(certificates: Certificates) -> None:
+    async def scenario() -> None:
+        async with core_at(certificates.core()) as (server, _):
+            for code in (None, WSCloseCode.OK):
+                transport, listener = await raw(certificates.edge(), server.port)
+                transport.send_close(code) if code is not None else transport.send_close()
+                await listener.closed.wait()
+            await until(lambda: server.refusals.total() == 2)
+            assert server.refusals == Counter(closed=2)
+
+    run(scenario)
+
+
 class Balancer:
     """A TCP load balancer: connections go to `ports` in turn. Can go silent, as a stopped process or a cut cable does."""
 
@@ -564,6 +577,20 @@ def test_a_defect_of_the_node_costs_the_link_whose_frame_met_it(certificates: Ce
             await until(lambda: core.lost and edge.lost)
             assert core.lost + edge.lost == [(1, "internal"), (1, "internal")]
             assert seen == ["ZeroDivisionError('division by zero')"]
+
+    run(scenario)
+
+
+def test_a_defect_met_while_dialling_does_not_end_the_redialling(certificates: Certificates) -> None:
+    async def scenario() -> None:
+        seen: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: seen.append(repr(context["exception"])))
+        async with core_at(certificates.core()) as (server, _), edge_to(certificates.edge(), server.port) as (dialer, edge):
+            establish = dialer._establish
+            dialer._establish = lambda *_: 1 / 0  # type: ignore[assignment]
+            await until(lambda: seen)
+            dialer._establish = establish  # type: ignore[method-assign]
+            await until(lambda: edge.up)
 
     run(scenario)
 

@@ -16,25 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.support.kafka import skip_or_fail
 
 ROOT = Path(__file__).parents[2]
 NODE_MODULES = ROOT / ".cache" / "node" / "node_modules"
-IN_CI = os.environ.get("CI") == "true"
-
-
-def missing(part: str) -> None:
-    """Skips in a developer's run, fails in CI: there, nothing may be missing."""
-    if IN_CI:
-        pytest.fail(f"{part} is missing, and CI skips nothing")
-    pytest.skip(f"{part} is missing")
 
 
 def need_node() -> None:
     if not shutil.which("node"):
-        missing("Node.js")
+        skip_or_fail("Node.js is missing")
     if not (NODE_MODULES / "ably").is_dir():
-        missing("the ably package of npm (make .cache/node/.installed)")
+        skip_or_fail("the ably package of npm is missing: make .cache/node/.installed")
 
 
 class Product:

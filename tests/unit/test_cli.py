@@ -11,6 +11,8 @@ import jwt
 import pytest
 from typer.testing import CliRunner
 
+from certs.authority import Authority
+from certs.policy import Policy
 from tidegate.cli import app
 from tidegate.dev import DevError, _pair
 
@@ -57,13 +59,20 @@ def test_dev_says_which_port_is_taken() -> None:
     assert "--port" in done.output
 
 
-def test_config_check_tells_an_edge_from_a_core_and_names_file_field_and_reason(tmp_path: Path) -> None:
-    for name in ("edge.pem", "ca.pem", "edge.key"):
-        (tmp_path / name).write_text("x")
-        (tmp_path / name).chmod(stat.S_IRUSR)
+def test_what_an_edge_cannot_start_with_is_said_in_one_line_before_it_starts(tmp_path: Path) -> None:
+    authority = Authority.create(Policy("relay.test", ("127.0.0.1",)))
+    (tmp_path / "ca.pem").write_bytes(authority.root.certificate_pem())
+    for name, leaf in {"server": authority.server(["127.0.0.1"]), "edge": authority.edge("eu", "edge-1")}.items():
+        (tmp_path / f"{name}.pem").write_bytes(leaf.certificate_pem())
+        (tmp_path / f"{name}.key").write_bytes(leaf.private_key_pem())
+        (tmp_path / f"{name}.key").chmod(stat.S_IRUSR)
     good = """
         site = "eu"
         node = "edge-1"
+        [listen]
+        port = 0
+        certificate = "server.pem"
+        private_key = "server.key"
         [link]
         cores = ["127.0.0.1:9000"]
         trust_domain = "relay.test"
@@ -72,13 +81,25 @@ def test_config_check_tells_an_edge_from_a_core_and_names_file_field_and_reason(
         ca = "ca.pem"
     """
     (tmp_path / "good.toml").write_text(good)
-    (tmp_path / "bad.toml").write_text(good.replace('"127.0.0.1:9000"', "9000"))
     done = run(app, ["config", "check", "-c", str(tmp_path / "good.toml")])
-    assert (done.exit_code, "edge" in done.output) == (0, True), done.output
-    done = run(app, ["config", "check", "-c", str(tmp_path / "bad.toml")])
-    assert done.exit_code == 2
-    assert "bad.toml" in done.output
-    assert "link.cores" in done.output
+    assert (done.exit_code, "a valid edge configuration" in done.output) == (0, True), done.output
+    (tmp_path / "typed.toml").write_text(good.replace('"127.0.0.1:9000"', "9000"))
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "without.toml").write_text(good.replace('certificate = "server.pem"', "").replace('private_key = "server.key"', ""))
+    (tmp_path / "mixed.toml").write_text(good.replace('"server.key"', '"edge.key"'))
+    for name, says in (
+        ("binary", "TOML"),
+        ("typed", "link.cores"),
+        ("without", "listen: certificate and private_key must be set"),
+        ("mixed", "is not the key of"),
+    ):
+        for command in (["config", "check"], ["edge", "--workers", "2"]):
+            done = run(app, [*command, "-c", str(tmp_path / f"{name}.toml")])
+            assert (done.exit_code, len(done.output.strip().splitlines())) == (2, 1), done.output
+            assert f"{name}.toml" in done.output
+            assert says in done.output or "UTF-8" in done.output
+    done = run(app, ["edge", "-c", str(tmp_path / "good.toml"), "--workers", "2"])
+    assert (done.exit_code, "listen.port" in done.output) == (2, True)
 
 
 def test_every_command_shows_help_with_an_example() -> None:

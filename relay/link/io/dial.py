@@ -180,6 +180,9 @@ class Dialer:
                     failed = error.reason
                 if self._on_refused is not None:
                     self._on_refused(error.reason)
+            except Exception as error:
+                # A defect of this side must not end the redialling: there may be no other core.
+                loop.call_exception_handler({"message": "dialling a core failed", "exception": error})
             else:
                 failed = ""
                 since = loop.time()

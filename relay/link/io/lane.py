@@ -116,7 +116,7 @@ class LaneSocket(WSListener):
             elif frame.msg_type == WSMsgType.PONG:
                 self.session.heard(self._loop.time())
             elif frame.msg_type == WSMsgType.CLOSE:
-                word = frame.get_close_message().decode("ascii", "replace")
+                word = (frame.get_close_message() or b"").decode("ascii", "replace")
                 self._end(word if word in WORDS else Ended.CLOSED, answer=False)
             else:
                 self._end(Fault.NOT_BINARY)

@@ -104,6 +104,24 @@ def test_what_may_repeat_an_earlier_send_is_never_refused_for_want_of_room_and_n
     assert core.take(Produce) == []
 
 
+def test_what_may_repeat_an_earlier_send_is_not_refused_for_rights_that_have_ended_since():
+    """The edge sends it again after the loss of a core. The first copy may be in the log, and a NACK would be a lie."""
+    core = Dialogue()
+    core.edge_up()
+    session = core.admitted(token(ttl_s=60)).session
+    core.tick(70)
+    for publish_id, fresh in ((f"c:{session}:0", True), (f"c:{session}:1", False)):
+        core.append(session, "a", publish_id, fresh=fresh)
+    assert [type(frame) for frame in core.sent()] == [Refused, Unknown]
+    assert core.node.counters.total() == 2
+    core.append("strangerrr", "a", "c:strangerrr:0", fresh=False)
+    assert [type(frame) for frame in core.sent()] == [Unknown]
+    # What it says of the message itself held for the first copy too.
+    session = core.admitted(f"shop.chat:{SECRET}").session
+    core.append(session, "news", f"c:{session}:0", fresh=False)
+    assert [frame.error.code for frame in core.sent()] == [40160]
+
+
 def test_bytes_in_flight_are_bounded_too():
     core = Dialogue(limits=CoreLimits(link_append_bytes=1000))
     core.edge_up()

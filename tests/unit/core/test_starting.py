@@ -6,8 +6,9 @@ from core.effects import AskConfigEnd, LinkClose
 from core.events import EdgeLost, EndOffset, Gap, Looked, Tailed
 from core.fold import SKEW_MS, WINDOW_MS
 from core.node import LOOK_BACK_MS
-from relay.link.frames import Admit, Admitted, Opened, Present, Record, Refused
+from relay.link.frames import Admit, Admitted, Opened, Present, Record, Refused, Unknown
 from relay.model.limits import CoreLimits
+from relay.model.message import Message
 from tests.unit.core.dialogue import SECRET, STREAM, Dialogue, serial
 
 
@@ -58,6 +59,44 @@ def test_waiting_is_bounded_in_time_and_number():
     for _ in range(3):
         core.edge_sends(Admit(1, None, True, True, True, 6), 2)
     assert [close.link for close in core.take(LinkClose)] == [2]
+
+
+def test_waiting_is_bounded_in_bytes():
+    core = Dialogue(ready=False, limits=CoreLimits(starting_bytes=10_000))
+    core.edge_up()
+    for _ in range(3):
+        core.append("s", "a", "", Message(data="x" * 3_000))
+    assert core.take(LinkClose) == []
+    core.append("s", "a", "", Message(data="x" * 3_000))
+    assert [close.link for close in core.take(LinkClose)] == [1]
+    core.edge_up()
+    core.append("s", "a", "", Message(data="x" * 3_000))  # what waited went with its link
+    assert core.take(LinkClose) == []
+
+
+def test_a_publish_that_may_repeat_an_earlier_one_is_not_refused_while_starting():
+    core = Dialogue(ready=False)
+    core.edge_up()
+    for fresh in (True, False):
+        core.append("s", "a", fresh=fresh)
+    core.tick(11)
+    assert [type(frame) for frame in core.sent()] == [Refused, Unknown]
+
+
+def test_a_question_for_the_end_of_the_configuration_that_nobody_answers_is_asked_again():
+    core = Dialogue(ready=False, sandbox=True)
+    look_back(core)
+    core.tick()
+    (lost,) = core.take(AskConfigEnd)
+    core.tick(5)
+    assert core.take(AskConfigEnd) == []
+    core.tick(6)
+    core.tick(1)
+    (ask,) = core.take(AskConfigEnd)
+    core.happens(EndOffset(lost.ask, -1, 3))
+    assert not core.node.ready
+    core.happens(EndOffset(ask.ask, -1, 3))
+    assert core.node.ready
 
 
 def test_a_lost_edge_waits_no_more():

@@ -355,6 +355,34 @@ def test_3_5_a_replay_ahead_of_the_channel_is_not_repeated(edge: Edge) -> None:
     edge.gets_nothing(client)
 
 
+def test_3_5_a_replay_ahead_of_a_channel_with_other_readers_is_not_repeated(edge: Edge) -> None:
+    other, client = edge.connect(), edge.connect()
+    opening, _ = edge.attach(other, "c", head=50)
+    edge.sends(client, action=10, channel="c", channelSerial=edge.serial("c", 40))
+    (replay,) = edge.take(Open)
+    edge.core(edge.record(replay.req, 51), edge.record(replay.req, 52), Opened(replay.req, edge.serial("c", 52)))
+    edge.gets(client, action=11)
+    for offset in (51, 52):
+        edge.gets(client, channelSerial=edge.serial("c", offset))
+    edge.core(*(edge.record(opening.req, offset) for offset in (51, 52, 53)))
+    edge.gets(client, channelSerial=edge.serial("c", 53))
+    edge.gets_nothing(client)
+    for offset in (51, 52, 53):
+        edge.gets(other, channelSerial=edge.serial("c", offset))
+
+
+def test_rtl17_nothing_precedes_attached_when_a_replay_ends_among_live_records(edge: Edge) -> None:
+    other, client = edge.connect(), edge.connect()
+    opening, _ = edge.attach(other, "c", head=50)
+    edge.sends(client, action=10, channel="c", channelSerial=edge.serial("c", 49))
+    (replay,) = edge.take(Open)
+    edge.core(edge.record(opening.req, 51), Opened(replay.req, edge.serial("c", 50)), edge.record(opening.req, 52))
+    edge.gets(client, action=11)
+    for offset in (51, 52):
+        edge.gets(client, action=15, channelSerial=edge.serial("c", offset))
+    edge.gets_nothing(client)
+
+
 def test_3_5_a_gap_is_said(edge: Edge) -> None:
     client = edge.connect()
     edge.sends(client, action=10, channel="c", channelSerial=edge.serial("c", 40))

@@ -193,6 +193,17 @@ def test_at_most_64_admits_are_outstanding_on_a_link(edge: Edge) -> None:
     assert len(edge.take(Admit)) == 10
 
 
+def test_what_a_client_sends_before_connected_is_bounded_in_bytes() -> None:
+    edge = Edge(limits=EdgeLimits(max_frame_bytes=1_000))
+    client = edge.open()
+    for _ in range(2):
+        edge.send_raw(client, b" " * 500)
+    edge.gets_nothing(client)
+    edge.send_raw(client, b" ")
+    edge.gets(client, action=9, code=80013)
+    assert client.closed == 1000
+
+
 def test_80021_connects_of_one_address_are_limited() -> None:
     edge = Edge(limits=EdgeLimits(address_connects_burst=3, address_connects_per_s=1))
     assert [bool(edge.open().inbox) for _ in range(4)] == [False, False, False, True]

@@ -27,6 +27,7 @@ def ask(
     client: str = "192.0.2.1",
     demo: Path | None = None,
     limits: EdgeLimits | None = None,
+    endless: bool = False,
 ) -> tuple[list[Event], list[Message]]:
     """One request through the ASGI application. Answers the events posted and the messages sent."""
     events: list[Event] = []
@@ -44,7 +45,7 @@ def ask(
         async def receive() -> Message:
             if not pieces:
                 await asyncio.Event().wait()  # the caller stays
-            return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+            return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces) or endless}
 
         async def send(message: Message) -> None:
             sent.append(message)
@@ -81,6 +82,47 @@ def test_a_body_is_read_no_further_than_the_node_needs_to_refuse_it() -> None:
     (event,), _ = ask("POST", "/x", [b"x" * 8] * 100, answer=answer, limits=EdgeLimits(max_frame_bytes=20))
     assert isinstance(event, RestAsked)
     assert len(event.body) == 21
+
+
+def test_bodies_of_all_callers_together_are_bounded() -> None:
+    events, sent = ask("POST", "/x", [b"x" * 8] * 100, limits=EdgeLimits(rest_body_bytes=20))
+    assert events == []
+    assert (sent[0]["status"], dict(sent[0]["headers"])[b"x-ably-errorcode"]) == (503, b"50004")
+
+
+def test_room_for_bodies_is_given_back() -> None:
+    async def main() -> None:
+        http = Http(EdgeLimits(rest_body_bytes=20), lambda event: http.answer(RestAnswer(event.call, 201, [], b"")), tls=True)  # type: ignore[union-attr]
+        statuses: list[int] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"x" * 15, "more_body": False}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": [], "client": None}
+        for _ in range(3):
+            await http(scope, receive, send)
+        assert statuses == [201, 201, 201]
+
+    asyncio.run(main())
+
+
+def test_a_body_that_does_not_arrive_is_refused_in_the_form_of_all_refusals() -> None:
+    events, sent = ask("POST", "/x", [b"x", b""], limits=EdgeLimits(rest_body_wait_s=0.05), endless=True)
+    headers = dict(sent[0]["headers"])
+    assert (events, sent[0]["status"]) == ([], 408)
+    assert (headers[b"content-type"], headers[b"x-ably-errorcode"]) == (b"application/json", b"40000")
+
+
+@pytest.mark.parametrize("target", ["https://edge.test/time", "*", "//time", ""])
+@pytest.mark.parametrize("with_demo", [False, True])
+def test_every_form_of_request_target_reaches_the_node(target: str, with_demo: bool, tmp_path: Path) -> None:
+    (event,), _ = ask("OPTIONS", target, answer=RestAnswer(1, 204, [], b""), demo=tmp_path if with_demo else None)
+    assert isinstance(event, RestAsked)
+    assert event.raw_path == target
 
 
 def test_a_204_has_neither_body_nor_length() -> None:
@@ -123,6 +165,10 @@ def config(**changes: Any) -> EdgeConfig:
         ({"sandbox": True}, "sandbox"),
         ({"demo": "/tmp"}, "demo"),
         ({"listen": Listen()}, "listen"),
+        (
+            {"link": LinkConfig(cores=["c"], trust_domain="d", certificate=File("/x"), private_key=PrivateFile("/x"), ca=File("/x"))},
+            "link.cores",
+        ),
         ({"listen": Listen(plain=True, certificate=File("/x"))}, "listen.plain"),
     ],
 )

@@ -111,7 +111,7 @@ def test_7_9_channels_beyond_the_new_capability_fail_after_connected_and_the_res
     edge.core(edge.admitted(edge.take(Admit)[0].req, client.session, key="", client_id="bob", capability={"kept": ["subscribe"]}))
     edge.gets(client, action=4)
     edge.gets(client, action=9, channel="gone", code=40160)
-    edge.gets(client, action=11, channel="kept", flags=262144 | 524288 | 4)
+    edge.gets(client, action=11, channel="kept", flags=262144 | 524288 | 4, channelSerial=edge.serial("kept", 50))
     edge.sends(client, action=15, channel="kept", msgSerial=0, messages=[{"name": "x"}])
     edge.gets(client, action=2, code=40160)
     edge.sends(client, action=10, channel="gone")
@@ -164,6 +164,22 @@ def test_a_refused_renewal_ends_the_connection_with_its_reason(edge: Edge) -> No
     alive(edge, client, 60)
     edge.refused(edge.take(Renew)[0].req, 40141)
     edge.gets(client, action=6, code=40141)
+
+
+def test_a_grant_that_no_core_was_there_to_renew_disconnects_and_does_not_fail_the_client(edge: Edge) -> None:
+    client = edge.connect("key=a.b:c&v=6&heartbeats=false", grant_s=300)
+    edge.link_lost()
+    alive(edge, client, 295)
+    assert client.closed is None
+    edge.wait(10)
+    edge.gets(client, action=6, code=50320)
+
+
+def test_a_renewal_of_a_grant_that_the_core_holds_for_expired_disconnects(edge: Edge) -> None:
+    client = edge.connect("key=a.b:c&v=6&heartbeats=false", grant_s=100)
+    alive(edge, client, 60)
+    edge.refused(edge.take(Renew)[0].req, 40101)
+    edge.gets(client, action=6, code=40101)
 
 
 def test_a_renewal_that_a_lost_link_swallowed_is_asked_again(edge: Edge) -> None:

@@ -148,6 +148,30 @@ def test_a_pong_is_a_sign_of_life(play: Any) -> None:
     play(script)
 
 
+def test_a_ping_is_answered_among_the_other_frames_and_is_a_sign_of_life(play: Any) -> None:
+    async def script(wire: Wire) -> None:
+        socket, transport = wire.connect()
+        wire.sockets.write(Write(1, b"a"))
+        socket.on_ws_frame(transport, Wire.frame(WSMsgType.PING, b"hi"))  # type: ignore[arg-type]
+        assert wire.events[-1] == ClientPong(1)
+        await asyncio.sleep(0)
+        assert transport.written == [b"a\x8a\x02hi"]
+
+    play(script)
+
+
+def test_a_client_that_pings_and_never_reads_ends_at_the_bound_of_its_outbox(play: Any) -> None:
+    async def script(wire: Wire) -> None:
+        socket, transport = wire.connect()
+        socket.pause_writing()
+        for _ in range(5):
+            socket.on_ws_frame(transport, Wire.frame(WSMsgType.PING, b"x" * 50))  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+        assert (transport.written, transport.closed) == ([], "aborted")
+
+    play(script, EdgeLimits(outbox_bytes=100))
+
+
 def test_while_the_socket_takes_no_more_frames_wait_and_leave_in_order(play: Any) -> None:
     async def script(wire: Wire) -> None:
         socket, transport = wire.connect()

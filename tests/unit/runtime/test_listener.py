@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import os
 import shutil
 import ssl
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -558,3 +560,26 @@ def test_a_request_does_not_show_its_query() -> None:
     assert request.websocket_key is not None
     assert len(base64.b64decode(request.websocket_key)) == 16
     assert repr(request) == "Request(GET /)"
+
+
+def test_connections_that_the_collector_finds_on_another_thread_are_gone_without_a_word(
+    pki: Pki, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a core, where Kafka's threads allocate too."""
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+
+    async def scenario() -> None:
+        async with serving(None) as server:
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(5):
+                    await answer(server, pki, b"GET /time HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                await asyncio.sleep(0.05)
+                await asyncio.to_thread(gc.collect)
+            finally:
+                gc.enable()
+
+    run(scenario())
+    assert [str(each.exc_value) for each in unraisable] == []  # type: ignore[attr-defined]

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.runtime.shutdown import FAILED, KILLED, Scope, run, supervise
+from relay.runtime import logs
+from relay.runtime.shutdown import FAILED, KILLED, CannotStart, Scope, run, supervise
 
 ROOT = Path(__file__).parents[3]
 
@@ -89,6 +90,16 @@ def test_a_start_that_fails_ends_the_process() -> None:
 
     assert run(main, deadline_s=2) == FAILED
     assert closed == [1]
+
+
+def test_what_the_operator_has_to_put_right_ends_the_process_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    async def main(scope: Scope) -> None:
+        raise CannotStart("port: take another")
+
+    logs.configure("text", "info", sys.stdout)
+    assert run(main, deadline_s=2) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "port: take another" in line
 
 
 def test_the_deadline_is_kept() -> None:
