@@ -62,6 +62,7 @@ from relay.link.frames import (
     Open,
     Opened,
     Page,
+    Positions,
     Present,
     Record,
     Refused,
@@ -84,6 +85,8 @@ from relay.model.message import Kind, RecordBody
 from relay.model.publish import is_ephemeral, recheck
 from relay.model.serials import Serial
 
+POSITIONS_S = 30.0
+"""How often edges hear how far the log has gone, in seconds: well within what the index holds."""
 SWEEP_S = 1.0
 """How often what has waited too long is looked for, in seconds."""
 INDEX_RETENTION_MS = 150_000
@@ -241,6 +244,7 @@ class CoreNode:
         self._was_ready = False
         self._sweep_at = 0.0
         self._expire_index_at = 0.0
+        self._positions_at = 0.0
         self.records = 0
         self.duplicates = 0
 
@@ -1050,6 +1054,12 @@ class CoreNode:
             self._sweep_at = self._now + SWEEP_S
             self._sweep()
 
+    def _tell_positions(self) -> None:
+        read = [(number, partition.position - 1) for number, partition in self._partitions.items() if partition.looked]
+        for link in self._roster.links:
+            if self._channels.count(link):
+                self._send(link, Positions(self._stream.id, read), Lane.LIVE)
+
     def _sweep(self) -> None:
         """Everything that may have waited too long."""
         if self._asking is not None and self._now >= self._asked_at + self._limits.config_wait_s:
@@ -1074,6 +1084,9 @@ class CoreNode:
                 self._channels.shut(channel.link, channel.ref)
                 self._forget(channel)
                 self._refuse(channel.link, channel.ref, ErrorInfo.of(50003, "The core has not read that far; try again"), Lane.LIVE)
+        if self._now >= self._positions_at:
+            self._positions_at = self._now + POSITIONS_S
+            self._tell_positions()
         if self._now >= self._expire_index_at:
             self._expire_index_at = self._now + _EXPIRE_INDEX_S
             self._index.expire(self._now_ms)

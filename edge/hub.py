@@ -21,7 +21,7 @@ from edge.attachment import Attachment
 from edge.effects import Broadcast
 from edge.links import Links, Session
 from edge.turn import Timed, Turn
-from relay.link.frames import Append, Lost, Open, Opened, Record, Shut
+from relay.link.frames import Append, Lost, Open, Opened, Positions, Record, Shut
 from relay.model.channel import log_key
 from relay.model.errors import ErrorInfo
 from relay.model.message import Kind, Message, RecordBody
@@ -103,8 +103,9 @@ class Channel(Timed):
     """One channel on this edge: its link, its readers, its unanswered appends."""
 
     __slots__ = (
-        *("app", "appends", "catching", "groups", "held", "held_size", "hub", "joining", "key", "last", "link", "moving", "name"),
-        *("partition", "readers", "ref", "retry_at", "shut_at", "state", "stream", "waiting", "witness"),
+        *("app", "appends", "catching", "covered", "groups", "held", "held_size", "hub", "joining"),
+        *("key", "last", "link", "moving", "name", "partition", "readers", "ref", "retry_at"),
+        *("shut_at", "state", "stream", "waiting", "witness"),
     )
 
     def __init__(self, hub: Hub, app: str, name: str, key: bytes) -> None:
@@ -122,6 +123,9 @@ class Channel(Timed):
         self.partition = 0
         self.last = UNKNOWN
         """Offset up to which everything was delivered; -1 at the head of an empty partition."""
+        self.covered = UNKNOWN
+        """Offset up to which the core has nothing that was not delivered: where to go on from after the loss of a core. A quiet channel's
+        own last record may be older than what cores keep at hand."""
         self.witness: Attachment | None = None
         self.groups: dict[tuple[bool, str], Group] = {}
         self.readers: dict[Attachment, None] = {}
@@ -303,9 +307,11 @@ class Channel(Timed):
         self.ref = turn.request()
         self.hub.refs[self.ref] = self
         self.hub.links.present(self.witness.session, link)
-        after = self.serial if self.readers or self.joining else None
-        if after is None:
+        after = None
+        if self.last == UNKNOWN or not (self.readers or self.joining):
             self.last = UNKNOWN
+        else:
+            after = Serial(self.stream, self.partition, max(self.last, self.covered)).text
         turn.send(link, Open(self.ref, self.app, self.name, self.witness.session.id, after))
 
     def shut(self) -> None:
@@ -387,6 +393,7 @@ class Channel(Timed):
             self.last = UNKNOWN
         self.state = State.OPEN
         self.stream, self.partition = head.stream, head.partition
+        self.covered = UNKNOWN
         held = [self.held[offset] for offset in sorted(self.held)]
         self.held = {}
         self.held_size = 0
@@ -661,6 +668,13 @@ class Hub:
                 del self.channels[channel.key]
             self.unrouted.pop(channel, None)
             self.turn.wheel.cancel(channel)
+
+    def positions(self, link: int, frame: Positions) -> None:
+        """What the core has sent of its open channels. Those that are not open yet begin later than this."""
+        offsets = dict(frame.offsets)
+        for channel in self.channels.values():
+            if channel.link == link and channel.state is State.OPEN and channel.stream == frame.stream:
+                channel.covered = max(channel.covered, offsets.get(channel.partition, UNKNOWN))
 
     # --- appends ---------------------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from edge.events import (
 )
 from edge.rest import Rest
 from edge.turn import Stats
-from relay.link.frames import Admitted, Appended, Drain, Lost, Opened, Page, Record, Refused, Revoke, ToEdge, Unknown
+from relay.link.frames import Admitted, Appended, Drain, Lost, Opened, Page, Positions, Record, Refused, Revoke, ToEdge, Unknown
 from relay.model.errors import ErrorInfo
 from relay.model.limits import EdgeLimits
 
@@ -144,6 +144,8 @@ class EdgeNode:
                     channel.lost(frame)
             case Page():
                 self._rest.page(frame)
+            case Positions():
+                hub.positions(link, frame)
             case Revoke(session, error):
                 connection = desk.sessions.get(session)
                 if connection is not None:

@@ -48,7 +48,7 @@ class Stats:
 class Turn:
     """Handed to every part at its making. `now` (seconds, monotonic) and `now_ms` (wall clock) hold for the event being handled."""
 
-    __slots__ = ("_request", "effects", "limits", "number", "now", "now_ms", "stats", "wheel")
+    __slots__ = ("_request", "effects", "limits", "now", "now_ms", "number", "stats", "wheel")
 
     def __init__(self, limits: EdgeLimits) -> None:
         self.limits = limits

@@ -55,6 +55,9 @@ class Http:
                     if not await self._read(receive, body):
                         return
             except TimeoutError:
+                if len(body) > self._limits.max_frame_bytes:
+                    await self._ask(bytes(body), scope, receive, send)
+                    return
                 await _refusal(ErrorInfo.of(40000, "the request body did not arrive in time", 408))(scope, receive, send)
             except _NoRoom:
                 await _refusal(ErrorInfo.of(50004, "this server is busy; try again"))(scope, receive, send)
@@ -66,6 +69,7 @@ class Http:
     async def _read(self, receive: Receive, body: bytearray) -> bool:
         """Appends to `body`, at most one byte more than allowed, which is enough for the node to refuse it. False: the caller went away.
 
+        What is more is read and dropped: Hypercorn gives a whole HTTP/2 connection up over a body that goes on after its answer.
         Raises: _NoRoom.
         """
         most = self._limits.max_frame_bytes + 1
@@ -78,7 +82,7 @@ class Http:
             self._held += len(chunk)
             if self._held > self._limits.rest_body_bytes:
                 raise _NoRoom
-            if len(body) == most or not message.get("more_body", False):
+            if not message.get("more_body", False):
                 return True
 
     async def _ask(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,7 +121,10 @@ class Http:
             del response.headers["content-length"]
         if scope["method"] == "HEAD":
             response.body = b""
-        await response(scope, receive, send)
+        # A caller that does not read its answer must not keep its connection for ever.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.outbox_age_s):
+                await response(scope, receive, send)
 
 
 class _NoRoom(Exception):  # noqa: N818 - a bound is reached

@@ -35,7 +35,7 @@ _GOODBYE_S = 0.5
 """How long DISCONNECTED may take to reach the clients at a shutdown."""
 
 
-class BadSettings(CannotStart):  # noqa: N818 - as the command line says it
+class BadSettings(CannotStart):
     """Settings that each are valid, and together are not."""
 
 

@@ -259,8 +259,18 @@ class Drain(Frame, tag=40):
     why: str
 
 
+class Positions(Frame, tag=41):
+    """Every record of the channels open on this link has been sent, up to these offsets (partition, offset) of the stream.
+
+    A channel that has been quiet is opened again from here and not from its own last record, which the index may have forgotten.
+    """
+
+    stream: str
+    offsets: list[tuple[int, int]]
+
+
 ToCore = Credit | Hello | Admit | Present | Renew | Open | Shut | Append | Fetch | Depart
-ToEdge = Credit | Welcome | Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain
+ToEdge = Credit | Welcome | Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain | Positions
 
 BULK: frozenset[type[Frame]] = frozenset({Admit, Renew, Fetch, Admitted, Page})
 """Frames that always travel on `bulk`. `Refused` takes the lane of what it refuses; replayed `Record`s and their `Opened` take `bulk`."""

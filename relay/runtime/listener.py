@@ -27,6 +27,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.events import Closed
 from picows import WSAutoPingStrategy, WSListener
 from picows.picows import WSProtocol  # type: ignore[attr-defined]  # public in the module, absent from its stub
 
@@ -57,7 +58,7 @@ REFUSED = {
 """Words by which refused connections are counted, besides those of a failed handshake (`tls.REASONS`)."""
 
 
-class CannotListen(OSError, CannotStart):
+class CannotListen(OSError, CannotStart):  # noqa: N818 - as the log says it
     """An address that is taken, or not this machine's."""
 
     def __str__(self) -> str:
@@ -111,9 +112,9 @@ class Listener:
     ) -> None:
         """`context` None means plain TCP. `app` is an ASGI application, or None for WebSockets only.
 
-        `max_frame_bytes`: a larger WebSocket frame ends its connection with 1009. `auto_pong`: pings are answered at once, whether or not the
-        peer reads; without it they reach the WebSocket's listener, which answers within its own bounds. `on_refused` is called with a word of REFUSED, of
-        `tls.REASONS` or of a Refusal, once per connection that was turned away.
+        `max_frame_bytes`: a larger WebSocket frame ends its connection with 1009. `auto_pong`: pings are answered at once, whether or not
+        the peer reads; without it they reach the WebSocket's listener, which answers within its own bounds. `on_refused` is called with a
+        word of REFUSED, of `tls.REASONS` or of a Refusal, once per connection that was turned away.
         """
         self.context = context
         self.limits = limits or ListenerLimits()
@@ -125,9 +126,12 @@ class Listener:
         self._sockets: list[socket.socket] = []
         self._accepting = False
         self._open: set[asyncio.Transport] = set()
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: dict[asyncio.Task[None], float] = {}
+        """Since when; the oldest first."""
         self._http: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
+        self._full: asyncio.TimerHandle | None = None
+        """When the oldest handshake may give way; set while all places are taken."""
         self._drained: asyncio.Event | None = None
         self._config = _http_config()
         self._context = WorkerContext(None)
@@ -170,6 +174,9 @@ class Listener:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+        if self._full is not None:
+            self._full.cancel()
+            self._full = None
         for each in self._sockets:
             each.close()
         self._sockets.clear()
@@ -224,7 +231,7 @@ class Listener:
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(self.limits.accepts_per_turn):
             if len(self._handshakes) >= self.limits.max_handshakes:
-                self._pause_accepting()  # the end of a handshake resumes it
+                self._make_way()
                 return
             try:
                 accepted, _address = listening.accept()
@@ -246,8 +253,27 @@ class Listener:
                 continue
             accepted.setblocking(False)
             task = asyncio.get_running_loop().create_task(self._establish(accepted))
-            self._handshakes.add(task)
+            self._handshakes[task] = asyncio.get_running_loop().time()
             task.add_done_callback(self._established)
+
+    def _make_way(self) -> None:
+        """All places for handshakes are taken. Who says nothing must not keep out everybody else until its deadline."""
+        loop = asyncio.get_running_loop()
+        oldest, since = next(iter(self._handshakes.items()))
+        wait = since + self.limits.handshake_yield_s - loop.time()
+        if wait <= 0:
+            del self._handshakes[oldest]
+            oldest.cancel()
+            self._on_refused("timeout")
+            return
+        self._pause_accepting()  # the end of a handshake resumes it, or its age
+        if self._full is None:
+            self._full = loop.call_later(wait, self._aged)
+
+    def _aged(self) -> None:
+        self._full = None
+        if self._retry is None:
+            self._resume_accepting()
 
     async def _establish(self, accepted: socket.socket) -> None:
         loop, limits = asyncio.get_running_loop(), self.limits
@@ -271,7 +297,7 @@ class Listener:
             log.exception("handshake failed")
 
     def _established(self, task: asyncio.Task[None]) -> None:
-        self._handshakes.discard(task)
+        self._handshakes.pop(task, None)
         self._wake()
         if not self._accepting and self._retry is None and len(self._handshakes) < self.limits.max_handshakes:
             self._resume_accepting()
@@ -482,6 +508,21 @@ class _HttpServer(TCPServer):
     Hypercorn announces RFC 8441, and browsers then open WebSockets inside an HTTP/2 connection that they have to the same host, where
     picows cannot serve them. Without the announcement they open a connection of their own.
     """
+
+    async def _read_data(self) -> None:
+        """Hypercorn's own; then whoever waits to send is released, which Hypercorn forgets: the task would never end, nor its place be free.
+
+        It fails on DATA of a request that was answered before its end, and leaves all other requests of the connection waiting.
+        """
+        try:
+            await super()._read_data()
+        except Exception as error:
+            log.debug("HTTP connection failed", error=type(error).__name__)
+            self.writer.transport.abort()
+            await self.protocol.handle(Closed())
+        finally:
+            for buffer in list(getattr(self.protocol.protocol, "stream_buffers", {}).values()):
+                await buffer.close()
 
     @property
     def protocol(self) -> Any:

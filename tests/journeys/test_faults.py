@@ -7,8 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relay.model.channel import log_key, partition_of
 from tests.journeys.test_journeys import ACK, ATTACH, ATTACHED, CONNECTED, DISCONNECTED, MESSAGE, NACK
-from tests.journeys.world import Client, World
+from tests.journeys.world import APP, STREAM, Client, World
 
 
 def drain(client: Client) -> list[dict[str, Any]]:
@@ -73,3 +74,31 @@ def test_rtn19_broker_that_hangs_disconnects_after_20_s_and_nacks_nothing_that_w
     again.gets(CONNECTED)
     again.sends(action=MESSAGE, channel="c", msgSerial=0, messages=[{"data": "x"}])
     again.gets(ACK)
+
+
+def test_a_channel_that_was_quiet_for_longer_than_the_index_reaches_back_survives_the_loss_of_its_core() -> None:
+    world = World(cores=2)
+    reader, busy = world.client(heartbeats="false"), world.client(echo="false")
+    for client in (reader, busy):
+        client.gets(CONNECTED)
+    quiet = "c"
+    noisy = next(name for name in (f"n{i}" for i in range(100)) if same_partition(name, quiet))
+    reader.sends(action=ATTACH, channel=quiet)
+    reader.gets(ATTACHED)
+    busy.sends(action=MESSAGE, channel=quiet, msgSerial=0, messages=[{"data": "before"}])
+    reader.gets(MESSAGE)
+    for serial in range(1, 13):
+        busy.sends(action=MESSAGE, channel=noisy, msgSerial=serial, messages=[{"data": "x"}])
+        world.wait(31)
+    for number in (0, 1):
+        world.kill_core(number)
+        world.wait(2)
+        world.start_core(number)
+    reader.gets_nothing()
+    busy.sends(action=MESSAGE, channel=quiet, msgSerial=13, messages=[{"data": "after"}])
+    assert reader.gets(MESSAGE)["messages"][0]["data"] == "after"
+    reader.gets_nothing()
+
+
+def same_partition(one: str, other: str) -> bool:
+    return partition_of(log_key(APP, one), STREAM.partitions) == partition_of(log_key(APP, other), STREAM.partitions)

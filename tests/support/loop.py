@@ -1,7 +1,7 @@
 """An event loop in a thread of its own, so that tests which speak to real sockets stay plain sequences.
 
-`websockets.sync` would be simpler, but it reads and writes one TLS object from two threads at once (CPython issue 143756): under load, about
-one upgrade in two hundred is never sent, and the server answers 408.
+`websockets.sync` would be simpler, but it reads and writes one TLS object from two threads at once (CPython issue 143756): under load,
+about one upgrade in two hundred is never sent, and the server answers 408.
 """
 
 from __future__ import annotations

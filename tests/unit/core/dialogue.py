@@ -14,7 +14,7 @@ from core.index import MemoryIndex
 from core.log import LogRecord
 from core.node import CoreNode
 from core.registry import App, Key, Registry, Streams
-from relay.link.frames import Admit, Admitted, Append, Open, Stream, ToCore, ToEdge
+from relay.link.frames import Admit, Admitted, Append, Open, Positions, Stream, ToCore, ToEdge
 from relay.model.capability import Capability
 from relay.model.channel import log_key, partition_of
 from relay.model.keyring import Keyring
@@ -146,7 +146,9 @@ class Dialogue:
         return found
 
     def sent(self, link: int = 1) -> list[ToEdge]:
-        found = [effect.frame for effect in self.effects if isinstance(effect, LinkSend) and effect.link == link]
+        """What went to an edge, the periodic `Positions` left out."""
+        frames = [effect.frame for effect in self.effects if isinstance(effect, LinkSend) and effect.link == link]
+        found = [frame for frame in frames if not isinstance(frame, Positions)]
         self.effects = [effect for effect in self.effects if not (isinstance(effect, LinkSend) and effect.link == link)]
         return found
 

@@ -84,6 +84,22 @@ def test_a_body_is_read_no_further_than_the_node_needs_to_refuse_it() -> None:
     assert len(event.body) == 21
 
 
+def test_an_answer_that_is_not_taken_is_given_up() -> None:
+    async def main() -> None:
+        http = Http(EdgeLimits(outbox_age_s=0.05), lambda event: http.answer(RestAnswer(event.call, 200, [], b"x")), tls=True)  # type: ignore[union-attr]
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Message) -> None:
+            await asyncio.Event().wait()
+
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [], "client": None}
+        await asyncio.wait_for(http(scope, receive, send), 5)
+
+    asyncio.run(main())
+
+
 def test_bodies_of_all_callers_together_are_bounded() -> None:
     events, sent = ask("POST", "/x", [b"x" * 8] * 100, limits=EdgeLimits(rest_body_bytes=20))
     assert events == []

@@ -17,6 +17,7 @@ from typing import Any
 
 import h2.connection
 import h2.events
+import h2.settings
 import picows
 import pytest
 from hypothesis import given, settings
@@ -271,6 +272,39 @@ def test_http_2(pki: Pki, run: Run) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is missing")
+async def early(scope: Any, receive: Any, send: Any) -> None:
+    """An application that answers some requests before they end, and others later."""
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.3)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"x"})
+
+
+@pytest.mark.parametrize("unread", [True, False], ids=["answer is not taken", "body goes on after its answer"])
+def test_an_http_2_connection_that_ends_badly_gives_its_place_back(unread: bool, pki: Pki, run: Run) -> None:
+    async def scenario() -> None:
+        async with serving(server_context(pki), early) as server:
+            _, writer = await connect(server, pki, "h2")
+            connection = h2.connection.H2Connection()
+            connection.initiate_connection()
+            if unread:
+                connection.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+            headers = [(":method", "POST"), (":path", "/early"), (":scheme", "https"), (":authority", "localhost")]
+            connection.send_headers(1, headers)
+            connection.send_headers(3, [*headers[:1], (":path", "/slow"), *headers[2:]])
+            writer.write(connection.data_to_send())
+            await asyncio.sleep(0.1)
+            connection.send_data(1, b"more")
+            writer.write(connection.data_to_send())
+            await asyncio.sleep(0.1)
+            writer.transport.abort()
+            async with asyncio.timeout(5):
+                while server.listener._http or server.listener._open:
+                    await asyncio.sleep(0.02)
+
+    run(scenario())
+
+
 def test_curl(pki: Pki, run: Run) -> None:
     async def scenario() -> None:
         async with serving(server_context(pki)) as server:
@@ -422,6 +456,21 @@ def test_handshakes_beyond_the_limit_wait(pki: Pki, run: Run) -> None:
             client = await asyncio.wait_for(websocket(server, pki), 10)  # once the silent ones have timed out
             client.disconnect()
             assert server.refused == ["timeout"] * 4
+            for _, writer in silent:
+                writer.close()
+
+    run(scenario())
+
+
+def test_silent_handshakes_give_way_long_before_their_deadline(pki: Pki, run: Run) -> None:
+    async def scenario() -> None:
+        async with serving(server_context(pki), max_handshakes=2, handshake_yield_s=0.2, handshake_deadline_s=60.0) as server:
+            silent = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(4)]
+            client = await asyncio.wait_for(websocket(server, pki), 10)
+            client.disconnect()
+            assert set(server.refused) == {"timeout"}
+            for reader, _ in silent[:2]:
+                assert await asyncio.wait_for(reader.read(), 10) == b"", "dropped, and not only forgotten"
             for _, writer in silent:
                 writer.close()
 
