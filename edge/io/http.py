@@ -85,7 +85,8 @@ class Http:
         if answer is None:
             await Response(status_code=503)(scope, receive, send)
             return
-        response = Response(answer.body, answer.status, headers=dict(answer.headers))
+        response = Response(answer.body, answer.status)
+        response.raw_headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]  # `link` comes twice
         if answer.status == 204:
             del response.headers["content-length"]
         if scope["method"] == "HEAD":
