@@ -59,7 +59,7 @@ class _Reading:
     )
 
     def __init__(self, ask: int, link: int, req: int, call: Read, stream: str, partition: int, key: bytes, deadline: float) -> None:
-        """Raises: RelayError 40011, 90008, 40400 for a serial of another channel's partition."""
+        """Raises: RelayError 40011, 90008, 40400 for a serial of another channel's partition; 40003."""
         self.ask = ask
         self.link = link
         self.req = req
@@ -97,6 +97,8 @@ class _Reading:
                 self.from_index = index - 1
             case Rewind():
                 self.left = call.limit
+        if self.left < 1:
+            raise RelayError(40003, "invalid limit")
 
     def _position(self, text: str | None, code: int, why: str) -> int | None:
         """The offset that a channelSerial names."""

@@ -202,7 +202,7 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     read_wait_s: float = 10.0
     """How long such a read waits to see all that was acknowledged before it, in seconds. Beyond it: `Refused` 50003."""
     read_turn_records: int = 250
-    """Records looked at for the reads of one link in one turn of the loop, about 4 µs each."""
+    """Records looked at for the reads of one link in one turn of the loop, about 8 µs each."""
     read_records: int = 20_000
     """Records looked at for one page. At it: the page ends where it is, and its cursor goes on from there."""
     read_bytes: int = 1_048_576

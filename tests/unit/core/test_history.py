@@ -226,6 +226,21 @@ def test_the_grant_says_what_may_be_read(reader: Reader, capability: dict[str, l
     assert isinstance(answer, Page if allowed else Refused)
 
 
+@pytest.mark.parametrize("body", [b"", b"{}", b"\xff", b'{"channel":"c"}', b'{"channel":1,"limit":1}', b'{"channel":"c","limit":"x"}'])
+def test_a_body_of_another_shape_is_no_call(reader: Reader, body: bytes) -> None:
+    for what in (calls.HISTORY, calls.REWIND):
+        req = reader.core.req()
+        reader.core.edge_sends(Fetch(req, reader.session, what, body))
+        assert reader.core.answer(req).error.code == 40400
+
+
+@pytest.mark.parametrize("limit", [0, -1, -(10**30)])
+def test_an_edge_cannot_ask_for_less_than_nothing(reader: Reader, limit: int) -> None:
+    reader.logs("a", "b")
+    assert reader.refused(history(limit=limit)) == reader.refused(calls.Rewind(channel="c", limit=limit)) == 40003
+    assert reader.history(limit=10**30, start=-(10**30), end=10**30) == ["b", "a"]
+
+
 def test_without_a_grant_on_this_link_nothing_is_read(reader: Reader) -> None:
     reader.core.edge_up(2, "spiffe://test/edge/eu/other", "boot-2")
     req = reader.asks(history(), link=2)
