@@ -144,7 +144,7 @@ def test_ephemeral_messages_are_in_no_past(world: AnyWorld, channel: str) -> Non
 # --- only the fake wire can do this thousands of times ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.lists(st.sampled_from(["publish", "publish", "publish", "kill 0", "kill 1", "start"]), max_size=12))
 def test_rewind_and_what_is_live_make_the_whole_without_gap_or_repetition(seed: int, steps: list[str]) -> None:
     """Attach with a rewind in the middle of everything: what it brings is the end of what was published, whole and in order."""

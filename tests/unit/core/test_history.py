@@ -311,7 +311,7 @@ def test_too_many_reads_of_one_link_are_refused_and_another_links_are_not() -> N
     assert isinstance(reader.reads(history()), Page), "answered reads make room"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_pages_add_up_to_the_whole_while_messages_arrive(data: st.DataObject) -> None:
     """However a history is cut, and whatever arrives between its pages, it is what it was at the first."""
