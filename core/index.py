@@ -1,8 +1,8 @@
-"""The index: what the tail has read lately, by channel. Re-opening a channel at a serial reads here and nowhere else."""
+"""The index: what the tail has read lately, by channel. Replay, rewind and history read here and nowhere else."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -11,7 +11,7 @@ from core.log import LogRecord
 
 
 class Slice(NamedTuple):
-    """Records of one channel in offset order. `more`: a limit cut it; ask again after the last record."""
+    """Records of one channel, in the order that was asked for. `more`: a limit cut it; ask again from the last record on."""
 
     records: list[LogRecord]
     more: bool
@@ -43,6 +43,10 @@ class Index(Protocol):
 
     def read_after(self, stream: str, partition: int, key: bytes, offset: int, limit_records: int, limit_bytes: int) -> Slice | None:
         """The channel's records with a higher offset. None: some of them may be gone ("expired"). One record is given however large."""
+        ...
+
+    def read_before(self, stream: str, partition: int, key: bytes, offset: int, limit_records: int, limit_bytes: int) -> Slice:
+        """The channel's records with a lower offset, newest first, down to `covers_from`. One record is given however large."""
         ...
 
     def head(self, stream: str, partition: int, key: bytes) -> int | None:
@@ -103,6 +107,21 @@ class MemoryIndex:
         first = bisect_right(channel, offset, key=lambda record: record.offset)
         for at in range(first, len(channel)):
             record = channel[at]
+            size += len(record.value)
+            if found and (len(found) >= limit_records or size > limit_bytes):
+                return Slice(found, more=True)
+            found.append(record)
+        return Slice(found, more=False)
+
+    def read_before(self, stream: str, partition: int, key: bytes, offset: int, limit_records: int, limit_bytes: int) -> Slice:
+        channel = self._channels.get((stream, partition, key), ())
+        covers = self._covers.get((stream, partition), 0)
+        found: list[LogRecord] = []
+        size = 0
+        for at in range(bisect_left(channel, offset, key=lambda record: record.offset) - 1, -1, -1):
+            record = channel[at]
+            if record.offset < covers:
+                break
             size += len(record.value)
             if found and (len(found) >= limit_records or size > limit_bytes):
                 return Slice(found, more=True)

@@ -41,12 +41,13 @@ from core.events import (
     Tick,
 )
 from core.fold import SKEW_MS, WINDOW_MS, Fold
+from core.history import Reads
 from core.index import Index
 from core.log import LogRecord
 from core.registry import Registry, Streams
 from core.replay import EXPIRED, OTHER_SITE, Replays
 from core.roster import Denied, Roster, Session
-from relay.link.calls import CreateApp, DeleteApp, RequestToken, UnknownCall, decode
+from relay.link.calls import READS, CreateApp, DeleteApp, Read, RequestToken, Rewind, UnknownCall, decode
 from relay.link.codec import encode_frame
 from relay.link.frames import (
     Admit,
@@ -222,6 +223,7 @@ class CoreNode:
         self._roster = Roster(keyring, limits, self.counters)
         self._channels = Channels()
         self._replays = Replays(index, limits, self)
+        self._reads = Reads(index, limits, self)
         self._admission = Admission(registry, keyring, limits, random(32), insecure_basic=dev)
         self._out: list[Effect] = []
         self._now = 0.0
@@ -293,7 +295,7 @@ class CoreNode:
             return self._now
         if self._unknown and self._asking is None:
             return min(self._sweep_at, self._asked_at + self._limits.config_barrier_interval_s)
-        return self._sweep_at
+        return min(self._sweep_at, self._reads.next_at(self._now)) if self._reads else self._sweep_at
 
     def status(self) -> dict[str, Any]:
         """What the core is doing, in numbers, for `GET /v1/status` and metrics."""
@@ -312,6 +314,7 @@ class CoreNode:
             "sessions": len(self._roster),
             "channels": len(self._channels),
             "replays": len(self._replays),
+            "reads": len(self._reads),
             "appends": len(self._pending),
             "appendBytes": sum(size for _, size in self._load.values()),
             "admits": sum(map(len, self._admits.values())),
@@ -331,6 +334,12 @@ class CoreNode:
     def go_live(self, channel: OpenChannel) -> None:
         self._channels.go_live(channel)
 
+    # --- what reads ask (core.history.Tails) -------------------------------------------------------------------------------------------
+
+    def tail_position(self, partition: int) -> int:
+        """The next offset that the tail will read."""
+        return self._partitions[partition].position
+
     # --- edges -------------------------------------------------------------------------------------------------------------------------
 
     def _edge_up(self, event: EdgeUp) -> None:
@@ -344,6 +353,7 @@ class CoreNode:
         """Its appends stay on their way; nobody waits for their answers any more."""
         self._roster.link_lost(link)
         self._replays.link_lost(link)
+        self._reads.link_lost(link)
         self._channels.link_lost(link)
         self._load.pop(link, None)
         self._admits.pop(link, None)
@@ -361,6 +371,8 @@ class CoreNode:
                 self._append(link, frame)
             case Present():
                 self._roster.present(link, frame.grant, self._now_ms)
+            case Fetch() if frame.what in READS:
+                self._read(link, frame)
             case Admit() | Fetch():
                 self._queue(link, frame)
             case Renew():
@@ -741,6 +753,33 @@ class CoreNode:
         floor = partition.floor if partition.floor is not None else partition.position
         self._replays.start(channel, max(after, floor - 1), EXPIRED if after + 1 < floor else None)
 
+    def _read(self, link: int, frame: Fetch) -> None:
+        """A read of the past begins with the question how much of it there is."""
+        try:
+            call, key, partition = self._checked_read(link, frame)
+            ask = self._number()
+            self._reads.start(ask, link, frame.req, call, self._stream.id, partition, key, self._now)
+        except RelayError as error:
+            self._refuse_admission(link, frame, error)
+        else:
+            self._out.append(AskEnd(ask, partition))
+
+    def _checked_read(self, link: int, frame: Fetch) -> tuple[Read, bytes, int]:
+        """The read, if its session may see the channel's past: log key and partition with it. Raises: RelayError."""
+        session = self._roster.get(link, frame.session, self._now_ms)
+        try:
+            call = decode(frame.what, frame.body)
+        except UnknownCall:
+            raise RelayError(40400, "No such call") from None
+        assert isinstance(call, Read), "its name is that of a read"
+        name = parse_channel(call.channel)
+        if name.qualifier is not None:
+            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no history")
+        operation = Operation.SUBSCRIBE if isinstance(call, Rewind) else Operation.HISTORY
+        if not session.capability.permits(operation, name.name):
+            raise Denied("capability", 40160, f"operation not permitted with provided capability: {operation}")
+        return (call, *self._place(session.grant.app, name))
+
     def _shut(self, link: int, ref: int) -> None:
         channel = self._channels.shut(link, ref)
         if channel is not None:
@@ -978,6 +1017,8 @@ class CoreNode:
             self._index.put(accepted)
         for number in moved:
             self._catch_up(self._partitions[number])
+        if self._reads.behind:
+            self._reads.catch_up()
 
     def _find_floor(self, partition: _Partition, record: LogRecord) -> None:
         """While looking back: are verdicts sound from this record on? They are once everything within the window before it was read."""
@@ -1028,6 +1069,7 @@ class CoreNode:
         if event.partition < 0:
             self._config_answered(event)
             return
+        self._out.extend(self._reads.ended(event.ask, event.offset))
         partition = self._partitions.get(event.partition)
         waiting = None if partition is None else partition.ahead.get(event.ask)
         if partition is None or waiting is None or event.offset is None or waiting.after < event.offset:
@@ -1048,6 +1090,8 @@ class CoreNode:
             self._admission_turn()
         if self._replays:
             self._out.extend(self._replays.turn())
+        if self._reads:
+            self._out.extend(self._reads.turn(self._now, self._now_ms))
         if self._unknown and self._asking is None:
             self._ask_config_now()
         if self._now >= self._sweep_at:
@@ -1071,6 +1115,7 @@ class CoreNode:
         for session in self._roster.expire(self._now_ms):
             self._lose_witness(session)
         self._check_witnesses()
+        self._out.extend(self._reads.sweep(self._now))
         late = self._now - self._limits.verdict_wait_s
         for partition in self._partitions.values():
             for offset in [offset for offset, pending in partition.verdicts.items() if pending.at <= late]:

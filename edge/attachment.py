@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
+from edge.ably.channel_params import Backlog
 from edge.ably.codec import Wire
 from edge.ably.protocol import SUBSCRIBE, Action, Flag, modes_of
 from relay.model.capability import Operation
@@ -57,7 +58,7 @@ NEXT: dict[State, dict[Heard, State]] = {
 
 
 class Attachment:
-    __slots__ = ("after", "answers", "asked", "channel", "connection", "echo", "granted", "params", "reads", "state", "text")
+    __slots__ = ("after", "answers", "asked", "backlog", "channel", "connection", "echo", "granted", "params", "reads", "state", "text")
 
     def __init__(self, connection: Connection, name: ChannelName, channel: Channel) -> None:
         self.connection = connection
@@ -74,6 +75,8 @@ class Attachment:
         self.echo = True
         self.after: str | None = None
         """The client's channelSerial: replay what came later."""
+        self.backlog: Backlog | None = None
+        """What the client wants to be told of the time before it attaches."""
         self.answers = 0
         """ATTACHs that are unanswered; each gets its own ATTACHED."""
 
@@ -129,7 +132,7 @@ class Attachment:
         """The channel is open for it: one ATTACHED for every ATTACH so far; from the second on nothing was lost in between."""
         if not self.step(Heard.OPENED):
             return
-        self.after = None
+        self.after = self.backlog = None
         flags = self.granted | (Flag.RESUMED if resumed else 0) | (Flag.HAS_BACKLOG if backlog else 0)
         self._tell(serial, flags, error)
         for _ in range(self.answers - 1):

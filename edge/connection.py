@@ -13,10 +13,10 @@ import enum
 from collections import deque
 from typing import Any
 
-from edge.ably.channel_params import attach_params, modes_asked, publish_params
+from edge.ably.channel_params import attach_params, modes_asked, publish_params, rewind_asked
 from edge.ably.codec import JSON, MSGPACK, Malformed, ProtocolMessage, Wire, decode
 from edge.ably.connect import Credential, credential_of, is_dead, is_msgpack, parse_connect, parse_query
-from edge.ably.protocol import PUBLISH, Action, modes_of
+from edge.ably.protocol import PUBLISH, Action, Flag, modes_of
 from edge.ably.websocket import PING
 from edge.admission import Admission
 from edge.attachment import Attachment, Heard
@@ -388,6 +388,8 @@ class Connection(Timed):
         self.attachments[text] = attachment
         attachment.answers = 1
         attachment.after = message.channel_serial or None
+        if attachment.params and attachment.receives and attachment.after is None and not (message.flags or 0) & Flag.ATTACH_RESUME:
+            attachment.backlog = rewind_asked(attachment.params)
         if attachment.reads:
             channel.attach(attachment)
         else:

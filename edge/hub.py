@@ -16,12 +16,14 @@ from typing import Protocol
 
 import msgspec
 
+from edge.ably.channel_params import Backlog
 from edge.ably.codec import Wire
 from edge.attachment import Attachment
 from edge.effects import Broadcast
 from edge.links import Links, Session
 from edge.turn import Timed, Turn
-from relay.link.frames import Append, Lost, Open, Opened, Positions, Record, Shut
+from relay.link import calls
+from relay.link.frames import Append, Fetch, Lost, Open, Opened, Page, Positions, Record, Shut
 from relay.model.channel import log_key
 from relay.model.errors import ErrorInfo
 from relay.model.message import Kind, Message, RecordBody
@@ -99,6 +101,12 @@ class CatchUp:
         return len(self.records) <= limits_records and self.size <= limits_bytes
 
 
+class Rewinding(CatchUp):
+    """One client's rewind: a page of the past, and meanwhile what comes live."""
+
+    __slots__ = ()
+
+
 class Channel(Timed):
     """One channel on this edge: its link, its readers, its unanswered appends."""
 
@@ -163,6 +171,9 @@ class Channel(Timed):
     def _admit(self, attachment: Attachment) -> None:
         """The channel is open: attach at its head, or replay first."""
         after = attachment.after
+        if attachment.backlog is not None:
+            self._rewind(attachment, attachment.backlog)
+            return
         if after is None:
             attachment.opened(self.serial, resumed=False, backlog=False, error=None)
             self._join(attachment)
@@ -327,7 +338,7 @@ class Channel(Timed):
         turn = self.hub.turn
         for replay in self.catching.values():
             self.hub.refs.pop(replay.ref, None)
-            if shut and self.link is not None:
+            if shut and self.link is not None and not isinstance(replay, Rewinding):
                 turn.send(self.link, Shut(replay.ref))
         self.catching.clear()
         if self.ref:
@@ -565,20 +576,10 @@ class Channel(Timed):
         attachment.opened(
             Serial(self.stream, self.partition, reached).text, resumed=frame.error is None, backlog=bool(missed), error=frame.error
         )
-        if attachment.receives:
-            for record in missed:
-                body = self._decoded(record) if record.kind == Kind.MESSAGE else None
-                if body is not None and not body.ephemeral and (attachment.echo or body.connection_id != attachment.session.id):
-                    serial = Serial(self.stream, self.partition, record.offset).text
-                    self.hub.turn.write(attachment.client, attachment.wire.delivery(body, attachment.text, serial))
-                    self.hub.turn.stats.deliveries += 1
-        reached = max([reached, *replay.records])
-        if reached > self.last:
-            self.waiting.pop(attachment, None)
-            if attachment.attached:
-                self.joining.append((reached, attachment))
-        else:
-            self._join(attachment)
+        for written in self._frames_for(attachment, [(record, 0) for record in missed]):
+            self.hub.turn.write(attachment.client, written)
+            self.hub.turn.stats.deliveries += 1
+        self._join_after(attachment, max([reached, *replay.records]))
 
     def _promote(self, offset: int) -> None:
         """Those whose replay had run ahead, and ended before `offset`."""
@@ -588,6 +589,66 @@ class Channel(Timed):
             if reached < offset:
                 self._join(attachment)
 
+    def _rewind(self, attachment: Attachment, backlog: Backlog) -> None:
+        """Ask for what came before, and keep what comes meanwhile."""
+        turn = self.hub.turn
+        assert self.link is not None, "an open channel has a link"
+        replay = Rewinding(turn.request(), attachment, Serial(self.stream, self.partition, self.last))
+        self.catching[replay.ref] = replay
+        self.hub.refs[replay.ref] = self
+        self.waiting[attachment] = turn.now + turn.limits.attach_wait_s
+        turn.wheel.schedule(self, self._next_wake())
+        self.hub.links.present_for_call(attachment.session, self.link)
+        most = turn.limits.rewind_messages
+        limit = most if backlog.messages is None else min(backlog.messages, most)
+        body = calls.encode(calls.Rewind(channel=self.name, limit=limit, period_ms=backlog.period_ms))
+        turn.send(self.link, Fetch(replay.ref, attachment.session.id, calls.REWIND, body))
+
+    def page(self, frame: Page) -> None:
+        """The past that a rewind asked for. ATTACHED at the position of the page, the backlog, what came since, then live."""
+        replay = self.catching.get(frame.req)
+        if not isinstance(replay, Rewinding):
+            return
+        attachment, turn = replay.attachment, self.hub.turn
+        backlog = attachment.backlog
+        self._end(replay)
+        past = calls.decode_past(frame.body)
+        head = Serial.parse(past.serial) if past is not None else None
+        if past is None or head is None or backlog is None:
+            turn.note("malformed page from the core", channel_opened=True)
+            self.waiting.pop(attachment, None)
+            attachment.failed(_LATE)
+            return
+        found = sum(item.last + 1 - item.first for item in past.items)
+        cut = past.cursor is not None and (backlog.messages is None or found < backlog.messages)
+        before = [(Record(0, item.offset, Kind.MESSAGE, item.body), item.first) for item in reversed(past.items)]
+        since = [(record, 0) for offset, record in sorted(replay.records.items()) if offset > head.offset]
+        frames = self._frames_for(attachment, before)
+        attachment.opened(past.serial, resumed=False, backlog=bool(frames), error=_TOO_MANY if cut else None)
+        for written in [*frames, *self._frames_for(attachment, since)]:
+            turn.write(attachment.client, written)
+            turn.stats.deliveries += 1
+        self._join_after(attachment, max([head.offset, *replay.records]))
+
+    def _frames_for(self, attachment: Attachment, records: Iterable[tuple[Record, int]]) -> list[bytes]:
+        """What one client is sent for records that it was not yet subscribed for, each without the messages before an index."""
+        frames = []
+        for record, first in records if attachment.receives else ():
+            body = self._decoded(record) if record.kind == Kind.MESSAGE else None
+            if body is not None and not body.ephemeral and (attachment.echo or body.connection_id != attachment.session.id):
+                serial = Serial(self.stream, self.partition, record.offset).text
+                frames.append(attachment.wire.delivery(body, attachment.text, serial, first))
+        return frames
+
+    def _join_after(self, attachment: Attachment, reached: int) -> None:
+        """It has been sent everything up to `reached`."""
+        if reached > self.last:
+            self.waiting.pop(attachment, None)
+            if attachment.attached:
+                self.joining.append((reached, attachment))
+        else:
+            self._join(attachment)
+
     def _give_up(self, replay: CatchUp) -> None:
         self._end(replay)
         replay.attachment.opened(self.serial, resumed=False, backlog=False, error=_TOO_MUCH)
@@ -596,7 +657,7 @@ class Channel(Timed):
     def _end(self, replay: CatchUp) -> None:
         if self.catching.pop(replay.ref, None) is not None:
             self.hub.refs.pop(replay.ref, None)
-            if self.link is not None:
+            if self.link is not None and not isinstance(replay, Rewinding):
                 self.hub.turn.send(self.link, Shut(replay.ref))
 
     # --- time ------------------------------------------------------------------------------------------------------------------------
@@ -774,4 +835,5 @@ class Hub:
 
 _OTHER_SITE = ErrorInfo.of(90005, "Unable to recover channel (the position is of another stream)")
 _TOO_MUCH = ErrorInfo.of(90004, "Unable to recover channel (more messages were missed than can be replayed)")
+_TOO_MANY = ErrorInfo.of(90004, "Unable to rewind as far as asked for (message limit exceeded)")
 _LATE = ErrorInfo.of(50003, "the channel could not be attached in time; try again")

@@ -142,8 +142,12 @@ class EdgeNode:
                 channel = hub.refs.get(ref)
                 if channel is not None and channel.link == link:
                     channel.lost(frame)
-            case Page():
-                self._rest.page(frame)
+            case Page(req):
+                channel = hub.refs.get(req)
+                if channel is None:
+                    self._rest.page(frame)
+                elif channel.link == link:
+                    channel.page(frame)
             case Positions():
                 hub.positions(link, frame)
             case Revoke(session, error):

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from edge import history
 from edge.ably.codec import Malformed, decode_body, encode_body, error_shape
 from edge.ably.connect import Credential, credential_of, parse_query, protocol_version
 from edge.admission import Admission
@@ -26,7 +27,7 @@ from edge.turn import Timed
 from relay.link import calls
 from relay.link.frames import Admit, Admitted, Fetch, Page
 from relay.model.capability import Operation
-from relay.model.channel import parse_channel
+from relay.model.channel import log_key, parse_channel
 from relay.model.credentials import client_id_of_header
 from relay.model.errors import ErrorInfo, RelayError
 from relay.model.publish import connection_key_of, is_ephemeral, messages_from_wire, settle
@@ -70,7 +71,7 @@ class RestCall(Timed):
 
     __slots__ = (
         *("address", "admission", "append", "body", "call", "client_id", "credential", "desk", "headers", "late", "messages", "msgpack"),
-        *("name", "over", "params", "publish_id", "rest", "segments", "session", "supplied", "then", "tls", "waits_for"),
+        *("name", "over", "params", "publish_id", "read", "rest", "segments", "session", "supplied", "then", "tls", "waits_for"),
     )
 
     def __init__(self, rest: Rest, event: RestAsked) -> None:
@@ -94,6 +95,8 @@ class RestCall(Timed):
         self.append: PendingAppend | None = None
         self.publish_id = ""
         self.name = ""
+        self.read: tuple[str, calls.Read] | None = None
+        """The read of the past that it is, by its name on the link."""
         self.late = ErrorInfo.of(50003, "the request could not be answered in time", 503)
 
     # --- answers ---------------------------------------------------------------------------------------------------------------------
@@ -277,6 +280,8 @@ class Rest:
                 self._ready(call)
             case "POST", ["channels", _, "messages"]:
                 call.with_session(self._publish)
+            case "GET" | "HEAD", ["channels", _, "messages" | "history"] | ["channels", _, "messages", _]:
+                call.with_session(self._read)
             case "POST", ["keys", _, "requestToken"]:
                 self._request_token(call)
             case "POST", ["apps"] if self.desk.policy.sandbox:
@@ -341,6 +346,34 @@ class Rest:
         )
         self.desk.turn.stats.messages_in += 1
         self.desk.turn.stats.bytes_in += len(call.body)
+
+    # --- reads of the past -----------------------------------------------------------------------------------------------------------
+
+    def _read(self, call: RestCall) -> None:
+        """Raises RelayError."""
+        session = call.session
+        assert session is not None, "admitted"
+        name = parse_channel(call.segments[1])
+        if name.qualifier is not None:
+            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no history")
+        if not session.capability.permits(Operation.HISTORY, name.name):
+            raise RelayError(40160, "operation not permitted with provided capability")
+        call.read = history.asked(call.segments, call.params, name.name, self.desk.turn.limits)
+        self._send_read(call)
+
+    def _send_read(self, call: RestCall) -> None:
+        """To a core that serves the channel. Raises RelayError 50320."""
+        assert call.session is not None, "admitted"
+        assert call.read is not None, "it is one"
+        what, body = call.read
+        link = self.desk.links.pick(log_key(call.session.app, body.channel))
+        if link is None:
+            raise RelayError(50320, "this server has no connection to its core")
+        req = self.desk.turn.request()
+        self._fetches[req] = (link.id, call)
+        call.waits_for = req
+        self.desk.links.present_for_call(call.session, link.id)
+        self.desk.turn.send(link.id, Fetch(req, call.session.id, what, calls.encode(body)))
 
     # --- who is it -------------------------------------------------------------------------------------------------------------------
 
@@ -428,7 +461,16 @@ class Rest:
         if call is None:
             return
         call.waits_for = None
-        if not frame.body:
+        if call.read is not None:
+            try:
+                value, links = history.answer(
+                    call.read[1], frame, call.segments[2], self.desk.turn.now_ms, call.params, msgpack=call.msgpack
+                )
+            except RelayError as error:
+                call.fail(error.info)
+                return
+            call.answer_raw(200, encode_body(value, msgpack=call.msgpack), MSGPACK if call.msgpack else JSON, links)
+        elif not frame.body:
             call.answer_raw(frame.status, b"", JSON)
         elif call.msgpack:
             call.answer(frame.status, msgspec.json.decode(frame.body))
@@ -441,14 +483,22 @@ class Rest:
         if call is None:
             return False
         call.waits_for = None
-        if 40100 <= error.code < 40200 or error.code == 40400:
+        if call.read is None and (40100 <= error.code < 40200 or error.code == 40400):
             self.desk.addresses.failed(call.address, self.desk.turn.now)
         call.fail(error)
         return True
 
     def link_lost(self, link: int) -> None:
-        """Calls may have had their effect: the caller decides whether to try again."""
-        for call in [call for on, call in self._fetches.values() if on == link]:
+        """Calls may have had their effect: the caller decides whether to try again. Reads have none, and go to another core."""
+        for req, call in [(req, call) for req, (on, call) in self._fetches.items() if on == link]:
+            if call.read is not None:
+                del self._fetches[req]
+                call.waits_for = None
+                try:
+                    self._send_read(call)
+                except RelayError as error:
+                    call.fail(error.info)
+                continue
             call.fail(ErrorInfo.of(50003, "the core did not answer; try again", 503))
 
 

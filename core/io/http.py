@@ -38,6 +38,7 @@ _GAUGES = {
     "sessions": "Sessions with a live grant",
     "channels": "Open channels, one for each link that has one open",
     "replays": "Channels that are catching up",
+    "reads": "Reads of the past that are unanswered",
     "appends": "Publishes between Kafka and their answer",
     "appendBytes": "The same, in bytes",
     "admits": "Admits and calls that wait for their turn",

@@ -234,6 +234,38 @@ class RocksIndex:
                 return None
         return Slice(found, more=False)
 
+    def read_before(self, stream: str, partition: int, key: bytes, offset: int, limit_records: int, limit_bytes: int) -> Slice:
+        covers = self.covers_from(stream, partition)
+        found: list[LogRecord] = []
+        if covers is None or offset <= covers:
+            return Slice(found, more=False)
+        place = self._places[stream, partition]
+        first = KEY.pack(place.stream, place.partition, hash(key) & HASH_MASK, covers)
+        last = KEY.pack(place.stream, place.partition, hash(key) & HASH_MASK, offset - 1)
+        size = 0
+        for minute in sorted(self._buckets, reverse=True):
+            bucket = self._buckets[minute]
+            if place not in bucket.last:
+                continue
+            try:
+                records = bucket.db.iter(ReadOptions())
+                records.seek_for_prev(last)
+                while records.valid() and records.key() >= first:  # the driver's own lower bound finds nothing at all
+                    timestamp, kind, publish_id, channel, value = _decode(records.value())
+                    if channel == key:
+                        size += len(value)
+                        if found and (len(found) >= limit_records or size > limit_bytes):
+                            return Slice(found, more=True)
+                        at = KEY.unpack(records.key())[3]
+                        found.append(LogRecord(stream, partition, at, timestamp, channel, value, kind, publish_id))
+                    records.prev()
+                records.status()
+            except Exception:
+                self.errors += 1
+                self._lose(minute)
+                break  # what was found is whole: it is newer than all that is lost
+        return Slice(found, more=False)
+
     def head(self, stream: str, partition: int, key: bytes) -> int | None:
         place = self._places.get((stream, partition))
         if place is None:

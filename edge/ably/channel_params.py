@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge.ably.protocol import DEFAULT_MODES, MODE_MASK, MODE_NAMES
 from relay.model.errors import RelayError
 
-_REWIND = re.compile(r"[0-9]{1,9}[sm]?\Z")
+_VALUES = {"rewind": re.compile(r"([0-9]{1,9})([sm]?)\Z"), "rewindLimit": re.compile(r"[0-9]{1,9}\Z")}
 _RECOGNISED = frozenset({"modes", "rewind", "rewindLimit", "delta", "occupancy", "echo", "appendMode"})
 
 
@@ -27,8 +27,8 @@ def attach_params(asked: Any, qualifier: Mapping[str, str]) -> dict[str, str]:
                 if not isinstance(value, str):
                     raise RelayError(40003, f"invalid value of channel param {name}: not a string")
                 params[name] = value
-    for name in ("rewind", "rewindLimit"):
-        if name in params and not _REWIND.match(params[name]):
+    for name, value in _VALUES.items():
+        if name in params and not value.match(params[name]):
             raise RelayError(40003, f"invalid value of channel param {name}")
     return params
 
@@ -42,6 +42,26 @@ def modes_asked(params: Mapping[str, str], flags: int | None) -> int:
             bits |= MODE_NAMES.get(name.strip().lower(), 0)
         return bits
     return ((flags or 0) & MODE_MASK) or DEFAULT_MODES
+
+
+class Backlog(NamedTuple):
+    """What a rewind asks for: the newest `messages` (None: as many as there are) of the last `period_ms` (None: however old)."""
+
+    messages: int | None
+    period_ms: int | None
+
+
+def rewind_asked(params: Mapping[str, str]) -> Backlog | None:
+    """The backlog that checked params ask for, if any. Source: Ably protocol docs, 3.3."""
+    asked = _VALUES["rewind"].match(params.get("rewind", ""))
+    if asked is None or not int(asked[1]):
+        return None
+    number, unit = int(asked[1]), asked[2]
+    if not unit:
+        return Backlog(number, None)
+    limit = params.get("rewindLimit")
+    messages = None if limit is None else int(limit)
+    return None if messages == 0 else Backlog(messages, number * (60_000 if unit == "m" else 1_000))
 
 
 def publish_params(asked: Any) -> dict[str, str]:

@@ -104,9 +104,16 @@ class Wire:
                 body[name] = error_shape(value) if isinstance(value, ErrorInfo) else value
         return self._frame(self._encode(body))
 
-    def delivery(self, body: RecordBody, channel: str, channel_serial: str) -> bytes:
-        """The MESSAGE that subscribers of `channel` (in their spelling) get for one record. Source: specification TM2, RSL6."""
+    def delivery(self, body: RecordBody, channel: str, channel_serial: str, first: int = 0) -> bytes:
+        """The MESSAGE that subscribers of `channel` (in their spelling) get for one record, without the messages before `first`.
+
+        Source: specification TM2, RSL6.
+        """
         messages = [_outbound(message, message_serial(channel_serial, index), self.msgpack) for index, message in enumerate(body.messages)]
+        if first:
+            del messages[:first]
+            for index, message in enumerate(messages, first):
+                message.id = message.id or f"{body.id}:{index}"  # a client would count from the first that it gets
         return self._frame(
             self._encode(
                 _Delivery(
@@ -146,6 +153,19 @@ class _Delivery(msgspec.Struct, rename="camel", omit_defaults=True):
     timestamp: int
     messages: list[_Outbound]
     connection_id: str | None = None
+
+
+def stored_messages(body: RecordBody, channel_serial: str, first: int, last: int, *, msgpack: bool) -> list[_Outbound]:
+    """Messages `first` to `last` (inclusive) of one record, each whole in itself, as REST shows them. Source: specification TM2."""
+    messages = []
+    for index in range(first, min(last + 1, len(body.messages))):
+        message = _outbound(body.messages[index], message_serial(channel_serial, index), msgpack)
+        message.id = message.id or f"{body.id}:{index}"
+        message.timestamp = message.timestamp or body.timestamp
+        message.connection_id = message.connection_id or body.connection_id
+        message.version = message.version or {"serial": message.serial, "timestamp": message.timestamp}
+        messages.append(message)
+    return messages
 
 
 def _outbound(message: Message, serial: str, msgpack: bool) -> _Outbound:

@@ -116,7 +116,8 @@ class Http:
         if answer is None:
             await _refusal(ErrorInfo.of(50003, "the request could not be answered in time", 503))(scope, receive, send)
             return
-        response = Response(answer.body, answer.status, headers=dict(answer.headers))
+        response = Response(answer.body, answer.status)
+        response.raw_headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]  # `link` comes twice
         if answer.status == 204:
             del response.headers["content-length"]
         if scope["method"] == "HEAD":

@@ -1,7 +1,8 @@
 """The calls that travel as `Fetch`: their names and the shapes of their bodies. Answered by a `Page` with an HTTP status, or `Refused`.
 
-Bodies are JSON. What the client sent is carried as it came (`msgspec.Raw`): the core checks the MAC of a TokenRequest over the client's
-own spelling, so that nothing on the way may rewrite it. `encode` and `decode` are the two ends:
+Bodies are JSON, and so are the answers, except to reads of the log: those bring records as they are in it (`Past`, in msgpack), and the
+edge makes of them what its client reads. What the client sent is carried as it came (`msgspec.Raw`): the core checks the MAC of a
+TokenRequest over the client's own spelling, so that nothing on the way may rewrite it. `encode` and `decode` are the two ends:
 
     Fetch(req, "", REQUEST_TOKEN, encode(RequestToken(key_name, Raw(body), basic, address)))
     match decode(fetch.what, fetch.body):
@@ -18,6 +19,12 @@ CREATE_APP = "sandbox.create_app"
 """`POST /apps`. Page: 201 and the app with its keys. Refused with 40400 unless the core runs as a sandbox."""
 DELETE_APP = "sandbox.delete_app"
 """`DELETE /apps/{id}`. Page: 204, no body."""
+HISTORY = "history"
+"""`GET /channels/{c}/messages`. Page: 200 and a `Past`."""
+MESSAGE = "message"
+"""`GET /channels/{c}/messages/{serial}`. Page: 200 and a `Past` of one message."""
+REWIND = "rewind"
+"""The backlog of an attachment. Page: 200 and a `Past`, newest message first."""
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
@@ -48,7 +55,69 @@ class DeleteApp(Call, frozen=True):
     basic: str | None
 
 
-CALLS: dict[str, type[Call]] = {REQUEST_TOKEN: RequestToken, CREATE_APP: CreateApp, DELETE_APP: DeleteApp}
+class Read(Call, frozen=True, kw_only=True):
+    """A read of a channel's log, by the session that `Fetch` names. It sees every publish acknowledged before it, by whichever core."""
+
+    channel: str
+
+
+class History(Read, frozen=True, kw_only=True):
+    """At most `limit` messages whose timestamps (milliseconds) lie between `start` and `end`, both inclusive; None: no bound.
+
+    `upto` is a channelSerial: nothing after it (`from_serial` of untilAttach). `until` is the same, as an earlier `Past` gave it, and
+    `cursor` the message serial that an earlier page ended at. Refused: 90008 for `upto`, 40011 for `until` and `cursor`, where they are no
+    position of this channel.
+    """
+
+    limit: int
+    backwards: bool = True
+    start: int | None = None
+    end: int | None = None
+    upto: str | None = None
+    until: str | None = None
+    cursor: str | None = None
+
+
+class OneMessage(Read, frozen=True, kw_only=True):
+    """Refused: 40400 if it is not held (any more)."""
+
+    serial: str
+
+
+class Rewind(Read, frozen=True, kw_only=True):
+    """The newest `limit` messages, none of them older than `period_ms`."""
+
+    limit: int
+    period_ms: int | None = None
+
+
+READS = frozenset({HISTORY, MESSAGE, REWIND})
+CALLS: dict[str, type[Call]] = {
+    REQUEST_TOKEN: RequestToken,
+    CREATE_APP: CreateApp,
+    DELETE_APP: DeleteApp,
+    HISTORY: History,
+    MESSAGE: OneMessage,
+    REWIND: Rewind,
+}
+
+
+class Item(msgspec.Struct, array_like=True, frozen=True):
+    """Messages `first` to `last` (inclusive) of the record at `offset`; `body` is the record's value."""
+
+    offset: int
+    first: int
+    last: int
+    body: bytes
+
+
+class Past(msgspec.Struct, array_like=True, frozen=True):
+    """The answer to a read: records in the order asked for. `serial` is the position up to which the channel was read; with it as `until`
+    the same read finds the same. `cursor`: there is more, and it begins there."""
+
+    serial: str
+    items: list[Item]
+    cursor: str | None = None
 
 
 class UnknownCall(Exception):  # noqa: N818 - a refusal, not a fault of ours
@@ -56,6 +125,8 @@ class UnknownCall(Exception):  # noqa: N818 - a refusal, not a fault of ours
 
 
 _encoder = msgspec.json.Encoder()
+_past_encoder = msgspec.msgpack.Encoder()
+_past_decoder = msgspec.msgpack.Decoder(Past)
 
 
 def encode(call: Call) -> bytes:
@@ -72,3 +143,15 @@ def decode(what: str, body: bytes) -> Call:
         return msgspec.json.decode(body, type=shape)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise UnknownCall(f"malformed body of {what}") from None
+
+
+def encode_past(past: Past) -> bytes:
+    return _past_encoder.encode(past)
+
+
+def decode_past(body: bytes) -> Past | None:
+    """None for what no core of ours has written."""
+    try:
+        return _past_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

@@ -129,7 +129,7 @@ class Append(Frame, tag=16):
 
 
 class Fetch(Frame, tag=17):
-    """A read or a small call that is answered by one `Page` (or `Refused`): `requestToken`, sandbox provisioning.
+    """A read or a small call that is answered by one `Page` (or `Refused`): history, `requestToken`, sandbox provisioning.
 
     `what` is a name of `relay.link.calls`; `body` is JSON.
     """
@@ -232,7 +232,7 @@ class Unknown(Frame, tag=36):
 
 
 class Page(Frame, tag=37):
-    """Answer to `Fetch`: an HTTP status and a JSON body."""
+    """Answer to `Fetch`: an HTTP status and a body, JSON unless `relay.link.calls` says otherwise."""
 
     req: int
     status: int

@@ -39,6 +39,7 @@ from relay.link.frames import (
     Open,
     Opened,
     Page,
+    Positions,
     Present,
     Record,
     Refused,
@@ -51,7 +52,7 @@ from relay.link.frames import (
 from relay.model.limits import LinkLimits
 
 FromEdge = Admit | Present | Renew | Open | Shut | Append | Fetch | Depart
-FromCore = Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain
+FromCore = Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain | Positions
 
 CREDIT_SIZE = 17
 """No message with one `Credit` is longer than this, and few others are as short: only those are looked at for one."""

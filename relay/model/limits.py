@@ -61,6 +61,10 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The same, in payload bytes."""
     total_unanswered_bytes: int = 134_217_728
     """The same for all publishers of the edge. Above it: NACK 50003 or HTTP 503."""
+    rewind_messages: int = 100
+    """Messages of one rewind. Above it: the newest of them, and ATTACHED says 90004."""
+    page_messages: int = 1_000
+    """Largest `limit` of one page of history. Above it: 40003."""
     publish_wait_s: float = 20.0
     """How long a publish may stay unanswered. Beyond it: DISCONNECTED 50003 (the client sends it again) or HTTP 503."""
     unknown_wait_s: float = 5.0
@@ -203,6 +207,20 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Replays of one link that run at once; further ones wait, and hold no records meanwhile."""
     position_wait_s: float = 10.0
     """How long an Open waits for the tail to reach its serial, in seconds. Beyond it: `Refused` 50003; the edge tries again."""
+    link_reads: int = 256
+    """Reads of the past (history, rewind, single messages) of one link that are unanswered. Above it: `Refused` 42910."""
+    read_wait_s: float = 10.0
+    """How long such a read waits to see all that was acknowledged before it, in seconds. Beyond it: `Refused` 50003."""
+    read_turn_records: int = 250
+    """Records looked at for the reads of one link in one turn of the loop, about 8 µs each."""
+    read_records: int = 20_000
+    """Records looked at for one page. At it: the page ends where it is, and its cursor goes on from there."""
+    read_bytes: int = 1_048_576
+    """Longest page, in bytes of record values. At it: the same."""
+    read_bytes_per_s: int = 8_388_608
+    """Pages for one link, in bytes a second, so that reading the past never fills its queue. Above it: reads wait."""
+    history_s: int = 120
+    """How far back history and rewind go, in seconds. Older messages are left out, though the index may still hold them."""
     sandbox_apps: int = 1_000
     """Apps made through the sandbox and not deleted. Above it: 42910."""
 

@@ -48,6 +48,14 @@ def test_pypi_client_gets_a_thousand_messages_in_order_none_lost_or_doubled(rela
     assert json.loads(done.stdout) == list(range(COUNT))
 
 
+def test_pypi_client_reads_a_history_page_by_page_while_messages_arrive(relay: Product) -> None:
+    script = Path(__file__).parent / "python_history.py"
+    environment = {**os.environ, "SSL_CERT_FILE": relay.ca, "HOST": f"127.0.0.1:{relay.port}", "TOKEN": relay.token}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == [[4, 3], [2, 1], [0], [4, 3]]
+
+
 def token_of(relay: Product, *, secret: str | None = None, age_s: int = 0, capability: dict[str, list[str]] | None = None) -> str:
     name, _, real = relay.key.partition(":")
     now = int(time.time()) - age_s

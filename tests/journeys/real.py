@@ -48,6 +48,9 @@ class RealWorld:
         return world.token(self.now_ms, **{"key": self.product.key, **claims})
 
     def rest(self, method: str, path: str, body: object = None, *, edge: int = 0, credential: str = "") -> tuple[int, Any]:
+        return self.asks(method, path, body, edge=edge, credential=credential)[:2]
+
+    def asks(self, method: str, path: str, body: object = None, *, edge: int = 0, credential: str = "") -> tuple[int, Any, dict[str, str]]:
         credential = credential or self.product.key
         scheme = "Basic" if ":" in credential else "Bearer"
         headers = {"Content-Type": "application/json", "Authorization": f"{scheme} {base64.b64encode(credential.encode()).decode()}"}
@@ -56,9 +59,10 @@ class RealWorld:
         request = urllib.request.Request(url, data=raw, headers=headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=ANSWER_S, context=self.trust) as answer:
-                return answer.status, json.loads(answer.read() or b"null")
+                links = world.links_of(answer.headers.get_all("link") or [])
+                return answer.status, json.loads(answer.read() or b"null"), links
         except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read() or b"null")
+            return error.code, json.loads(error.read() or b"null"), {}
 
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)

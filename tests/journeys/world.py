@@ -9,6 +9,7 @@ import base64
 import itertools
 import json
 import random
+import re
 from collections import deque
 from typing import Any
 from urllib.parse import urlencode
@@ -148,15 +149,21 @@ class World:
         return token(self.now_ms, **claims)
 
     def rest(self, method: str, path: str, body: object = None, *, edge: int = 0, credential: str = KEY) -> tuple[int, Any]:
+        return self.asks(method, path, body, edge=edge, credential=credential)[:2]
+
+    def asks(self, method: str, path: str, body: object = None, *, edge: int = 0, credential: str = KEY) -> tuple[int, Any, dict[str, str]]:
+        """Status, body and the links by their relation."""
         call = next(self._numbers)
         scheme = "Basic" if ":" in credential else "Bearer"
         headers = {"content-type": "application/json", "authorization": f"{scheme} {base64.b64encode(credential.encode()).decode()}"}
         raw = b"" if body is None else json.dumps(body).encode()
         node = self.edges[edge]
-        node.inbox.append(RestAsked(call, method, path, "", headers, raw, tls=True, address="127.0.0.1"))
+        path, _, query = path.partition("?")
+        node.inbox.append(RestAsked(call, method, path, query, headers, raw, tls=True, address="127.0.0.1"))
         self.run()
         answer = node.answers.pop(call)
-        return answer.status, json.loads(answer.body) if answer.body else None
+        links = links_of([value for name, value in answer.headers if name == "link"])
+        return answer.status, json.loads(answer.body) if answer.body else None, links
 
     def kill_core(self, number: int) -> None:
         """SIGKILL: what it had not yet written to a wire or to Kafka is gone."""
@@ -348,6 +355,16 @@ class Client:
     def drops(self) -> None:
         self._edge.inbox.append(ClientLost(self._number, "reset"))
         self._world.run()
+
+
+def links_of(headers: list[str]) -> dict[str, str]:
+    """One header for each relation, in the form that the JavaScript client matches."""
+    found = {}
+    for header in headers:
+        match = re.fullmatch(r"<([^,>]+)>; rel=\"(\w+)\"", header)
+        assert match is not None, header
+        found[match[2]] = match[1]
+    return found
 
 
 def expect(frame: dict[str, Any], action: int, members: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,10 @@ def read(index: Index, after: int, key: bytes = b"app:a", records: int = 1_000, 
     return index.read_after("stream00", 0, key, after, records, size)
 
 
+def read_back(index: Index, before: int, key: bytes = b"app:a", records: int = 1_000, size: int = 1_000_000) -> Slice:
+    return index.read_before("stream00", 0, key, before, records, size)
+
+
 def offsets(found: Slice | None) -> list[int] | None:
     return None if found is None else [record.offset for record in found.records]
 
@@ -46,6 +50,31 @@ def test_a_channel_is_read_forward_and_only_its_own_records_are_given(index: Ind
     assert index.head("stream00", 0, b"app:b") == 99
     assert index.head("stream00", 0, b"app:c") is None
     assert offsets(read(index, 98)) == []
+
+
+def test_a_channel_is_read_backwards_newest_first(index: Index) -> None:
+    written = [record(offset, b"app:a" if offset % 3 else b"app:b", T0 + offset * 1000) for offset in range(100)]
+    index.put(written)
+    assert read_back(index, 50) == Slice([r for r in reversed(written) if r.offset < 50 and r.key == b"app:a"], more=False)
+    assert offsets(read_back(index, 1 << 50, b"app:b", records=2)) == [99, 96]
+    assert read_back(index, 0) == read_back(index, 50, b"app:c") == Slice([], more=False)
+    assert index.read_before("stream09", 0, b"app:a", 9, 1, 1) == Slice([], more=False)
+
+
+def test_limits_cut_backwards_too(index: Index) -> None:
+    index.put([record(offset, size=100) for offset in range(10)])
+    assert read_back(index, 4, records=3) == Slice([record(offset, size=100) for offset in (3, 2, 1)], more=True)
+    assert read_back(index, 3, records=3) == Slice([record(offset, size=100) for offset in (2, 1, 0)], more=False)
+    assert offsets(read_back(index, 9, size=250)) == [8, 7]
+    assert read_back(index, 9, size=1) == Slice([record(8, size=100)], more=True)
+
+
+def test_reading_backwards_ends_at_a_hole(index: Index) -> None:
+    index.put([record(0), record(1)])
+    index.lost("stream00", 0, 5)
+    index.put([record(5), record(6)])
+    assert offsets(read_back(index, 100)) == [6, 5]
+    assert offsets(read_back(index, 5)) == []
 
 
 def test_limits_cut_and_say_so_but_one_record_is_always_given(index: Index) -> None:
@@ -117,6 +146,10 @@ def test_disk_and_memory_give_the_same_or_say_expired(tmp_path_factory: pytest.T
         for index in (memory, disk):
             found = read(index, after)
             assert found is None or found.records == expected
+            covers = index.covers_from("stream00", 0)
+            assert covers is not None
+            held = [r for r in reversed(written) if covers <= r.offset < after and r.key == b"app:a"]
+            assert read_back(index, after) == Slice(held, more=False)
         recent = max((r.offset for r in written if r.timestamp < now - 140_000), default=-1)
         assert offsets(read(disk, max(recent, 0))) is not None
     assert disk.errors == 0
@@ -145,6 +178,7 @@ def test_channels_of_equal_hash_do_not_see_each_other(tmp_path: Path, monkeypatc
     index = RocksIndex(tmp_path)
     index.put([record(offset, b"app:%d" % (offset % 2)) for offset in range(10)])
     assert offsets(read(index, 0, b"app:0")) == [2, 4, 6, 8]
+    assert offsets(read_back(index, 6, b"app:0")) == [4, 2, 0]
     assert index.head("stream00", 0, b"app:0") == 8
     index.close()
 
@@ -174,6 +208,18 @@ def test_a_damaged_disk_costs_the_index_not_an_answer(tmp_path: Path, spoil: Cal
     index.close()
 
 
+@pytest.mark.parametrize("spoil", [damage_files, close_files])
+def test_a_damaged_disk_shortens_what_is_read_backwards(tmp_path: Path, spoil: Callable[[RocksIndex], None]) -> None:
+    index = RocksIndex(tmp_path)
+    index.put([record(offset, size=5_000) for offset in range(1_000)])
+    spoil(index)
+    index.put([record(1_000, at=T0 + MINUTE)])
+    assert offsets(read_back(index, 2_000)) == [1_000]
+    assert index.errors == 1
+    assert index.covers_from("stream00", 0) == 1_000
+    index.close()
+
+
 def test_a_write_that_fails_expires_what_it_did_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = RocksIndex(tmp_path)
     index.put([record(0), record(1)])
@@ -183,7 +229,7 @@ def test_a_write_that_fails_expires_what_it_did_not_take(tmp_path: Path, monkeyp
     index.put([record(3)])
     assert index.errors == 1
     assert read(index, 0) is None
-    assert offsets(read(index, 2)) == [3]
+    assert offsets(read(index, 2)) == offsets(read_back(index, 9)) == [3]
     index.close()
 
 

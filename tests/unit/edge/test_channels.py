@@ -270,10 +270,10 @@ def test_one_effect_and_one_encoding_reach_all_subscribers_of_a_format(edge: Edg
 def test_two_spellings_of_a_channel_are_two_attachments_of_one_channel(edge: Edge) -> None:
     client = edge.connect()
     opening, _ = edge.attach(client, "c")
-    edge.sends(client, action=10, channel="[?rewind=1]c")
-    edge.gets(client, action=11, channel="[?rewind=1]c", params={"rewind": "1"})
+    edge.sends(client, action=10, channel="[?delta=vcdiff]c")
+    edge.gets(client, action=11, channel="[?delta=vcdiff]c", params={"delta": "vcdiff"})
     edge.core(edge.record(opening.req, 51))
-    assert {edge.gets(client)["channel"] for _ in range(2)} == {"c", "[?rewind=1]c"}
+    assert {edge.gets(client)["channel"] for _ in range(2)} == {"c", "[?delta=vcdiff]c"}
 
 
 def test_rtl7f_echo_false_keeps_a_connections_own_messages_back(edge: Edge) -> None:
