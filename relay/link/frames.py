@@ -141,10 +141,21 @@ class Fetch(Frame, tag=17):
 
 
 class Depart(Frame, tag=18):
-    """A connection is over (`closed`: by the client's CLOSE; otherwise it dropped). Its grant is void from here on."""
+    """A connection is over (`closed`: by the client's CLOSE; otherwise it dropped). Its grant is void from here on.
+
+    `incarnation` is that of the grant; None: whichever the core knows. A later one of the same connection is not meant.
+    """
 
     session: str
     closed: bool
+    incarnation: int | None = None
+
+
+class Up(Frame, tag=19):
+    """The client of a resumed connection has sent its first frame: it has its new connectionKey, and the former ones are void."""
+
+    session: str
+    incarnation: int
 
 
 # --- core → edge ---------------------------------------------------------------------------------------------------------------------
@@ -259,8 +270,16 @@ class Drain(Frame, tag=40):
     why: str
 
 
-ToCore = Credit | Hello | Admit | Present | Renew | Open | Shut | Append | Fetch | Depart
-ToEdge = Credit | Welcome | Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain
+class Superseded(Frame, tag=41):
+    """A connection goes on as `incarnation`, over another socket, perhaps at another edge. Whatever holds it under an earlier incarnation
+    closes its socket (80003). The earlier grants are void."""
+
+    session: str
+    incarnation: int
+
+
+ToCore = Credit | Hello | Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up
+ToEdge = Credit | Welcome | Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain | Superseded
 
 BULK: frozenset[type[Frame]] = frozenset({Admit, Renew, Fetch, Admitted, Page})
 """Frames that always travel on `bulk`. `Refused` takes the lane of what it refuses; replayed `Record`s and their `Opened` take `bulk`."""

@@ -215,7 +215,7 @@ def test_a_client_that_hangs_up_before_its_answer_leaves_no_connection_behind(ed
     (admit,) = edge.take(Admit)
     edge.lose(client)
     edge.core(edge.admitted(admit.req, "s000000001"))
-    assert edge.take(Depart) == [Depart("s000000001", False)]
+    assert edge.take(Depart) == [Depart("s000000001", False, 0)]
 
 
 def test_rtn12_close_is_answered_with_closed_and_departs(edge: Edge) -> None:
@@ -223,20 +223,20 @@ def test_rtn12_close_is_answered_with_closed_and_departs(edge: Edge) -> None:
     edge.sends(client, action=7)
     edge.gets(client, action=8)
     assert client.closed == 1000
-    assert edge.take(Depart) == [Depart(client.session, True)]
+    assert edge.take(Depart) == [Depart(client.session, True, 0)]
 
 
 def test_15_43_disconnect_keeps_the_connections_state(edge: Edge) -> None:
     client = edge.connect()
     edge.sends(client, action=5)
     assert client.closed == 1000
-    assert edge.take(Depart) == [Depart(client.session, False)]
+    assert edge.take(Depart) == [Depart(client.session, False, 0)]
 
 
 def test_a_lost_socket_departs_without_closing_the_connection(edge: Edge) -> None:
     client = edge.connect()
     edge.lose(client)
-    assert edge.take(Depart) == [Depart(client.session, False)]
+    assert edge.take(Depart) == [Depart(client.session, False, 0)]
 
 
 def test_rtn22a_a_revoked_token_disconnects(edge: Edge) -> None:
