@@ -11,7 +11,7 @@ from relay.model.capability import Capability
 from relay.model.channel import partition_of
 
 _TOLD_AGAIN_S = 10.0
-"""How long the end of a connection may be in doubt: a link that carried it may have been dead already, and is found to be within seconds."""
+"""How long the end of a connection may be in doubt: the link that carried it may have been dead, and is found to be within seconds."""
 
 
 class Session:

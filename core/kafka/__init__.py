@@ -1,7 +1,7 @@
 """All that Tidegate asks of Apache Kafka; the only package that imports confluent_kafka.
 
-Wiring a core takes seven calls. Whatever happens in Kafka comes back as events of `core.events`, in lists, on the event loop, through the one
-`deliver` that every part is given; no callback ever runs on a driver's thread.
+Wiring a core takes seven calls. Whatever happens in Kafka comes back as events of `core.events`, in lists, on the event loop, through the
+one `deliver` that every part is given; no callback ever runs on a driver's thread.
 
     topics = await asyncio.to_thread(prepare_topics, config)         # Topics; raises Unreachable (try again) or TopicMisconfigured (do not)
     config_log = ConfigLog(config, topics.config, limits, loop, deliver)    # ConfigRead, ConfigWritten, EndOffset(partition=-1)

@@ -185,6 +185,21 @@ class World:
             wire.edge.inbox.append(LinkLost(wire.number, "connection reset"))
         self.run()
 
+    def kill_edge(self, number: int) -> None:
+        """SIGKILL, and at once another process in its place, under another boot id. Its clients' sockets are reset."""
+        old = self.edges[number]
+        for wire in [w for w in self.wires.values() if w.edge is old]:
+            del self.wires[wire.number]
+            wire.core.inbox.append(EdgeLost(wire.number, "connection reset"))
+        old.inbox.clear()
+        for client in old.clients.values():
+            client.closed = client.closed or 1006
+        self.edges[number] = Edge(self, old.name)
+        for core in self.cores:
+            if core.alive:
+                self._connect(self.edges[number], core)
+        self.run()
+
     def start_core(self, number: int) -> None:
         core = self.cores[number] = Core(self, self.cores[number].name)
         self.run()
@@ -370,8 +385,12 @@ class Client:
         assert not self._frames, list(self._frames)
 
     def drops(self) -> None:
-        self._edge.inbox.append(ClientLost(self._number, "reset"))
+        self.leaves()
         self._world.run()
+
+    def leaves(self) -> None:
+        """Drops without letting the world go on."""
+        self._edge.inbox.append(ClientLost(self._number, "reset"))
 
 
 def expect(frame: dict[str, Any], action: int, members: dict[str, Any]) -> dict[str, Any]:

@@ -126,7 +126,9 @@ def test_6_2_a_connection_of_another_app_is_40102(core):
     assert (answer.error.code, answer.error.status_code) == (40102, 401)
 
 
-@pytest.mark.parametrize(("before", "after", "resumed"), [("bob", "bob", True), ("bob", "eve", False), ("bob", None, False), ("*", "eve", True)])
+@pytest.mark.parametrize(
+    ("before", "after", "resumed"), [("bob", "bob", True), ("bob", "eve", False), ("bob", None, False), ("*", "eve", True)]
+)
 def test_6_2_a_connection_of_another_client_id_is_40102(core, before, after, resumed):
     def bearer(client_id):
         return token(**({} if client_id is None else {"x-ably-clientId": client_id}))
@@ -391,7 +393,9 @@ def grant_of(edge: str) -> Grant:
     return Grant(edge, f"boot of {edge}", "abcdefghij", True, 0, "shop", "shop.all", "*", "{}", None, None, None, START_MS)
 
 
-STEP = st.tuples(st.sampled_from(["resume", "resume", "drop", "close", "use", "write", "read", "read"]), st.integers(0, 2), st.integers(0, 3))
+STEP = st.tuples(
+    st.sampled_from(["resume", "resume", "drop", "close", "use", "write", "read", "read"]), st.integers(0, 2), st.integers(0, 3)
+)
 
 
 @given(st.lists(STEP, max_size=40))
@@ -411,7 +415,9 @@ def test_all_readers_agree_and_so_does_one_that_finds_the_topic_compacted(steps)
                 claim = Claim(key, edge=edge, boot=f"boot of {edge}", app="shop", key_name="shop.all", client_id="*", job=None)
                 cluster.resumes(n, claim)
             case "drop" | "close" if known is not None:
-                core.departed(edge, f"boot of {edge}", "abcdefghij", known.incarnation, closed=what == "close", now=0, now_ms=cluster.now_ms)
+                core.departed(
+                    edge, f"boot of {edge}", "abcdefghij", known.incarnation, closed=what == "close", now=0, now_ms=cluster.now_ms
+                )
             case "use" if known is not None:
                 core.used(edge, f"boot of {edge}", "abcdefghij", known.incarnation)
             case "write":
@@ -441,4 +447,3 @@ def test_a_text_that_is_no_key_is_judged_as_such(text):
     (core,) = Cluster(1).cores
     assert core.judge(text, "shop", None, START_MS) is BAD_KEY
     assert core.judge(make_key(Keyring(RING), "shop", "abcdefghij", 0, b"123456789"), "shop", None, START_MS) is EXPIRED
-
