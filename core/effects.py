@@ -59,4 +59,20 @@ class WriteConfig:
     value: bytes | None
 
 
-Effect = LinkSend | LinkClose | Produce | AskEnd | AskConfigEnd | WriteConfig
+@dataclass(frozen=True, slots=True)
+class AskSessionsEnd:
+    """Barrier on `tidegate.sessions`. Answered by `EndOffset` with partition -2 once everything written before the ask has been read."""
+
+    ask: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSession:
+    """Answered by `SessionWritten`."""
+
+    ticket: int
+    key: str
+    value: bytes | None
+
+
+Effect = LinkSend | LinkClose | Produce | AskEnd | AskConfigEnd | WriteConfig | AskSessionsEnd | WriteSession

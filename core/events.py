@@ -55,9 +55,14 @@ class Overfull:
     reason: str
 
 
+CONFIG_END = -1
+SESSIONS_END = -2
+"""The partitions of an `EndOffset` that answers a barrier on `tidegate.config` or `tidegate.sessions`."""
+
+
 @dataclass(frozen=True, slots=True)
 class EndOffset:
-    """Answer to `AskEnd`; None when Kafka did not answer in time."""
+    """Answer to `AskEnd`, `AskConfigEnd` or `AskSessionsEnd`; `offset` None when Kafka did not answer in time."""
 
     ask: int
     partition: int
@@ -75,6 +80,23 @@ class ConfigRead:
 @dataclass(frozen=True, slots=True)
 class ConfigWritten:
     """The record written by `WriteConfig` is durable and has been read back (`ConfigRead` came first); `ok` False: it failed."""
+
+    ticket: int
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRead:
+    """A record of `tidegate.sessions`; `value` is None for a tombstone."""
+
+    key: str
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionWritten:
+    """The record written by `WriteSession` is durable and has been read back (`SessionRead` came first); `ok` False: it failed, or it
+    cannot be told."""
 
     ticket: int
     ok: bool
@@ -106,4 +128,19 @@ class Tick:
     """Time has reached `next_deadline()`, or a turn ended with admissions still queued."""
 
 
-Event = EdgeUp | EdgeFrame | EdgeLost | Tailed | Reported | Overfull | EndOffset | ConfigRead | ConfigWritten | Looked | Gap | Tick
+Event = (
+    EdgeUp
+    | EdgeFrame
+    | EdgeLost
+    | Tailed
+    | Reported
+    | Overfull
+    | EndOffset
+    | ConfigRead
+    | ConfigWritten
+    | SessionRead
+    | SessionWritten
+    | Looked
+    | Gap
+    | Tick
+)

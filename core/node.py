@@ -9,7 +9,8 @@ Delivery. Each record read by the tail gets its verdict, goes into the index, an
 Admission. Admits and calls wait in queues of their own, one for each link, and `admits_per_turn` of them are served in a `Tick`. Nothing
 else waits for a tick, so that an append never stands behind a signature check.
 
-Resume. A connection is always new in this version: a connectionKey that this cluster made is answered with 80008, any other with 80018.
+Resume. `core.connections` knows, from `tidegate.sessions`, every connection of every core. A client that comes with a connectionKey waits
+until what was written before has been read (the barrier), then until the record of the next incarnation has been written and read back.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ import msgspec
 from core import sandbox
 from core.admission import Admission, UnknownCredential, Verified, check_status
 from core.channel import Channels, OpenChannel
+from core.connections import BAD_KEY, TRIES, Claim, ConnectionRecord, Connections
+from core.connections import State as ConnectionState
 from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig
 from core.events import (
+    SESSIONS_END,
     ConfigRead,
     ConfigWritten,
     EdgeFrame,
@@ -37,6 +41,8 @@ from core.events import (
     Looked,
     Overfull,
     Reported,
+    SessionRead,
+    SessionWritten,
     Tailed,
     Tick,
 )
@@ -70,13 +76,15 @@ from relay.link.frames import (
     Renew,
     Revoke,
     Shut,
+    Superseded,
     ToCore,
     ToEdge,
     Unknown,
+    Up,
 )
 from relay.model.capability import Operation
 from relay.model.channel import ChannelName, log_key, parse_channel, partition_of
-from relay.model.connection_key import CONNECTION_ID_BYTES, make_key, new_connection_id, parse_key
+from relay.model.connection_key import CONNECTION_ID_BYTES, claimed_id, make_key, new_connection_id, parse_key
 from relay.model.errors import ErrorInfo, RelayError
 from relay.model.grants import Grant, seal_grant
 from relay.model.identity import identify, on_behalf
@@ -105,8 +113,8 @@ _BUSY = ErrorInfo.of(50004, "The service is busy; try again")
 _STARTING = ErrorInfo.of(50320, "The core is not ready; try another")
 _OVERFULL = ErrorInfo.of(50003, "The publish could not be taken in; nothing was published")
 _NO_READER = ErrorInfo.of(40160, "No session of this link may read the channel")
-_BAD_KEY = ErrorInfo.of(80018, "invalid connection key")
-_EXPIRED_KEY = ErrorInfo.of(80008, "Unable to recover connection (connection expired)")
+_NOT_RESUMED = ErrorInfo.of(50003, "The connection could not be resumed in time; try again")
+_ON_BEHALF = "Malformed message; invalid connectionId"
 
 _encode_body = msgspec.msgpack.Encoder().encode
 _decode_body = msgspec.msgpack.Decoder(RecordBody).decode
@@ -220,7 +228,16 @@ class CoreNode:
         self._partitions = {number: _Partition() for number in range(low, high + 1)}
         self._index = index
         self._fold = Fold(limits.fold_ids, random(16))
-        self._roster = Roster(keyring, limits, self.counters)
+        self._connections = Connections(
+            name,
+            keyring,
+            limits,
+            self.counters,
+            emit=self._emit,
+            number=self._number,
+            random=random,
+        )
+        self._roster = Roster(keyring, limits, self.counters, self._connections.floor)
         self._channels = Channels()
         self._replays = Replays(index, limits, self)
         self._reads = Reads(index, limits, self)
@@ -283,6 +300,10 @@ class CoreNode:
                 self._config(event)
             case ConfigWritten():
                 self._config_written(event)
+            case SessionRead():
+                self._session_read(event)
+            case SessionWritten():
+                self._session_written(event)
             case Looked():
                 self._looked(event)
             case Gap():
@@ -312,6 +333,8 @@ class CoreNode:
                 for link in self._roster.links.values()
             ],
             "sessions": len(self._roster),
+            "connections": len(self._connections),
+            "edges": self._connections.leases,
             "channels": len(self._channels),
             "replays": len(self._replays),
             "reads": len(self._reads),
@@ -347,10 +370,12 @@ class CoreNode:
             self._edge_lost(event.link)
         self._roster.link_up(event.link, event.identity, event.site, event.node, event.boot)
         self._channels.link_up(event.link)
+        self._connections.edge_up(event.link, event.identity, event.boot, self._now_ms)
         self._load[event.link] = [0, 0]
 
     def _edge_lost(self, link: int) -> None:
-        """Its appends stay on their way; nobody waits for their answers any more."""
+        """Its appends stay on their way; nobody waits for their answers any more. Its connections live on as long as its lease."""
+        self._connections.edge_lost(link)
         self._roster.link_lost(link)
         self._replays.link_lost(link)
         self._reads.link_lost(link)
@@ -383,6 +408,9 @@ class CoreNode:
                 self._shut(link, frame.ref)
             case Depart():
                 self._depart(link, frame)
+            case Up():
+                edge = self._roster.links[link]
+                self._connections.used(edge.identity, edge.boot, frame.session, frame.incarnation)
             case Credit():
                 pass  # the session below counts it
             case Hello():
@@ -433,6 +461,9 @@ class CoreNode:
 
     def _send(self, link: int, frame: ToEdge, lane: Lane | None = None) -> None:
         self._out.append(LinkSend(link, frame, lane))
+
+    def _emit(self, effect: Effect) -> None:
+        self._out.append(effect)
 
     def _refuse(self, link: int, req: int, error: ErrorInfo, lane: Lane) -> None:
         self._out.append(LinkSend(link, Refused(req, error), lane))
@@ -506,31 +537,117 @@ class CoreNode:
             if verified.app.id != session.grant.app or client_id != session.grant.client_id:
                 raise RelayError(40102, "Incompatible credentials: the connection belongs to another app or clientId")
             self._grant(
-                link, frame.req, self._make_grant(link, session.grant.session, session.grant.realtime, verified, client_id, session)
+                link,
+                frame.req,
+                self._make_grant(link, session.grant.session, session.grant.realtime, verified, client_id, session.grant.incarnation),
             )
             return
         if self._roster.full(link):
             raise RelayError(50004, "Too many sessions on this link; try again")
-        session_id = new_connection_id(self._random(CONNECTION_ID_BYTES))
-        grant = self._make_grant(link, session_id, frame.realtime, verified, client_id, None)
-        key, error = "", None
-        if frame.realtime:
-            key = make_key(self._keyring, grant.app, session_id, grant.incarnation, self._random(9))
-            former = frame.resume if frame.resume is not None else frame.recover
-            if former is not None:
-                error = _BAD_KEY if parse_key(self._keyring, grant.app, former) is None else _EXPIRED_KEY
-        self._grant(link, frame.req, grant, key, error)
+        former = (frame.resume if frame.resume is not None else frame.recover) if frame.realtime else None
+        error = None
+        if former is not None:
+            if claimed_id(former) is not None:
+                edge = self._roster.links[link]
+                names = {"edge": edge.identity, "boot": edge.boot, "app": verified.app.id, "key_name": verified.key.name}
+                self._connections.ask(Claim(former, client_id=client_id, job=(link, frame, verified), **names))
+                return
+            error = BAD_KEY
+        self._admit_new(link, frame, verified, client_id, error)
 
-    def _make_grant(
-        self, link: int, session_id: str, realtime: bool, verified: Verified, client_id: str | None, former: Session | None
-    ) -> Grant:
+    def _admit_new(self, link: int, frame: Admit, verified: Verified, client_id: str | None, error: ErrorInfo | None) -> None:
+        session_id = new_connection_id(self._random(CONNECTION_ID_BYTES))
+        grant = self._make_grant(link, session_id, frame.realtime, verified, client_id, 0)
+        if frame.realtime:
+            self._connections.connected(session_id, grant)
+        self._grant(link, frame.req, grant, self._connection_key(grant), error)
+
+    def _connection_key(self, grant: Grant) -> str:
+        return make_key(self._keyring, grant.app, grant.session, grant.incarnation, self._random(9)) if grant.realtime else ""
+
+    # --- resume ------------------------------------------------------------------------------------------------------------------------
+
+    def _resume(self, claim: Claim) -> None:
+        """As far as this core has read, which is far enough: on with the connection, or with a new one, or not at all."""
+        link, frame, verified = claim.job
+        try:
+            verdict = self._connections.judge(claim.text, claim.app, claim.client_id, self._now_ms)
+        except RelayError as error:
+            self._refuse_admission(link, frame, error)
+            return
+        if isinstance(verdict, ErrorInfo):
+            self.counters[f"resume.{verdict.code}"] += 1
+            self._admit_new(link, frame, verified, claim.client_id, verdict)
+        elif claim.tries >= TRIES:
+            self._refuse(link, frame.req, _NOT_RESUMED, Lane.BULK)
+        else:
+            self._connections.claim(claim, *verdict)
+
+    def _sessions_answered(self, event: EndOffset) -> None:
+        match self._connections.answered(event.ask):
+            case Claim() as claim if claim.job[0] in self._roster.links:
+                if event.offset is None:
+                    self._refuse(claim.job[0], claim.job[1].req, _NOT_RESUMED, Lane.BULK)
+                else:
+                    self._resume(claim)
+            case (int() as link, Append() as frame) if link in self._roster.links:
+                if event.offset is None:
+                    self._refuse(link, frame.req, _OVERFULL, Lane.LIVE)
+                else:
+                    self._append(link, frame, asked=True)
+            case _:
+                pass  # the edge that asked is gone
+
+    def _session_written(self, event: SessionWritten) -> None:
+        claim = self._connections.settled(event.ticket, event.ok)
+        if claim is None:
+            return
+        link, frame, verified = claim.job
+        here = link in self._roster.links
+        if event.ok and not self._connections.has(claim):
+            if here:
+                self._resume(claim)
+        elif not (event.ok and here):
+            self._connections.drop(claim, self._now_ms)
+            if here:
+                self._refuse(link, frame.req, _NOT_RESUMED, Lane.BULK)
+        else:
+            record = claim.record
+            assert record is not None, "it has been written"
+            self.counters["resume.resumed"] += 1
+            grant = self._make_grant(link, claim.connection, True, verified, claim.client_id, record.incarnation)
+            self._grant(link, frame.req, grant, self._connection_key(grant))
+
+    def _session_read(self, event: SessionRead) -> None:
+        change = self._connections.read(event.key, event.value)
+        if change is None:
+            return
+        after = change.after
+        if after is None:
+            self._contradict(change.connection, change.before)
+            return
+        if (floor := self._connections.floor(change.connection)) > 0:
+            for session in self._roster.supersede(change.connection, floor):
+                self._lose_witness(session)
+                if session.grant.incarnation < after.incarnation:
+                    self._send(session.link, Superseded(change.connection, after.incarnation))
+
+    def _contradict(self, connection: str, record: ConnectionRecord | None) -> None:
+        """Another core has forgotten a connection. If it lives here, it is written again."""
+        session = self._roster.find(connection)
+        if session is None or record is None or record.state is not ConnectionState.LIVE:
+            return
+        if (session.grant.incarnation, session.grant.boot) == (record.incarnation, record.boot):
+            self._connections.keep(connection, record)
+
+    def _make_grant(self, link: int, session_id: str, realtime: bool, verified: Verified, client_id: str | None, incarnation: int) -> Grant:
         edge = self._roster.links[link]
         return Grant(
             edge=edge.identity,
             boot=edge.boot,
             session=session_id,
             realtime=realtime,
-            incarnation=0 if former is None else former.grant.incarnation,
+            incarnation=incarnation,
             app=verified.app.id,
             key_name=verified.key.name,
             client_id=client_id,
@@ -585,9 +702,16 @@ class CoreNode:
         return grant
 
     def _depart(self, link: int, frame: Depart) -> None:
-        session = self._roster.depart(link, frame.session)
+        edge = self._roster.links[link]
+        session = self._roster.depart(link, frame.session, frame.incarnation)
+        incarnation = frame.incarnation
         if session is not None:
             self._lose_witness(session)
+            incarnation = session.grant.incarnation
+        if incarnation is not None:
+            self._connections.departed(
+                edge.identity, edge.boot, frame.session, incarnation, closed=frame.closed, now=self._now, now_ms=self._now_ms
+            )
 
     # --- unknown apps and keys: has another core just made them? -------------------------------------------------------------------------
 
@@ -838,7 +962,8 @@ class CoreNode:
 
     # --- publishing --------------------------------------------------------------------------------------------------------------------
 
-    def _append(self, link: int, frame: Append) -> None:
+    def _append(self, link: int, frame: Append, *, asked: bool = False) -> None:
+        """`asked`: everything that other cores had written of the connection it is published for has been read."""
         try:
             session = self._roster.get(link, frame.session, self._now_ms)
         except Denied as denied:
@@ -846,6 +971,9 @@ class CoreNode:
             self._not_now(link, frame, denied.info)
             return
         try:
+            if frame.connection_key is not None and not asked and self._holder(session, frame.connection_key) is None:
+                self._connections.ask((link, frame))
+                return
             key, partition, value = self._checked_append(session, frame)
         except RelayError as error:
             self._count("append", error)
@@ -893,20 +1021,23 @@ class CoreNode:
         return key, partition, _encode_body(body)
 
     def _publisher(self, session: Session, connection_key: str | None) -> tuple[str | None, str | None]:
-        """(connection id, clientId) that the messages carry. Raises: RelayError 40006.
-
-        Whether the connection behind a `connection_key` still lives is known only of those on this core; elsewhere its key is believed.
-        """
+        """(connection id, clientId) that the messages carry. Raises: RelayError 40006."""
         grant = session.grant
         if connection_key is None:
             return (grant.session if grant.realtime else None), grant.client_id
-        key = None if grant.realtime else parse_key(self._keyring, grant.app, connection_key)
+        holder = self._holder(session, connection_key)
+        if holder is None:
+            raise Denied("connection_key", 40006, _ON_BEHALF)
+        connection_id, record = holder
+        return connection_id, on_behalf(grant.client_id, record.client_id)
+
+    def _holder(self, session: Session, connection_key: str) -> tuple[str, ConnectionRecord] | None:
+        """The connection that a REST publish is made for, as far as this core has read. Raises: RelayError 40006 for what is no key."""
+        key = None if session.grant.realtime else parse_key(self._keyring, session.grant.app, connection_key)
         if key is None:
-            raise Denied("connection_key", 40006, "Malformed message; invalid connectionId")
-        other = self._roster.find(key.connection_id)
-        if other is None:
-            return key.connection_id, grant.client_id
-        return key.connection_id, on_behalf(grant.client_id, other.grant.client_id)
+            raise Denied("connection_key", 40006, _ON_BEHALF)
+        record = self._connections.holder(key, session.grant.app, self._now_ms)
+        return None if record is None else (key.connection_id, record)
 
     def _check_id(self, publish_id: str, session: Session, base: str | None) -> None:
         """Nobody publishes under another connection's ids, or under a mapping's. Raises: RelayError 40031."""
@@ -1067,7 +1198,7 @@ class CoreNode:
 
     def _end_offset(self, event: EndOffset) -> None:
         if event.partition < 0:
-            self._config_answered(event)
+            (self._sessions_answered if event.partition == SESSIONS_END else self._config_answered)(event)
             return
         self._out.extend(self._reads.ended(event.ask, event.offset))
         partition = self._partitions.get(event.partition)
@@ -1116,6 +1247,7 @@ class CoreNode:
             self._lose_witness(session)
         self._check_witnesses()
         self._out.extend(self._reads.sweep(self._now))
+        self._connections.sweep(self._now, self._now_ms)
         late = self._now - self._limits.verdict_wait_s
         for partition in self._partitions.values():
             for offset in [offset for offset, pending in partition.verdicts.items() if pending.at <= late]:

@@ -1,14 +1,14 @@
 """Who may act through which link: the grants that edges hold, as this core has admitted or been shown them.
 
 A grant counts on the link on which it was admitted or presented, until it expires, its session departs, or a later incarnation of the
-session turns up on any link of this core. (Incarnations that other cores have seen will come from `tidegate.sessions`.)
+session turns up: on any link of this core, or in `tidegate.sessions`.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from core.channel import OpenChannel
 from relay.model.capability import Capability
@@ -60,10 +60,12 @@ class Link:
 
 
 class Roster:
-    def __init__(self, keyring: Keyring, limits: CoreLimits, counters: Counter[str]) -> None:
+    def __init__(self, keyring: Keyring, limits: CoreLimits, counters: Counter[str], known_floor: Callable[[str], int]) -> None:
+        """`known_floor`: the lowest incarnation of a session that may still count, as far as is known of other cores."""
         self._keyring = keyring
         self._limits = limits
         self._counters = counters
+        self._known_floor = known_floor
         self.links: dict[int, Link] = {}
         self._floor: OrderedDict[str, int] = OrderedDict()
         """Lowest incarnation that still counts, of sessions that departed or were superseded: bounded, the oldest goes first."""
@@ -110,7 +112,7 @@ class Roster:
             self._counters["grant.malformed"] += 1
             return None
         known = edge.sessions.get(grant.session)
-        if grant.incarnation < self._floor.get(grant.session, 0):
+        if grant.incarnation < max(self._floor.get(grant.session, 0), self._known_floor(grant.session)):
             self._counters["grant.old_incarnation"] += 1
             return None
         if known is None and self.full(link):
@@ -138,12 +140,26 @@ class Roster:
                 return session
         return None
 
-    def depart(self, link: int, session_id: str) -> Session | None:
-        """The session is over: its grants, up to this incarnation, count nowhere on this core any more."""
-        session = self.links[link].sessions.pop(session_id, None)
-        if session is not None and session.grant.realtime:
+    def depart(self, link: int, session_id: str, incarnation: int | None = None) -> Session | None:
+        """The session is over: its grants, up to this incarnation, count nowhere on this core any more. None if it is not known, or only
+        under a later incarnation: `Depart` and the answer to a resume travel on different lanes."""
+        sessions = self.links[link].sessions
+        session = sessions.get(session_id)
+        if session is None or (incarnation is not None and session.grant.incarnation > incarnation):
+            return None
+        del sessions[session_id]
+        if session.grant.realtime:
             self._raise_floor(session_id, session.grant.incarnation + 1)
         return session
+
+    def supersede(self, session_id: str, floor: int) -> Iterator[Session]:
+        """Grants of incarnations below `floor` are void. Forget the sessions that had them, and name them."""
+        self._raise_floor(session_id, floor)
+        for link in self.links.values():
+            session = link.sessions.get(session_id)
+            if session is not None and session.grant.incarnation < floor:
+                del link.sessions[session_id]
+                yield session
 
     def expire(self, now_ms: int) -> Iterator[Session]:
         """Forget the sessions whose grants have ended, and name them."""

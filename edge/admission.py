@@ -79,7 +79,7 @@ class Admissions:
             admission.applicant.admitted(frame, link)
         elif admission.frame.realtime and not admission.frame.session:
             # The client hung up before it was admitted: the connection that the core has made for it is dropped at once.
-            self._turn.send(link, Depart(frame.session, closed=False))
+            self._turn.send(link, Depart(frame.session, closed=False, incarnation=frame.incarnation))
         self.pump()
         return True
 

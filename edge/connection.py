@@ -26,7 +26,7 @@ from edge.hub import Channel, PendingAppend
 from edge.limits import InboundRate, Verdict
 from edge.links import Session
 from edge.turn import TICK, Timed
-from relay.link.frames import Admit, Admitted, Depart, Renew
+from relay.link.frames import Admit, Admitted, Renew, Up
 from relay.model.capability import Operation
 from relay.model.channel import parse_channel
 from relay.model.errors import ErrorInfo, RelayError
@@ -72,7 +72,7 @@ class Connection(Timed):
     __slots__ = (
         *("address", "admission", "answers", "attachments", "auth_asked", "client", "client_id", "desk", "early", "echo", "epoch"),
         *("expected", "heard_at", "heartbeats", "interval", "key", "msgpack", "next_beat", "opened_at", "rate", "renewal", "repeats"),
-        *("session", "state", "tls", "unanswered_bytes", "version", "renew_at", "admitted_ms", "by_append", "doubt_at"),
+        *("session", "state", "tls", "unanswered_bytes", "unused", "version", "renew_at", "admitted_ms", "by_append", "doubt_at"),
     )
 
     def __init__(self, desk: Desk, event: ClientOpened) -> None:
@@ -84,6 +84,8 @@ class Connection(Timed):
         self.state = State.CONNECTING
         self.session: Session | None = None
         self.key = ""
+        self.unused = False
+        """Resumed, and its client has not sent anything yet: it may not know its new key."""
         self.msgpack = False
         self.echo = True
         self.heartbeats = True
@@ -186,6 +188,7 @@ class Connection(Timed):
         desk, turn = self.desk, self.desk.turn
         self.session = Session(frame, link)
         self.key = frame.key
+        self.unused = frame.incarnation > 0
         self.epoch = desk.links.losses
         before = desk.sessions.get(frame.session)
         if before is not None:
@@ -264,6 +267,11 @@ class Connection(Timed):
         self.desk.turn.close(self.client, _NORMAL, "superseded")
         self._over(closed=False, depart=False)
 
+    def superseded_by(self, incarnation: int) -> None:
+        """The core says that the connection goes on as `incarnation`: at another edge, unless it is this very one."""
+        if self.session is not None and self.session.incarnation < incarnation:
+            self.superseded()
+
     def lost(self, why: str) -> None:
         """The socket is gone."""
         if self.state is not State.OVER:
@@ -291,14 +299,7 @@ class Connection(Timed):
         if desk.sessions.get(session.id) is self:
             del desk.sessions[session.id]
         if depart:
-            known = [link for link in session.presented if link in desk.links.by_id]
-            if not known:
-                some = desk.links.any()
-                if some is not None:
-                    desk.links.present(session, some.id)
-                    known = [some.id]
-            for link in known:
-                desk.turn.send(link, Depart(session.id, closed))
+            desk.links.depart(session, closed=closed)
 
     # --- frames ----------------------------------------------------------------------------------------------------------------------
 
@@ -317,6 +318,8 @@ class Connection(Timed):
             if len(self.early) > turn.limits.frames_before_connected or sum(map(len, self.early)) > turn.limits.max_frame_bytes:
                 self._end(Action.ERROR, ErrorInfo.of(80013, "too many frames before CONNECTED"))
             return
+        if self.unused:
+            self._used()
         verdict = self.rate.spend(turn.limits, turn.now)
         if verdict is Verdict.FAR_ABOVE:
             self._end(Action.ERROR, ErrorInfo.of(42921, "Rate limit exceeded; connection closed; metric = connection.inboundRate"))
@@ -358,6 +361,15 @@ class Connection(Timed):
                 self.say(Action.SYNC, channel=message.channel, channelSerial="0:", presence=[])
             case _:
                 return  # unknown and server-only actions are ignored (RSF1)
+
+    def _used(self) -> None:
+        """The client sends over its new transport, so that it has read CONNECTED: the keys of the former ones are void."""
+        self.unused = False
+        session, links = self.session, self.desk.links
+        assert session is not None, "connected"
+        link = next((known for known in session.presented if known in links.by_id), None)
+        if link is not None:
+            self.desk.turn.send(link, Up(session.id, session.incarnation))
 
     # --- channels --------------------------------------------------------------------------------------------------------------------
 

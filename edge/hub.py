@@ -573,8 +573,11 @@ class Channel(Timed):
         head = Serial.parse(frame.serial)
         reached = max(self.last, head.offset if head is not None else UNKNOWN)
         missed = [replay.records[offset] for offset in sorted(replay.records)]
+        # A client that is told the head and dies before it has read the backlog would take the head for its position, and lose the backlog.
+        # With RESUMED its own position is as good, since then it leaves the serial alone that it uses for history.
+        position = replay.after.offset if frame.error is None and missed else reached
         attachment.opened(
-            Serial(self.stream, self.partition, reached).text, resumed=frame.error is None, backlog=bool(missed), error=frame.error
+            Serial(self.stream, self.partition, position).text, resumed=frame.error is None, backlog=bool(missed), error=frame.error
         )
         for written in self._frames_for(attachment, [(record, 0) for record in missed]):
             self.hub.turn.write(attachment.client, written)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections import deque
 from hashlib import blake2b
 
 from edge.turn import Turn
-from relay.link.frames import Admitted, Lane, Present, Stream, Welcome
+from relay.link.frames import Admitted, Depart, Lane, Present, Stream, Welcome
 from relay.model.capability import Capability
 from relay.model.channel import partition_of
+
+_TOLD_AGAIN_S = 10.0
+"""How long the end of a connection may be in doubt: the link that carried it may have been dead, and is found to be within seconds."""
 
 
 class Session:
     """Whoever acts through this edge, with the signed grant that says as whom. `presented` are the links that have seen the grant."""
 
-    __slots__ = ("app", "capability", "client_id", "grant", "grant_expires", "id", "presented", "token_expires")
+    __slots__ = ("app", "capability", "client_id", "grant", "grant_expires", "id", "incarnation", "presented", "token_expires")
 
     def __init__(self, frame: Admitted, link: int) -> None:
         self.id = frame.session
+        self.incarnation = frame.incarnation
         self.presented: tuple[int, ...] = ()
         self.take(frame, link)
 
@@ -51,16 +56,19 @@ class Link:
 
 
 class Links:
-    __slots__ = ("_turn", "by_id", "losses")
+    __slots__ = ("_departures", "_turn", "by_id", "losses")
 
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
+        self._departures: deque[tuple[float, Depart, tuple[int, ...]]] = deque(maxlen=turn.limits.departures)
+        """Connections that ended lately: until when to remember them, and the links that were told."""
         self.by_id: dict[int, Link] = {}
         self.losses = 0
         """How many links have been lost: a publish first sent before a loss may have been sent twice."""
 
     def up(self, link: int, welcome: Welcome) -> Link:
         made = self.by_id[link] = Link(link, welcome)
+        self._tell_again()
         return made
 
     def lost(self, link: int) -> bool:
@@ -68,6 +76,7 @@ class Links:
             return False
         self.losses += 1
         self._turn.stats.link_losses += 1
+        self._tell_again()
         return True
 
     def pick(self, key: bytes) -> Link | None:
@@ -82,6 +91,30 @@ class Links:
     def any(self) -> Link | None:
         """Some link, preferably of a core that stays."""
         return min(self.by_id.values(), key=lambda link: (link.draining, link.id), default=None)
+
+    def depart(self, session: Session, *, closed: bool) -> None:
+        """A connection is over: tell the cores that hold its grant, or any."""
+        known = [link for link in session.presented if link in self.by_id]
+        if not known and (some := self.any()) is not None:
+            self.present(session, some.id)
+            known = [some.id]
+        frame = Depart(session.id, closed, session.incarnation)
+        for link in known:
+            self._turn.send(link, frame)
+        self._departures.append((self._turn.now + _TOLD_AGAIN_S, frame, tuple(known)))
+
+    def _tell_again(self) -> None:
+        """Ends of connections that no core, or none that is still linked, has been told of. Whose they were is known without a grant."""
+        some = self.any()
+        if some is None:
+            return
+        kept = [each for each in self._departures if not each[2] or each[0] > self._turn.now]
+        self._departures.clear()
+        for until, frame, told in kept:
+            if not any(link in self.by_id for link in told):
+                self._turn.send(some.id, frame)
+                told = (some.id,)  # noqa: PLW2901 - what is kept says who knows
+            self._departures.append((until, frame, told))
 
     def present(self, session: Session, link: int) -> None:
         """Make sure that the core at `link` knows the session before anything is sent there in its name."""

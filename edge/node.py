@@ -27,7 +27,21 @@ from edge.events import (
 )
 from edge.rest import Rest
 from edge.turn import Stats
-from relay.link.frames import Admitted, Appended, Drain, Lost, Opened, Page, Positions, Record, Refused, Revoke, ToEdge, Unknown
+from relay.link.frames import (
+    Admitted,
+    Appended,
+    Drain,
+    Lost,
+    Opened,
+    Page,
+    Positions,
+    Record,
+    Refused,
+    Revoke,
+    Superseded,
+    ToEdge,
+    Unknown,
+)
 from relay.model.errors import ErrorInfo
 from relay.model.limits import EdgeLimits
 
@@ -155,6 +169,10 @@ class EdgeNode:
                 if connection is not None:
                     connection.revoked(error)
                 self._rest.revoked(session)
+            case Superseded(session, incarnation):
+                connection = desk.sessions.get(session)
+                if connection is not None:
+                    connection.superseded_by(incarnation)
             case Drain():
                 up = desk.links.by_id[link]
                 up.draining = True

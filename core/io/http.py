@@ -36,6 +36,8 @@ class Core(Protocol):
 
 _GAUGES = {
     "sessions": "Sessions with a live grant",
+    "connections": "Connections of all cores that are remembered, dropped ones included",
+    "edges": "Edge processes with a lease, of all cores",
     "channels": "Open channels, one for each link that has one open",
     "replays": "Channels that are catching up",
     "reads": "Reads of the past that are unanswered",

@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 import structlog
 
 from core.config import CoreConfig
-from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig
+from core.effects import AskConfigEnd, AskEnd, AskSessionsEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig, WriteSession
 from core.events import EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Tick
 from core.index import Index, MemoryIndex
 from core.io.http import admin_app, metrics_app, watch, watch_kafka
 from core.io.index import RocksIndex
-from core.kafka import ConfigLog, EndOffsets, LogProducer, Tail, TopicMisconfigured, Topics, Unreachable, prepare_topics
+from core.kafka import ConfigLog, EndOffsets, LogProducer, SessionsLog, Tail, TopicMisconfigured, Topics, Unreachable, prepare_topics
 from core.kafka.mapping_runner import LogAppends, MappingRunner
 from core.kafka.rule_runner import RuleRunner
 from core.mappings import Mapping
@@ -82,6 +82,7 @@ class CoreProcess:
         self._producer: LogProducer
         self._ends: EndOffsets
         self._config_log: ConfigLog
+        self._sessions: SessionsLog
         self._rules: RuleRunner | None = None
         self._mappings: list[MappingRunner] = []
 
@@ -176,12 +177,20 @@ class CoreProcess:
         self._producer = LogProducer(config.kafka, topics.log, limits, loop, appends.sort(self._deliver))
         self._ends = EndOffsets(config.kafka, topics.log, limits, loop, self._deliver)
         tail = Tail(config.kafka, [topics.log], limits, loop, self._deliver)
+        self._sessions = SessionsLog(config.kafka, topics.sessions, limits, loop, self._deliver)
         appends.use(self._producer)
-        for name, part in (("config log", self._config_log), ("producer", self._producer), ("ends", self._ends), ("tail", tail)):
+        for name, part in (
+            ("config log", self._config_log),
+            ("sessions", self._sessions),
+            ("producer", self._producer),
+            ("ends", self._ends),
+            ("tail", tail),
+        ):
             part.start()
             self._scope.on_stop(name, part.close)
         self._scope.spawn("kafka probe", self._probe())
         await self._config_log.ready()
+        await self._sessions.ready()
         while True:
             try:
                 await self._config_log.claim_stream(topics.log)
@@ -275,6 +284,10 @@ class CoreProcess:
                 self._config_log.ask_end(ask)
             case WriteConfig(ticket, key, value):
                 self._config_log.write(ticket, key, value)
+            case AskSessionsEnd(ask):
+                self._sessions.ask_end(ask)
+            case WriteSession(ticket, key, value):
+                self._sessions.write(ticket, key, value)
             case LinkClose(link, why):
                 self._links.close_link(link, why)
 

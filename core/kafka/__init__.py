@@ -1,12 +1,13 @@
 """All that Tidegate asks of Apache Kafka; the only package that imports confluent_kafka.
 
-Wiring a core takes six calls. Whatever happens in Kafka comes back as events of `core.events`, in lists, on the event loop, through the one
-`deliver` that every part is given; no callback ever runs on a driver's thread.
+Wiring a core takes seven calls. Whatever happens in Kafka comes back as events of `core.events`, in lists, on the event loop, through the
+one `deliver` that every part is given; no callback ever runs on a driver's thread.
 
     topics = await asyncio.to_thread(prepare_topics, config)         # Topics; raises Unreachable (try again) or TopicMisconfigured (do not)
     config_log = ConfigLog(config, topics.config, limits, loop, deliver)    # ConfigRead, ConfigWritten, EndOffset(partition=-1)
     producer = LogProducer(config, topics.log, limits, loop, deliver)       # Reported, Overfull
     ends = EndOffsets(config, topics.log, limits, loop, deliver)            # EndOffset
+    sessions = SessionsLog(config, topics.sessions, limits, loop, deliver)  # SessionRead, SessionWritten, EndOffset(partition=-2)
     tail = Tail(config, [topics.log], limits, loop, deliver)                # Tailed, Looked, Gap
 
     part.start()             once, on the loop: opens the driver and the part's thread
@@ -15,7 +16,8 @@ Wiring a core takes six calls. Whatever happens in Kafka comes back as events of
     producer.append(ticket, partition, key, value, kind, id)         # effect Produce
     ends.ask(ask, partition)                                         # effect AskEnd
     config_log.ask_end(ask); config_log.write(ticket, key, value)    # effects AskConfigEnd, WriteConfig
-    await config_log.ready()                                         # everything that was there at start has been delivered
+    sessions.ask_end(ask); sessions.write(ticket, key, value)        # effects AskSessionsEnd, WriteSession
+    await config_log.ready(); await sessions.ready()                 # everything that was there at start has been delivered
     await config_log.claim_stream(topics.log)                        # raises TopicMisconfigured if partitions were added
 
 `EmbeddedBroker` is a broker inside this process for `tidegate dev`; `Capabilities` says what it cannot do. `consumer` holds
@@ -28,6 +30,7 @@ from core.kafka.embedded import EmbeddedBroker
 from core.kafka.ends import EndOffsets
 from core.kafka.errors import BrokerError, TopicMisconfigured, Unreachable
 from core.kafka.producer import LogProducer
+from core.kafka.sessions_log import SessionsLog
 from core.kafka.tail import Tail
 from core.kafka.topics import StreamInfo, Topics, prepare_topics
 
@@ -41,6 +44,7 @@ __all__ = [
     "EndOffsets",
     "KafkaConfig",
     "LogProducer",
+    "SessionsLog",
     "StreamInfo",
     "Tail",
     "TopicMisconfigured",

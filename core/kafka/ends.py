@@ -17,19 +17,36 @@ from relay.model.limits import CoreLimits
 
 SHARE_S = 0.002
 """Asks of this span share one request."""
+RENEW_S = 1.0
+"""Shortest life of an admin client."""
 
 
 class EndOffsets:
     """Answers every `ask` with one `EndOffset`: the offset after the last record that was acknowledged before the ask; None if Kafka did
     not say in time.
 
-    A request is sent at once when none was sent within the last 2 ms, so a lone ask waits for one round trip only.
+    A request is sent at once when none was sent within the last 2 ms, so a lone ask waits for one round trip only. After a request without
+    any answer the driver's client is replaced: measured with a broker that was stopped for 30 s, the same one fails every request for good.
     `answered_at` is when Kafka last answered (loop time), for readiness.
     """
 
     __slots__ = (
-        "_admin", "_closed", "_config", "_deliver", "_flush_at", "_limits", "_loop", "_outlet", "_stream", "_timer", "_under_way",
-        "_waiting", "answered_at",
+        "_admin",
+        "_closed",
+        "_config",
+        "_deliver",
+        "_ending",
+        "_flush_at",
+        "_limits",
+        "_loop",
+        "_outlet",
+        "_renewed_at",
+        "_requests",
+        "_stream",
+        "_timer",
+        "_under_way",
+        "_waiting",
+        "answered_at",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +65,11 @@ class EndOffsets:
         self._flush_at = 0.0
         self._timer: asyncio.Handle | None = None
         self._closed = False
+        self._renewed_at = 0.0
+        self._requests: set[_Answer] = set()
+        """What is under way, by the answer that it will be."""
+        self._ending: set[asyncio.Future[None]] = set()
+        """Clients on their way out: letting go of one waits for its threads."""
         self.answered_at: float | None = None
 
     def start(self) -> None:
@@ -72,23 +94,48 @@ class EndOffsets:
         self._admin.poll(0)  # serves the log
         request = {TopicPartition(self._stream.topic, partition): OffsetSpec.latest() for partition in waiting}  # type: ignore[no-untyped-call]
         gather = _Gather(waiting, len(request), self._outlet)
+        self._requests.add(gather.answer)
         try:
             futures = self._admin.list_offsets(request, request_timeout=self._limits.end_timeout_s)
         except KafkaException:
-            self._outlet.put([_Answer(waiting, {}, answered=False, asks=_count(waiting))])
+            self._outlet.put([gather.answer])
             return
         for place, future in futures.items():
             future.add_done_callback(gather.callback(place.partition))
 
     def _settle(self, answers: list[_Answer]) -> None:
         events: list[Event] = []
+        renewed = False
         for answer in answers:
+            if answer.requested and answer not in self._requests:
+                continue  # given up with the client that was to bring it
+            self._requests.discard(answer)
             self._under_way -= answer.asks
             if answer.answered:
                 self.answered_at = self._loop.time()
+            else:
+                renewed = self._renew() or renewed
             for partition, asks in answer.waiting.items():
                 events += [EndOffset(ask, partition, answer.offsets.get(partition)) for ask in asks]
-        self._deliver(events)
+        if renewed:
+            # The former client answers nothing any more, not even what it has been asked.
+            for answer in self._requests:
+                self._under_way -= answer.asks
+                events += [EndOffset(ask, partition, None) for partition, asks in answer.waiting.items() for ask in asks]
+            self._requests.clear()
+        if events:
+            self._deliver(events)
+
+    def _renew(self) -> bool:
+        if self._admin is None or self._closed or self._loop.time() < self._renewed_at + RENEW_S:
+            return False
+        self._renewed_at = self._loop.time()
+        held = [self._admin]
+        self._admin = AdminClient(self._config.client("ends"))
+        ending = self._loop.run_in_executor(None, held.clear)
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        return True
 
     async def close(self) -> None:
         """Asks under way are answered with None."""
@@ -102,40 +149,43 @@ class EndOffsets:
         self._outlet.close()
         held = [self._admin]
         self._admin = None
-        await asyncio.to_thread(held.clear)  # letting go of the driver's client waits for its threads
+        await asyncio.gather(asyncio.to_thread(held.clear), *self._ending)
 
 
 class _Answer:
-    """What one request brought. `asks` is how many it frees of the bound."""
+    """What one request brought, or nothing. `asks` is how many it frees of the bound; `requested`: Kafka was asked."""
 
-    __slots__ = ("answered", "asks", "offsets", "waiting")
+    __slots__ = ("answered", "asks", "offsets", "requested", "waiting")
 
-    def __init__(self, waiting: dict[int, list[int]], offsets: dict[int, int], *, answered: bool, asks: int) -> None:
+    def __init__(
+        self, waiting: dict[int, list[int]], offsets: dict[int, int], *, answered: bool, asks: int, requested: bool = False
+    ) -> None:
         self.waiting = waiting
         self.offsets = offsets
         self.answered = answered
         self.asks = asks
+        self.requested = requested
 
 
 class _Gather:
     """Waits for the partitions of one request; they are resolved together, on the driver's thread."""
 
-    __slots__ = ("_left", "_offsets", "_outlet", "_waiting")
+    __slots__ = ("_left", "_outlet", "answer")
 
     def __init__(self, waiting: dict[int, list[int]], left: int, outlet: Outlet) -> None:
-        self._waiting = waiting
+        self.answer = _Answer(waiting, {}, answered=False, asks=_count(waiting), requested=True)
         self._left = left
         self._outlet = outlet
-        self._offsets: dict[int, int] = {}
 
     def callback(self, partition: int) -> Any:
         def done(future: Future[Any]) -> None:
-            # Nobody answered in time: that is an offset of -1001 and no exception (measured with a stopped broker, librdkafka 2.16).
             if future.exception() is None and (offset := future.result().offset) >= 0:
-                self._offsets[partition] = offset
+                # Without a leader's answer in time it is -1001, and no error (measured with a stopped broker, librdkafka 2.16).
+                self.answer.offsets[partition] = offset
             self._left -= 1
             if not self._left:
-                self._outlet.put([_Answer(self._waiting, self._offsets, answered=bool(self._offsets), asks=_count(self._waiting))])
+                self.answer.answered = bool(self.answer.offsets)
+                self._outlet.put([self.answer])
 
         return done
 

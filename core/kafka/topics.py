@@ -38,6 +38,7 @@ class Topics(NamedTuple):
 
     log: StreamInfo
     config: StreamInfo
+    sessions: StreamInfo
     warnings: list[str]
 
 
@@ -89,8 +90,8 @@ COMMON = (
 )
 
 
-def plans(config: KafkaConfig) -> tuple[TopicPlan, TopicPlan]:
-    """The log of all channels, and the configuration."""
+def plans(config: KafkaConfig) -> tuple[TopicPlan, TopicPlan, TopicPlan]:
+    """The log of all channels, the configuration, and the sessions."""
     log = TopicPlan(
         f"{config.prefix}.log",
         config.partitions,
@@ -107,7 +108,14 @@ def plans(config: KafkaConfig) -> tuple[TopicPlan, TopicPlan]:
         (*COMMON, exactly("cleanup.policy", "compact"), at_most("segment.ms", 24 * HOUR_MS)),
         one_partition=True,
     )
-    return log, configuration
+    sessions = TopicPlan(
+        f"{config.prefix}.sessions",
+        1,
+        # Short segments: most of its records are outlived within minutes, and a core reads at its start what is left of them.
+        (*COMMON, exactly("cleanup.policy", "compact"), at_most("segment.ms", HOUR_MS)),
+        one_partition=True,
+    )
+    return log, configuration, sessions
 
 
 def prepare_topics(config: KafkaConfig, timeout_s: float = 10.0) -> Topics:
@@ -123,7 +131,7 @@ def prepare_topics(config: KafkaConfig, timeout_s: float = 10.0) -> Topics:
         raise Unreachable(f"Kafka at {config.brokers}: {_reason(error)}") from error
     finally:
         admin.poll(0)
-    return Topics(found[0], found[1], warnings)
+    return Topics(found[0], found[1], found[2], warnings)
 
 
 def stream_id(incarnation: str) -> str:

@@ -141,10 +141,21 @@ class Fetch(Frame, tag=17):
 
 
 class Depart(Frame, tag=18):
-    """A connection is over (`closed`: by the client's CLOSE; otherwise it dropped). Its grant is void from here on."""
+    """A connection is over (`closed`: by the client's CLOSE; otherwise it dropped). Its grant is void from here on.
+
+    `incarnation` is that of the grant; None: whichever the core knows. A later one of the same connection is not meant.
+    """
 
     session: str
     closed: bool
+    incarnation: int | None = None
+
+
+class Up(Frame, tag=19):
+    """The client of a resumed connection has sent its first frame: it has its new connectionKey, and the former ones are void."""
+
+    session: str
+    incarnation: int
 
 
 # --- core → edge ---------------------------------------------------------------------------------------------------------------------
@@ -259,7 +270,15 @@ class Drain(Frame, tag=40):
     why: str
 
 
-class Positions(Frame, tag=41):
+class Superseded(Frame, tag=41):
+    """A connection goes on as `incarnation`, over another socket, perhaps at another edge. Whatever holds it under an earlier incarnation
+    closes its socket (80003). The earlier grants are void."""
+
+    session: str
+    incarnation: int
+
+
+class Positions(Frame, tag=42):
     """Every record of the channels open on this link has been sent, up to these offsets (partition, offset) of the stream.
 
     A channel that has been quiet is opened again from here and not from its own last record, which the index may have forgotten.
@@ -269,8 +288,10 @@ class Positions(Frame, tag=41):
     offsets: list[tuple[int, int]]
 
 
-ToCore = Credit | Hello | Admit | Present | Renew | Open | Shut | Append | Fetch | Depart
-ToEdge = Credit | Welcome | Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain | Positions
+ToCore = Credit | Hello | Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up
+ToEdge = (
+    Credit | Welcome | Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain | Superseded | Positions
+)
 
 BULK: frozenset[type[Frame]] = frozenset({Admit, Renew, Fetch, Admitted, Page})
 """Frames that always travel on `bulk`. `Refused` takes the lane of what it refuses; replayed `Record`s and their `Opened` take `bulk`."""

@@ -46,13 +46,15 @@ from relay.link.frames import (
     Renew,
     Revoke,
     Shut,
+    Superseded,
     Unknown,
+    Up,
     Welcome,
 )
 from relay.model.limits import LinkLimits
 
-FromEdge = Admit | Present | Renew | Open | Shut | Append | Fetch | Depart
-FromCore = Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain | Positions
+FromEdge = Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up
+FromCore = Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain | Superseded | Positions
 
 CREDIT_SIZE = 17
 """No message with one `Credit` is longer than this, and few others are as short: only those are looked at for one."""

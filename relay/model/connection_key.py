@@ -55,6 +55,12 @@ def parse_key(keyring: Keyring, app: str, text: str) -> ConnectionKey | None:
     return ConnectionKey(connection_id, int(incarnation), random)
 
 
+def claimed_id(text: str) -> str | None:
+    """The connection id that a text would be a key of, whoever made it. None if it has not the form of a key."""
+    match = _KEY.fullmatch(text) if isinstance(text, str) else None
+    return None if match is None else match.group(2)
+
+
 def _mac(keyring: Keyring, key_id: str, app: str, head: str) -> str:
     # `head` has no newline, so that no two pairs of app and head give the same bytes.
     mac = keyring.mac(Purpose.CONNECTION_KEY, key_id, f"{app}\n{head}".encode())

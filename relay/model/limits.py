@@ -81,6 +81,9 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How long a request body may take to arrive. Beyond it: HTTP 408."""
     rest_grants: int = 10_000
     """Credentials of REST callers whose grant is remembered. Above it: the one used longest ago is presented to a core again."""
+    departures: int = 10_000
+    """Ended connections remembered, so that another core can be told if the one that was told dies. Above it: the oldest is forgotten, and
+    its connection counts as dropped only once the edge itself has ended."""
     auth_notice_s: float = 30.0
     """How long before its token expires a client is asked (AUTH) for another, if the token lives longer than that."""
     grant_renewal_s: float = 60.0
@@ -146,6 +149,20 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How long a barrier waits for Kafka. Beyond it: it fails."""
     config_writes: int = 1_000
     """Writes to the configuration topic under way. Above it: a further one fails at once."""
+    session_writes: int = 50_000
+    """Writes to the sessions topic under way. Above it: a further one fails at once; a resume is then refused with 50003, and the record
+    of a connect or a drop is written later."""
+    session_waiters: int = 10_000
+    """Resumes, and publishes on behalf of a connection, that wait until what other cores wrote has been read. Above it: refused with
+    50004."""
+    connection_state_ttl_s: float = 120.0
+    """How long a dropped connection may be resumed. Beyond it: a new connection with 80008. Keep it equal to the edges' own."""
+    connections: int = 1_000_000
+    """Connections of the whole deployment that a core remembers, about 1 KB each. Above it: the oldest cannot be resumed through it."""
+    edge_lease_s: float = 10.0
+    """How long after the last word of its lease an edge counts as alive. Beyond it: its connections count as dropped."""
+    edge_lease_renewal_s: float = 3.0
+    """How old the lease of a linked edge may become before a core renews it, in seconds: one record for each edge, not for each link."""
 
     max_message_bytes: int = 65_536
     """Largest publish a core takes from an edge, in payload bytes. Above it: `Refused` 40009. Keep it equal to the edges' own."""

@@ -27,7 +27,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
-from hypercorn.events import Closed
+from hypercorn.events import Closed, Event, Updated
 from picows import WSAutoPingStrategy, WSListener
 from picows.picows import WSProtocol  # type: ignore[attr-defined]  # public in the module, absent from its stub
 
@@ -509,10 +509,12 @@ class _HttpServer(TCPServer):
     picows cannot serve them. Without the announcement they open a connection of their own.
     """
 
-    async def _read_data(self) -> None:
-        """Hypercorn's own; then whoever waits to send is released, which Hypercorn forgets: the task would never end, nor its place be free.
+    _read_all = False
 
-        It fails on DATA of a request that was answered before its end, and leaves all other requests of the connection waiting.
+    async def _read_data(self) -> None:
+        """Hypercorn's own. Then whoever waits to send is released, which it forgets: this task would never end, and its place stay taken.
+
+        It also fails on DATA of a request that was answered before its end, and leaves all other requests of the connection waiting.
         """
         try:
             await super()._read_data()
@@ -521,8 +523,14 @@ class _HttpServer(TCPServer):
             self.writer.transport.abort()
             await self.protocol.handle(Closed())
         finally:
+            self._read_all = True
             for buffer in list(getattr(self.protocol.protocol, "stream_buffers", {}).values()):
                 await buffer.close()
+            await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not (self._read_all and isinstance(event, Updated)):  # no idle timer for a connection that is over
+            await super().protocol_send(event)
 
     @property
     def protocol(self) -> Any:

@@ -17,9 +17,23 @@ from urllib.parse import urlencode
 import jwt
 import msgspec
 
-from core.effects import AskConfigEnd, AskEnd, LinkClose, Produce, WriteConfig
+from core.effects import AskConfigEnd, AskEnd, AskSessionsEnd, LinkClose, Produce, WriteConfig, WriteSession
 from core.effects import LinkSend as CoreSends
-from core.events import ConfigRead, ConfigWritten, EdgeFrame, EdgeLost, EdgeUp, EndOffset, Looked, Reported, Tailed
+from core.events import (
+    CONFIG_END,
+    SESSIONS_END,
+    ConfigRead,
+    ConfigWritten,
+    EdgeFrame,
+    EdgeLost,
+    EdgeUp,
+    EndOffset,
+    Looked,
+    Reported,
+    SessionRead,
+    SessionWritten,
+    Tailed,
+)
 from core.events import Event as CoreEvent
 from core.events import Tick as CoreTick
 from core.index import MemoryIndex
@@ -62,11 +76,12 @@ def token(
 
 
 class Log:
-    """Kafka, as far as nodes see of it: partitions of records, and a configuration log. `frozen`: what it has to say is held back."""
+    """Kafka, as far as nodes see of it: partitions of records, and two compacted topics. `frozen`: what it has to say is held back."""
 
     def __init__(self) -> None:
         self.partitions: list[list[LogRecord]] = [[] for _ in range(STREAM.partitions)]
         self.config: list[tuple[str, bytes | None]] = []
+        self.sessions: list[tuple[str, bytes | None]] = []
         self.frozen = False
         self.held: list[tuple[Core, CoreEvent]] = []
 
@@ -90,6 +105,8 @@ class Core:
         self.alive = True
         for key, value in world.log.config:
             self.inbox.append(ConfigRead(key, value))
+        for key, value in dict(world.log.sessions).items():  # compacted: the last of each key
+            self.inbox.append(SessionRead(key, value))
         for number, records in enumerate(world.log.partitions):
             if records:
                 self.inbox.append(Tailed(list(records)))
@@ -173,6 +190,21 @@ class World:
         for wire in [w for w in self.wires.values() if w.core is core]:
             del self.wires[wire.number]
             wire.edge.inbox.append(LinkLost(wire.number, "connection reset"))
+        self.run()
+
+    def kill_edge(self, number: int) -> None:
+        """SIGKILL, and at once another process in its place, under another boot id. Its clients' sockets are reset."""
+        old = self.edges[number]
+        for wire in [w for w in self.wires.values() if w.edge is old]:
+            del self.wires[wire.number]
+            wire.core.inbox.append(EdgeLost(wire.number, "connection reset"))
+        old.inbox.clear()
+        for client in old.clients.values():
+            client.closed = client.closed or 1006
+        self.edges[number] = Edge(self, old.name)
+        for core in self.cores:
+            if core.alive:
+                self._connect(self.edges[number], core)
         self.run()
 
     def start_core(self, number: int) -> None:
@@ -283,7 +315,14 @@ class World:
                 case AskEnd(ask, partition):
                     self._later(core, EndOffset(ask, partition, len(self.log.partitions[partition])))
                 case AskConfigEnd(ask):
-                    self._later(core, EndOffset(ask, -1, len(self.log.config)))
+                    self._later(core, EndOffset(ask, CONFIG_END, len(self.log.config)))
+                case AskSessionsEnd(ask):
+                    self._later(core, EndOffset(ask, SESSIONS_END, len(self.log.sessions)))
+                case WriteSession(ticket, key, value):
+                    self.log.sessions.append((key, value))
+                    for other in self.cores:
+                        self._later(other, SessionRead(key, value))
+                    self._later(core, SessionWritten(ticket, ok=True))
                 case WriteConfig(ticket, key, value):
                     self.log.config.append((key, value))
                     for other in self.cores:
@@ -353,8 +392,12 @@ class Client:
         assert not self._frames, list(self._frames)
 
     def drops(self) -> None:
-        self._edge.inbox.append(ClientLost(self._number, "reset"))
+        self.leaves()
         self._world.run()
+
+    def leaves(self) -> None:
+        """Drops without letting the world go on."""
+        self._edge.inbox.append(ClientLost(self._number, "reset"))
 
 
 def links_of(headers: list[str]) -> dict[str, str]:

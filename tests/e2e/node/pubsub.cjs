@@ -9,6 +9,7 @@ const client = (name) => {
     useBinaryProtocol: s.binary === true, ...(s.useToken ? { token: s.token } : { key: s.key }), ...(s.options || {}),
   });
   c.connection.on((change) => say('state', { name, state: change.current, code: change.reason && change.reason.code }));
+  c.connection.on('connected', (change) => say('connection', { name, id: c.connection.id, code: change.reason ? change.reason.code : null }));
   return c;
 };
 process.stdin.on('data', () => {}).on('end', () => process.exit(0));
@@ -16,6 +17,7 @@ process.stdin.on('data', () => {}).on('end', () => process.exit(0));
   const sub = client('subscriber');
   const pub = s.oneClient ? sub : client('publisher');
   const channel = sub.channels.get(s.channel);
+  channel.on('attached', (change) => say('attached', { resumed: change.resumed, code: change.reason ? change.reason.code : null }));
   try {
     await channel.subscribe((m) => say('message', { data: m.data && m.data.n !== undefined ? m.data.n : m.data, id: m.id, serial: m.serial, clientId: m.clientId, connectionId: m.connectionId }));
     await pub.connection.whenState('connected');

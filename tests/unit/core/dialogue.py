@@ -8,8 +8,22 @@ from typing import Any
 
 import jwt
 
-from core.effects import AskConfigEnd, AskEnd, Effect, LinkSend, Produce, WriteConfig
-from core.events import ConfigRead, ConfigWritten, EdgeFrame, EdgeUp, EndOffset, Event, Looked, Reported, Tailed, Tick
+from core.effects import AskConfigEnd, AskEnd, AskSessionsEnd, Effect, LinkSend, Produce, WriteConfig, WriteSession
+from core.events import (
+    SESSIONS_END,
+    ConfigRead,
+    ConfigWritten,
+    EdgeFrame,
+    EdgeUp,
+    EndOffset,
+    Event,
+    Looked,
+    Reported,
+    SessionRead,
+    SessionWritten,
+    Tailed,
+    Tick,
+)
 from core.index import MemoryIndex
 from core.log import LogRecord
 from core.node import CoreNode
@@ -52,14 +66,20 @@ class Dialogue:
     """One core, any number of edges. `cluster` is shared by cores of one cluster: keys and configuration."""
 
     def __init__(
-        self, *, ready: bool = True, limits: CoreLimits | None = None, sandbox: bool = False, static: list[App] | None = None
+        self,
+        *,
+        ready: bool = True,
+        limits: CoreLimits | None = None,
+        sandbox: bool = False,
+        static: list[App] | None = None,
+        name: str = "core-1",
     ) -> None:
         self.now, self.now_ms = 1000.0, START_MS
         self.keyring = Keyring(RING)
         self.registry = Registry(apps() if static is None else static, self.keyring)
         self.index = MemoryIndex()
         self.node = CoreNode(
-            name="core-1",
+            name=name,
             streams=Streams([STREAM]),
             registry=self.registry,
             keyring=self.keyring,
@@ -72,6 +92,10 @@ class Dialogue:
         self.effects: list[Effect] = []
         self.ends = dict.fromkeys(range(STREAM.partitions), 0)
         self.last_req = 0
+        self.peers: list[Dialogue] = []
+        """Other cores that read what this one writes."""
+        self.written: list[SessionRead] = []
+        """What this core has written to the sessions topic."""
         if ready:
             for partition in range(STREAM.partitions):
                 self.happens(Looked(partition, 0, 0))
@@ -117,6 +141,7 @@ class Dialogue:
         frame = Admit(self.req(), credential, basic, more.pop("realtime", True), more.pop("tls", True), 6, **more)
         self.edge_sends(frame, link)
         self.turns()
+        self.sessions_round()
         return self.answer(frame.req)
 
     def admitted(self, credential: str | None = f"shop.all:{SECRET}", link: int = 1, **more: Any) -> Admitted:
@@ -195,6 +220,18 @@ class Dialogue:
             for core in to if to is not None else [self]:
                 core.happens(ConfigRead(write.key, write.value))
             self.happens(ConfigWritten(write.ticket, True))
+
+    def sessions_round(self) -> None:
+        """What this core wrote to the sessions topic, and what follows of it, is read by it and its peers."""
+        while wanted := self.take(WriteSession) + self.take(AskSessionsEnd):
+            for effect in wanted:
+                if isinstance(effect, AskSessionsEnd):
+                    self.happens(EndOffset(effect.ask, SESSIONS_END, 0))
+                    continue
+                self.written.append(SessionRead(effect.key, effect.value))
+                for core in (self, *self.peers):
+                    core.happens(self.written[-1])
+                self.happens(SessionWritten(effect.ticket, True))
 
     def answer_ends(self, asked: Callable[[AskEnd], int | None] | None = None) -> None:
         for ask in self.take(AskEnd):

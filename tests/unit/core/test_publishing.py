@@ -11,7 +11,7 @@ from relay.link.frames import Append, Appended, Depart, Refused, Unknown
 from relay.model.channel import partition_of
 from relay.model.limits import CoreLimits
 from relay.model.message import Message, RecordBody
-from tests.unit.core.dialogue import SECRET, STREAM, Dialogue, serial, token
+from tests.unit.core.dialogue import OTHER_EDGE, SECRET, STREAM, Dialogue, serial, token
 
 
 @pytest.fixture
@@ -218,6 +218,36 @@ def test_a_rest_publish_on_behalf_of_a_connection_is_that_connections(core):
     (produce,) = core.take(Produce)
     body = msgspec.msgpack.decode(produce.value, type=RecordBody)
     assert (body.connection_id, body.messages[0].client_id) == (bob.session, "bob")
+
+
+def test_a_connection_of_another_core_is_waited_for_before_its_key_is_refused(core):
+    elsewhere = Dialogue(name="core-2")
+    elsewhere.edge_up(identity=OTHER_EDGE, boot="boot-2")
+    bob = elsewhere.admitted(token(**{"x-ably-clientId": "bob"}))
+    rest = core.admitted(realtime=False).session
+    refused = core.append(rest, "a", connection_key=bob.key)
+    assert core.take(Produce) == []
+    core.sessions_round()
+    assert core.answer(refused).error.code == 40006
+    core.append(rest, "a", connection_key=bob.key)
+    for record in elsewhere.written:
+        core.happens(record)
+    core.sessions_round()
+    (produce,) = core.take(Produce)
+    body = msgspec.msgpack.decode(produce.value, type=RecordBody)
+    assert (body.connection_id, body.messages[0].client_id) == (bob.session, "bob")
+
+
+def test_nobody_publishes_for_a_connection_that_was_closed_or_dropped_long_ago(core):
+    rest = core.admitted(realtime=False).session
+    for closed, seconds in ((True, 0), (False, 121)):
+        bob = core.admitted()
+        core.edge_sends(Depart(bob.session, closed))
+        core.sessions_round()
+        core.tick(seconds)
+        req = core.append(rest, "a", connection_key=bob.key)
+        core.sessions_round()
+        assert core.answer(req).error.code == 40006
 
 
 def test_a_connection_key_that_is_not_ours_or_of_another_client(core):

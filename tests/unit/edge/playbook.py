@@ -182,6 +182,7 @@ class Edge:
         grant_s: int = 300,
         error: ErrorInfo | None = None,
         key: str | None = None,
+        incarnation: int = 0,
     ) -> Admitted:
         return Admitted(
             req=req,
@@ -193,6 +194,7 @@ class Edge:
             capability=msgspec.json.encode({"*": ["*"]} if capability is None else capability).decode(),
             grant_expires=self.now_ms + grant_s * 1000,
             token_expires=token_expires,
+            incarnation=incarnation,
             error=error,
         )
 

@@ -422,7 +422,7 @@ def test_a_witness_that_departs_is_followed_by_another_reader(edge: Edge) -> Non
     edge.sends(second, action=10, channel="c")
     edge.gets(second, action=11)
     edge.lose(first)
-    assert edge.take(Depart) == [Depart(first.session, False)]
+    assert edge.take(Depart) == [Depart(first.session, False, 0)]
     assert edge.take(Shut) == []
     edge.core(Lost(opening.req, ErrorInfo.of(40160, "no witness")))
     edge.wait(1.5)

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from edge.events import ClientPong
-from relay.link.frames import Admit, Depart, Revoke
+from relay.link.frames import Admit, Depart, Revoke, Superseded, Up
 from relay.model.errors import ErrorInfo
 from relay.model.limits import EdgeLimits
-from tests.unit.edge.playbook import START_MS, Edge
+from tests.unit.edge.playbook import START_MS, Client, Edge
 
 
 def jwt(**claims: object) -> str:
@@ -148,6 +148,71 @@ def test_a_resumed_connection_closes_its_old_socket_and_stays(edge: Edge) -> Non
     assert edge.take(Depart) == []
 
 
+def resumed(edge: Edge, session: str, incarnation: int) -> Client:
+    client = edge.open(f"key=a.b:c&v=6&resume={session}!0.mac")
+    (admit,) = edge.take(Admit)
+    edge.core(edge.admitted(admit.req, session, incarnation=incarnation))
+    edge.gets(client, action=4, connectionId=session)
+    return client
+
+
+def test_a_connection_that_goes_on_at_another_edge_is_closed_here_without_departing(edge: Edge) -> None:
+    client = edge.connect(session="s000000001")
+    edge.core(Superseded("s000000001", 1))
+    edge.gets(client, action=6, code=80003)
+    assert client.closed == 1000
+    assert edge.take(Depart) == []
+
+
+def test_what_supersedes_an_earlier_incarnation_does_not_close_the_later_one(edge: Edge) -> None:
+    """The answer to a resume and the word to whatever held the connection before travel on different lanes."""
+    client = resumed(edge, "s000000001", 2)
+    edge.core(Superseded("s000000001", 2), Superseded("s000000001", 1), Superseded("unheard-of", 7))
+    assert client.closed is None
+
+
+def test_the_first_frame_on_a_resumed_connection_is_told_once(edge: Edge) -> None:
+    client = resumed(edge, "s000000001", 3)
+    assert edge.take(Up) == []
+    for _ in range(2):
+        edge.sends(client, action=0, id="x")
+        edge.gets(client, action=0)
+    assert edge.take(Up) == [Up("s000000001", 3)]
+    other = edge.connect(session="s000000002")
+    edge.sends(other, action=0, id="x")
+    assert edge.take(Up) == []
+
+
+def test_the_end_of_a_resumed_connection_names_its_incarnation(edge: Edge) -> None:
+    edge.lose(resumed(edge, "s000000001", 3))
+    assert edge.take(Depart) == [Depart("s000000001", False, 3)]
+
+
+def test_an_end_that_a_dead_core_may_not_have_heard_is_told_to_another() -> None:
+    edge = Edge(cores=2)
+    client = edge.connect(link=1)
+    edge.lose(client)
+    assert (edge.take(Depart, link=1), edge.take(Depart, link=2)) == ([Depart(client.session, False, 0)], [])
+    edge.link_lost(1)
+    assert edge.take(Depart, link=2) == [Depart(client.session, False, 0)]
+    late = edge.connect(link=2)
+    edge.lose(late)
+    edge.take(Depart, link=2)
+    edge.wait(11.0)
+    third = edge.link_up()
+    edge.link_lost(2)
+    assert edge.take(Depart, link=third) == []
+
+
+def test_an_end_without_any_link_is_told_to_the_next(edge: Edge) -> None:
+    client = edge.connect()
+    edge.link_lost()
+    edge.lose(client)
+    edge.wait(15.0)
+    link = edge.link_up()
+    assert edge.take(Depart, link=link) == [Depart(client.session, False, 0)]
+
+
 def test_without_any_link_a_client_waits_and_is_then_sent_elsewhere() -> None:
     edge = Edge(cores=0)
     client = edge.open()
@@ -226,7 +291,7 @@ def test_a_client_that_hangs_up_before_its_answer_leaves_no_connection_behind(ed
     (admit,) = edge.take(Admit)
     edge.lose(client)
     edge.core(edge.admitted(admit.req, "s000000001"))
-    assert edge.take(Depart) == [Depart("s000000001", False)]
+    assert edge.take(Depart) == [Depart("s000000001", False, 0)]
 
 
 def test_rtn12_close_is_answered_with_closed_and_departs(edge: Edge) -> None:
@@ -234,20 +299,20 @@ def test_rtn12_close_is_answered_with_closed_and_departs(edge: Edge) -> None:
     edge.sends(client, action=7)
     edge.gets(client, action=8)
     assert client.closed == 1000
-    assert edge.take(Depart) == [Depart(client.session, True)]
+    assert edge.take(Depart) == [Depart(client.session, True, 0)]
 
 
 def test_15_43_disconnect_keeps_the_connections_state(edge: Edge) -> None:
     client = edge.connect()
     edge.sends(client, action=5)
     assert client.closed == 1000
-    assert edge.take(Depart) == [Depart(client.session, False)]
+    assert edge.take(Depart) == [Depart(client.session, False, 0)]
 
 
 def test_a_lost_socket_departs_without_closing_the_connection(edge: Edge) -> None:
     client = edge.connect()
     edge.lose(client)
-    assert edge.take(Depart) == [Depart(client.session, False)]
+    assert edge.take(Depart) == [Depart(client.session, False, 0)]
 
 
 def test_rtn22a_a_revoked_token_disconnects(edge: Edge) -> None:

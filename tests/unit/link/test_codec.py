@@ -43,7 +43,8 @@ to_core = st.one_of(
     struct(f.Shut, ref=number),
     struct(f.Append, req=number, session=text, channel=text, id=text, fresh=st.booleans(), messages=st.lists(message, max_size=3)),
     struct(f.Fetch, req=number, session=text, what=text, body=st.binary(max_size=50)),
-    struct(f.Depart, session=text, closed=st.booleans()),
+    struct(f.Depart, session=text, closed=st.booleans(), incarnation=st.none() | st.integers(0, 9)),
+    struct(f.Up, session=text, incarnation=st.integers(0, 9)),
 )
 to_edge = st.one_of(
     struct(f.Admitted, req=number, session=text, key=text, grant=st.binary(), app=text, client_id=st.none() | text, capability=text,
@@ -57,6 +58,7 @@ to_edge = st.one_of(
     struct(f.Lost, ref=number, error=error),
     struct(f.Revoke, session=text, error=error),
     struct(f.Drain, why=text),
+    struct(f.Superseded, session=text, incarnation=st.integers(0, 9)),
 )  # fmt: skip
 
 

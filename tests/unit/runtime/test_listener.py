@@ -299,7 +299,7 @@ def test_an_http_2_connection_that_ends_badly_gives_its_place_back(unread: bool,
             await asyncio.sleep(0.1)
             writer.transport.abort()
             async with asyncio.timeout(5):
-                while server.listener._http or server.listener._open:
+                while server.listener._http or server.listener._open:  # noqa: ASYNC110 - nobody tells
                     await asyncio.sleep(0.02)
 
     run(scenario())
