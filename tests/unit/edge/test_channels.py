@@ -332,7 +332,7 @@ def test_3_5_what_was_missed_follows_attached_in_order_and_before_live(edge: Edg
     edge.core(edge.record(replay.req, 45), edge.record(replay.req, 48))
     edge.gets_nothing(client)
     edge.core(edge.record(replay.req, 51), Opened(replay.req, edge.serial("c", 50)))
-    edge.gets(client, action=11, flags=DEFAULT | 4 | 2, channelSerial=edge.serial("c", 51))
+    edge.gets(client, action=11, flags=DEFAULT | 4 | 2, channelSerial=edge.serial("c", 40))
     for offset in (45, 48, 51):
         edge.gets(client, action=15, channelSerial=edge.serial("c", offset))
     assert edge.take(Shut) == [Shut(replay.req)]
