@@ -1,6 +1,6 @@
 """Errors as typed values: the code is the interface, the text is for people and free to improve.
 
-Numbers are Ably's (ably-common, `protocol/errors.json`); `docs/errors.md` lists those Tidegate emits.
+Numbers are those of ably-common (`protocol/errors.json`); each stands where the refusal is raised.
 """
 
 from __future__ import annotations
