@@ -220,8 +220,19 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The same, in bytes."""
     replay_turn_bytes: int = 65_536
     """Replayed bytes sent to one link in one turn of the loop."""
-    link_replays: int = 32
+    link_replays: int = 128
     """Replays of one link that run at once; further ones wait, and hold no records meanwhile."""
+    link_replay_bytes_per_s: int = 16_777_216
+    """Replayed bytes for one link, a second, so that catching up never fills its queue. Above it: replays wait."""
+    app_replays: int = 32
+    """Replays of one app on one link that run at once; further ones wait, and hold no records meanwhile."""
+    app_replay_bytes_per_s: int = 8_388_608
+    """Replayed bytes for one app on one link, a second. Above it: its replays wait, and those of other apps go on."""
+    app_replays_waiting: int = 10_000
+    """Replays of one app on one link that wait for their turn. Above it: Open is refused with 42912, and tried again later."""
+    recent_channels: int = 1_000_000
+    """Channels whose last record's position a core remembers, about 250 bytes each, an equal share for each partition. Above it: the one
+    that was quiet for longest is forgotten, and a client that comes back to such a channel after minutes may be told 90003."""
     position_wait_s: float = 10.0
     """How long an Open waits for the tail to reach its serial, in seconds. Beyond it: `Refused` 50003; the edge tries again."""
     link_reads: int = 256
