@@ -32,6 +32,7 @@ from core.events import (
     SESSIONS_END,
     ConfigRead,
     ConfigWritten,
+    Congested,
     EdgeFrame,
     EdgeLost,
     EdgeUp,
@@ -244,6 +245,7 @@ class CoreNode:
         )
         self._roster = Roster(keyring, limits, self.counters, self._connections.floor)
         self._channels = Channels()
+        self._congested: set[int] = set()
         self._replays = Replays(index, limits, self)
         self._reads = Reads(index, limits, self)
         self._admission = Admission(registry, keyring, limits, random(32), insecure_basic=dev)
@@ -313,6 +315,8 @@ class CoreNode:
                 self._looked(event)
             case Gap():
                 self._gap(event)
+            case Congested():
+                (self._congested.add if event.on and event.link in self._roster.links else self._congested.discard)(event.link)
         return out
 
     def next_deadline(self) -> float | None:
@@ -365,6 +369,10 @@ class CoreNode:
     def go_live(self, channel: OpenChannel) -> None:
         self._channels.go_live(channel)
 
+    def congested(self, link: int) -> bool:
+        """Whether what is queued for the link has to leave first."""
+        return link in self._congested
+
     # --- what reads ask (core.history.Tails) -------------------------------------------------------------------------------------------
 
     def tail_position(self, partition: int) -> int:
@@ -385,6 +393,7 @@ class CoreNode:
         """Its appends stay on their way; nobody waits for their answers any more. Its connections live on as long as its lease."""
         self._connections.edge_lost(link)
         self._roster.link_lost(link)
+        self._congested.discard(link)
         self._replays.link_lost(link)
         self._reads.link_lost(link)
         self._channels.link_lost(link)

@@ -3,7 +3,8 @@
 A replay runs in two steps. *Gathering* reads forward from the serial to the head and keeps the newest part within the limits; nothing is
 sent yet, because only at the end is it known whether something had to be left out (90004). *Sending* gives each link at most
 `replay_turn_bytes` a turn, then what came in meanwhile, and ends in the same turn in which it has caught up, so that no record falls
-between the replay and the live lane. Links and apps have budgets of bytes a second besides, so that the past never fills a link's queue.
+between the replay and the live lane. Links and apps have budgets of bytes a second besides, and a link that does not take what was sent
+gets no more of the past until it has.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Head(Protocol):
 
     def go_live(self, channel: OpenChannel) -> None: ...
 
+    def congested(self, link: int) -> bool: ...
+
 
 class Replay:
     """One channel catching up on one link."""
@@ -68,7 +71,7 @@ class _Budget:
         return self.left
 
     def next_at(self, worth: int) -> float:
-        """When there is something left; once it is used up, when there are `worth` bytes again, so that one turn does not send one record."""
+        """When there is something left. Once it is used up: when there are `worth` bytes again, so that a turn is worth its while."""
         return self.at if self.left > 0 else self.at + (min(worth, self.rate) - self.left) / self.rate
 
 
@@ -145,7 +148,9 @@ class Replays:
     def next_at(self, now: float) -> float:
         """When a turn has something to do."""
         at, worth = float("inf"), self._limits.replay_turn_bytes
-        for link in self._links.values():
+        for number, link in self._links.items():
+            if self._head.congested(number):
+                continue
             room = link.running < self._limits.link_replays
             for app in link.apps.values():
                 if app.running or (app.waiting and room):
@@ -154,8 +159,9 @@ class Replays:
 
     def turn(self, now: float) -> Iterator[Effect]:
         """One turn of the loop: every link gets its share."""
-        for link in list(self._links.values()):
-            yield from self._serve(link, now)
+        for number, link in self._links.items():
+            if not self._head.congested(number):
+                yield from self._serve(link, now)
 
     def _serve(self, link: _Link, now: float) -> Iterator[Effect]:
         room = min(self._limits.replay_turn_bytes, link.budget.fill(now))

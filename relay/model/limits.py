@@ -107,6 +107,8 @@ class LinkLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Oldest live frame that may wait for credit or for the socket, in seconds. Beyond it: the link is closed as `slow`."""
     bulk_queue_bytes: int = 67_108_864
     """Bulk frames queued for one peer. Above it: the link is closed as `slow`."""
+    bulk_pause_bytes: int = 8_388_608
+    """Bulk frames queued for one edge at which a core pauses replays and pages for it, until half of them have gone."""
     bulk_stall_s: float = 30.0
     """Longest time in which nothing of a bulk queue could be sent, in seconds. Beyond it: the link is closed as `slow`."""
     ping_after_s: float = 1.0

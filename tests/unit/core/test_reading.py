@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from core.effects import AskEnd, LinkSend
-from core.events import EndOffset, Gap, Tailed, Tick
+from core.events import Congested, EdgeLost, EndOffset, Gap, Tailed, Tick
 from core.index import MemoryIndex
 from core.replay import EXPIRED
 from relay.link.frames import Depart, Lane, Lost, Opened, Record, Refused, Renew, Shut
@@ -17,7 +17,7 @@ from relay.model.channel import log_key, partition_of
 from relay.model.limits import CoreLimits
 from relay.model.message import Message, RecordBody
 from relay.model.serials import Serial
-from tests.unit.core.dialogue import SECRET, STREAM, Dialogue, serial, token
+from tests.unit.core.dialogue import OTHER_EDGE, SECRET, STREAM, Dialogue, serial, token
 
 
 def core_with_reader(**more) -> tuple[Dialogue, str]:
@@ -315,13 +315,44 @@ def test_replays_of_an_app_and_of_a_link_have_so_many_bytes_a_second():
         core.turns()
         sent.append(sum(len(frame.body) for frame in core.sent() if isinstance(frame, Record)))
         due = core.node.next_deadline()
-        assert due is not None and due > core.now, "it sleeps until there is something to do"
+        assert due is not None
+        assert due > core.now, "it sleeps until there is something to do"
         core.tick(1.0)
     assert sum(sent) == 8 * 500_000
     for seconds in range(1, 20):
         assert sum(sent[:seconds]) <= 150_000 * (seconds + 1) + 10_000
     assert sum(sent[:6]) >= 150_000 * 5, "both apps go on at once"
     assert len(core.node._replays) == 0
+
+
+def test_a_link_that_does_not_take_what_was_sent_gets_nothing_of_the_past_and_all_that_is_live():
+    core, session = core_with_reader(limits=CoreLimits(replay_turn_bytes=1_000))
+    bank = core.edge_up(2, OTHER_EDGE)
+    other = core.admitted(link=bank).session
+    records = writes(core, "a", 11, size=1_000)
+    live = core.open("b", session)
+    core.answer(live)
+    for link, witness in ((1, session), (bank, other)):
+        core.open("a", witness, after=serial(records[0]), link=link)
+    for _ in range(3):
+        core.tick()
+    core.happens(Congested(1, on=True))
+    before = len(core.sent(1))
+    assert 1 <= before <= 3
+    core.turns()
+    assert len(core.sent(bank)) == 11, "the others go on"
+    writes(core, "b", 1)
+    assert [frame.ref for frame in core.sent(1)] == [live]
+    core.happens(Congested(1, on=False))
+    core.turns()
+    assert len(core.sent(1)) == 11 - before
+    core.happens(Congested(1, on=True))
+    core.happens(EdgeLost(1, "slow"))
+    core.happens(Congested(1, on=True))
+    core.edge_up(1)
+    again = core.open("a", core.admitted().session, after=serial(records[0]))
+    core.turns()
+    assert core.answer(again).error is None, "a new link has room"
 
 
 def test_an_app_that_has_too_many_replays_waiting_is_told_to_come_back_and_another_is_not():
