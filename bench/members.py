@@ -128,11 +128,10 @@ async def measure(server: Server, members: int, connections: int) -> bool:
         await synced
         times.append(time.perf_counter() - begin)
         all_there = all_there and len(newcomer.seen) == each * connections
-    print(
-        f"members {each * connections} over {connections} connections; entered in {entered:.2f} s ({1e6 * cpu / (each * connections):.0f} us CPU each)"
-    )
+    number = each * connections
+    print(f"{number} members over {connections} connections; entered in {entered:.2f} s ({1e6 * cpu / number:.0f} us of CPU each)")
     for role in ("edge", "core"):
-        print(f"memory per member, {role}: {(after[role] - before[role]) / (each * connections):.0f} B")
+        print(f"memory per member, {role}: {(after[role] - before[role]) / number:.0f} B")
     print(
         f"ATTACH to the end of SYNC: first {times[0]:.3f} s, median {statistics.median(times):.3f} s; {newcomers[0].pages} pages, "
         f"largest {newcomers[0].largest} B; everybody there: {all_there}"
