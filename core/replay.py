@@ -155,7 +155,9 @@ class Replays:
             for app in link.apps.values():
                 if app.running or (app.waiting and room):
                     at = min(at, max(link.budget.next_at(worth), app.budget.next_at(worth)))
-        return max(at, now)
+                    if at <= now:
+                        return now
+        return at
 
     def turn(self, now: float) -> Iterator[Effect]:
         """One turn of the loop: every link gets its share."""
