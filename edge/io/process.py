@@ -15,7 +15,7 @@ import structlog
 
 from edge.config import EdgeConfig
 from edge.desk import Policy
-from edge.effects import Broadcast, CloseClient, Effect, LinkSend, Note, RestAnswer, Write
+from edge.effects import Broadcast, CloseClient, Effect, LinkSend, Note, RestAnswer, TellWhenDrained, Write
 from edge.events import Event, Stopping, Tick
 from edge.io.http import Http, application
 from edge.io.metrics import EdgeCollector
@@ -75,6 +75,7 @@ class Edge:
         self._handlers: dict[type, Any] = {
             Write: self.sockets.write,
             Broadcast: self.sockets.broadcast,
+            TellWhenDrained: self.sockets.tell_when_drained,
             CloseClient: self.sockets.close,
             LinkSend: self.uplink.send,
             RestAnswer: self.http.answer,
