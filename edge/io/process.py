@@ -19,12 +19,13 @@ import structlog
 
 from edge.config import EdgeConfig
 from edge.desk import Policy
-from edge.effects import Broadcast, CloseClient, Effect, LinkSend, Note, RestAnswer, Write
+from edge.effects import Broadcast, CloseClient, Effect, LinkSend, Note, RestAnswer, TellWhenDrained, Write
 from edge.events import (
     ClientFrame,
     ClientLost,
     ClientOpened,
     ClientPong,
+    Drained,
     Event,
     LinkFrame,
     LinkFrames,
@@ -96,6 +97,7 @@ class Edge:
         self._handlers: dict[type, Any] = {
             Write: self.sockets.write,
             Broadcast: self.sockets.broadcast,
+            TellWhenDrained: self.sockets.tell_when_drained,
             CloseClient: self.sockets.close,
             LinkSend: self.uplink.send,
             RestAnswer: self.http.answer,
@@ -108,7 +110,7 @@ class Edge:
     def _failed(self, event: Event, error: Exception) -> None:
         """See the module's docstring."""
         match event:
-            case ClientOpened(client) | ClientFrame(client) | ClientPong(client) | ClientLost(client):
+            case ClientOpened(client) | ClientFrame(client) | ClientPong(client) | Drained(client) | ClientLost(client):
                 log.error("the node failed on a client: it is disconnected", on=type(event).__name__, exc_info=error)
                 self.sockets.close(CloseClient(client, _INTERNAL, "internal"))
             case RestAsked(call) | RestGone(call):

@@ -81,6 +81,23 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How long a request body may take to arrive. Beyond it: HTTP 408."""
     rest_grants: int = 10_000
     """Credentials of REST callers whose grant is remembered. Above it: the one used longest ago is presented to a core again."""
+    members_page: int = 500
+    """Members that an edge asks for at once while it loads a presence set; a core may send fewer."""
+    members_wait_s: float = 8.0
+    """How long such a page may take. Beyond it: the set is loaded from its beginning; clients wait for their SYNC meanwhile."""
+    presence_bytes: int = 536_870_912
+    """Presence sets of all open channels, in bytes of memory. Above it: the set that grew last is given up, and who wants to know it gets
+    DETACHED 50004 until there is room again (a tenth of this)."""
+    sync_page_members: int = 100
+    """Members in one SYNC message. At it: another one is begun."""
+    sync_page_bytes: int = 131_072
+    """The same, in bytes of memory; a member that is larger is sent alone."""
+    sync_window_bytes: int = 65_536
+    """SYNC messages for one client, in bytes. At it: the next one waits until the client's socket has taken these."""
+    leave_members: int = 500
+    """Members of one detaching client that leave in one record; more take several."""
+    leave_wait_s: float = 60.0
+    """How long an edge tries to make the members of a detached client leave. Beyond it: they stay until its connection ends."""
     departures: int = 10_000
     """Ended connections remembered, so that another core can be told if the one that was told dies. Above it: the oldest is forgotten, and
     its connection counts as dropped only once the edge itself has ended."""
