@@ -46,9 +46,9 @@ from core.presence import PartitionPresence
 from core.registry import App, Key, Registry, Streams
 from edge.ably.websocket import PING, payload_of
 from edge.desk import Policy
-from edge.effects import Broadcast, CloseClient, RestAnswer, Write
+from edge.effects import Broadcast, CloseClient, RestAnswer, TellWhenDrained, Write
 from edge.effects import LinkSend as EdgeSends
-from edge.events import ClientFrame, ClientLost, ClientOpened, ClientPong, LinkFrames, LinkLost, LinkUp, RestAsked
+from edge.events import ClientFrame, ClientLost, ClientOpened, ClientPong, Drained, LinkFrames, LinkLost, LinkUp, RestAsked
 from edge.events import Event as EdgeEvent
 from edge.events import Tick as EdgeTick
 from edge.node import EdgeNode
@@ -315,6 +315,8 @@ class World:
                     for client in clients:
                         if client != skip:
                             edge.clients[client].arrives(frame)
+                case TellWhenDrained(client):
+                    edge.inbox.append(Drained(client))
                 case CloseClient(client, code):
                     edge.clients[client].closed = code
                     edge.inbox.append(ClientLost(client, "closed"))
