@@ -35,6 +35,8 @@ class Head(Protocol):
 
     def head_serial(self, channel: OpenChannel) -> str: ...
 
+    def members(self, channel: OpenChannel) -> int: ...
+
     def go_live(self, channel: OpenChannel) -> None: ...
 
 
@@ -140,7 +142,9 @@ class Replays:
                 break
             replay.gathered.extend(records)
         self._head.go_live(channel)
-        yield LinkSend(channel.link, Opened(channel.ref, self._head.head_serial(channel), replay.error), Lane.BULK)
+        yield LinkSend(
+            channel.link, Opened(channel.ref, self._head.head_serial(channel), replay.error, self._head.members(channel)), Lane.BULK
+        )
         return spent, True
 
     def _read(self, replay: Replay) -> tuple[list[LogRecord], bool]:

@@ -22,7 +22,7 @@ import structlog
 
 from core.config import CoreConfig
 from core.effects import AskConfigEnd, AskEnd, AskSessionsEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig, WriteSession
-from core.events import EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Tick
+from core.events import EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Owned, StateRead, Tick
 from core.index import Index, MemoryIndex
 from core.io.http import admin_app, metrics_app, watch, watch_kafka
 from core.io.index import RocksIndex
@@ -179,6 +179,9 @@ class CoreProcess:
         tail = Tail(config.kafka, [topics.log], limits, loop, self._deliver)
         self._sessions = SessionsLog(config.kafka, topics.sessions, limits, loop, self._deliver)
         appends.use(self._producer)
+        for number in range(topics.log.partitions):
+            self._driver.post(StateRead(number, None, {}))
+        self._driver.post(Owned(frozenset(range(topics.log.partitions))))
         for name, part in (
             ("config log", self._config_log),
             ("sessions", self._sessions),

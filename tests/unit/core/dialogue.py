@@ -18,9 +18,11 @@ from core.events import (
     EndOffset,
     Event,
     Looked,
+    Owned,
     Reported,
     SessionRead,
     SessionWritten,
+    StateRead,
     Tailed,
     Tick,
 )
@@ -69,6 +71,8 @@ class Dialogue:
         self,
         *,
         ready: bool = True,
+        owner: bool = True,
+        restored: bool = True,
         limits: CoreLimits | None = None,
         sandbox: bool = False,
         static: list[App] | None = None,
@@ -96,6 +100,11 @@ class Dialogue:
         """Other cores that read what this one writes."""
         self.written: list[SessionRead] = []
         """What this core has written to the sessions topic."""
+        if owner:
+            self.happens(Owned(frozenset(range(STREAM.partitions))))
+        if restored:
+            for partition in range(STREAM.partitions):
+                self.happens(StateRead(partition, None, {}))
         if ready:
             for partition in range(STREAM.partitions):
                 self.happens(Looked(partition, 0, 0))
