@@ -4,8 +4,9 @@ to include all that was acknowledged.
     ASKED ──end of the partition──▶ BEHIND ──the tail has passed it──▶ READY ──turns──▶ Page or Refused
 
 The end is asked for so that a read on any core sees all that any core has acknowledged before it. Then each link's reads have turns of
-`read_turn_records`, so that nothing else waits long behind a channel with much to skip, and pages leave no faster than
-`read_bytes_per_s`. A page that has looked at `read_records` or holds `read_bytes` ends there, with a cursor to go on from.
+`read_turn_records`, so that nothing else waits long behind a channel with much to skip. Pages leave no faster than `read_bytes_per_s`, and
+not at all towards a link that does not take what was sent before. A page that has looked at `read_records`, or holds `read_bytes`, ends
+there, with a cursor to go on from.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Tails(Protocol):
     """What reads ask of the node."""
 
     def tail_position(self, partition: int) -> int: ...
+
+    def congested(self, link: int) -> bool: ...
 
     def member_page(self, partition: int, key: bytes, call: Members) -> bytes: ...
 
@@ -288,8 +291,8 @@ class Reads:
     def next_at(self, now: float) -> float:
         """When a turn has something to do."""
         at = float("inf")
-        for link in self._links.values():
-            if link.queue:
+        for number, link in self._links.items():
+            if link.queue and not self._tails.congested(number):
                 if link.allowance > 0:
                     return now
                 at = min(at, link.at - link.allowance / self._limits.read_bytes_per_s)
@@ -298,8 +301,8 @@ class Reads:
     def turn(self, now: float, now_ms: int) -> Iterator[Effect]:
         """One turn of the loop: every link gets its share."""
         most = float(self._limits.read_bytes_per_s)
-        for link in self._links.values():
-            if not link.queue:
+        for number, link in self._links.items():
+            if not link.queue or self._tails.congested(number):
                 continue
             link.allowance = min(most, link.allowance + (now - link.at) * most)
             link.at = now

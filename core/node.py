@@ -34,6 +34,7 @@ from core.events import (
     SESSIONS_END,
     ConfigRead,
     ConfigWritten,
+    Congested,
     EdgeFrame,
     EdgeLost,
     EdgeUp,
@@ -54,6 +55,7 @@ from core.fold import SKEW_MS, WINDOW_MS, Fold
 from core.history import Reads
 from core.index import Index
 from core.log import LogRecord
+from core.recency import Recency
 from core.registry import Registry, Streams
 from core.replay import EXPIRED, OTHER_SITE, Replays
 from core.roster import Denied, Roster, Session
@@ -129,6 +131,7 @@ _BUSY = ErrorInfo.of(50004, "The service is busy; try again")
 _STARTING = ErrorInfo.of(50320, "The core is not ready; try another")
 _OVERFULL = ErrorInfo.of(50003, "The publish could not be taken in; nothing was published")
 _NO_READER = ErrorInfo.of(40160, "No session of this link may read the channel")
+_REPLAYS_FULL = ErrorInfo.of(42912, "Too many channels of the app are catching up; try again")
 _NOT_RESUMED = ErrorInfo.of(50003, "The connection could not be resumed in time; try again")
 _ON_BEHALF = "Malformed message; invalid connectionId"
 
@@ -140,9 +143,9 @@ _encode_json = msgspec.json.Encoder().encode
 class _Partition:
     """How far the tail has read one partition of the log, and who waits for it to read further."""
 
-    __slots__ = ("ahead", "floor", "looked", "position", "sound_after_ms", "verdicts")
+    __slots__ = ("ahead", "floor", "looked", "position", "recency", "sound_after_ms", "verdicts")
 
-    def __init__(self) -> None:
+    def __init__(self, recent: int) -> None:
         self.position = 0
         """The next offset to be read."""
         self.looked = False
@@ -154,6 +157,8 @@ class _Partition:
         """Durable publishes whose record has not been read yet, by offset."""
         self.ahead: dict[int, _Ahead] = {}
         """Opens after a serial that the tail has not reached, by the number of their question for the end."""
+        self.recency = Recency(recent)
+        """The last record of each channel that a replay would bring: no duplicates, and nothing ephemeral."""
 
 
 class _Pending:
@@ -241,7 +246,8 @@ class CoreNode:
         self._streams = streams
         self._stream = streams.all[0]
         low, high = self._stream.serves
-        self._partitions = {number: _Partition() for number in range(low, high + 1)}
+        recent = max(1, limits.recent_channels // (high + 1 - low))
+        self._partitions = {number: _Partition(recent) for number in range(low, high + 1)}
         self._index = index
         self._fold = Fold(limits.fold_ids, random(16))
         self._connections = Connections(
@@ -255,6 +261,7 @@ class CoreNode:
         )
         self._roster = Roster(keyring, limits, self.counters, self._connections.floor)
         self._channels = Channels()
+        self._congested: set[int] = set()
         self._replays = Replays(index, limits, self)
         self._reads = Reads(index, limits, self)
         self._attendance = Attendance(self._partitions, limits, self)
@@ -326,6 +333,8 @@ class CoreNode:
                 self._looked(event)
             case Gap():
                 self._gap(event)
+            case Congested():
+                (self._congested.add if event.on and event.link in self._roster.links else self._congested.discard)(event.link)
             case StateRead():
                 self._attendance.restore(event, now)
                 self._check_ready()
@@ -335,11 +344,14 @@ class CoreNode:
 
     def next_deadline(self) -> float | None:
         """When to send `Tick`. In the past while there is work for the next turn of the loop."""
-        if self._admits or self._replays or self._absence.has_due:
+        if self._admits or self._absence.has_due:
             return self._now
+        at = self._sweep_at
         if self._unknown and self._asking is None:
-            return min(self._sweep_at, self._asked_at + self._limits.config_barrier_interval_s)
-        return min(self._sweep_at, self._reads.next_at(self._now)) if self._reads else self._sweep_at
+            at = min(at, self._asked_at + self._limits.config_barrier_interval_s)
+        if self._replays:
+            at = min(at, self._replays.next_at(self._now))
+        return min(at, self._reads.next_at(self._now)) if self._reads else at
 
     def status(self) -> dict[str, Any]:
         """What the core is doing, in numbers, for `GET /v1/status` and metrics."""
@@ -387,6 +399,10 @@ class CoreNode:
     def go_live(self, channel: OpenChannel) -> None:
         self._channels.go_live(channel)
 
+    def congested(self, link: int) -> bool:
+        """Whether what is queued for the link has to leave first."""
+        return link in self._congested
+
     # --- what reads and presence ask (core.history.Tails, core.attendance.Tails) -------------------------------------------------------
 
     def tail_position(self, partition: int) -> int:
@@ -412,6 +428,7 @@ class CoreNode:
         """Its appends stay on their way; nobody waits for their answers any more. Its connections live on as long as its lease."""
         self._connections.edge_lost(link)
         self._roster.link_lost(link)
+        self._congested.discard(link)
         self._replays.link_lost(link)
         self._reads.link_lost(link)
         self._channels.link_lost(link)
@@ -936,9 +953,22 @@ class CoreNode:
         self._send(channel.link, Opened(channel.ref, self.head_serial(channel), error, self.members(channel)))
 
     def _replay(self, channel: OpenChannel, after: int) -> None:
+        """`after` is a position that this core has read past. What it can tell without a read, it tells without a read."""
         partition = self._partitions[channel.partition]
-        floor = partition.floor if partition.floor is not None else partition.position
-        self._replays.start(channel, max(after, floor - 1), EXPIRED if after + 1 < floor else None)
+        if partition.recency.quiet_since(channel.key, after):
+            self._opened(channel, None)
+            return
+        covers = self._index.covers_from(channel.stream.id, channel.partition)
+        floor = max(partition.position if each is None else each for each in (partition.floor, covers))
+        error = EXPIRED if after + 1 < floor else None
+        if error is not None and partition.recency.quiet_since(channel.key, floor - 1):
+            self.counters["open.expired"] += 1
+            self._opened(channel, error)
+        elif not self._replays.start(channel, max(after, floor - 1), error, self._now):
+            self.counters["open.replays_full"] += 1
+            self._channels.shut(channel.link, channel.ref)
+            self._forget(channel)
+            self._refuse(channel.link, channel.ref, _REPLAYS_FULL, Lane.LIVE)
 
     def _read(self, link: int, frame: Fetch) -> None:
         """A read of the past begins with the question how much of it there is."""
@@ -1261,8 +1291,10 @@ class CoreNode:
             if holders is not None:
                 for channel in holders:
                     out.append(LinkSend(channel.link, Record(channel.ref, offset, record.kind, record.value), Lane.LIVE))
-            if partition.floor is not None and not _is_ephemeral(record.value):
-                accepted.append(record)
+            if not _is_ephemeral(record.value):
+                partition.recency.saw(record.key, offset)
+                if partition.floor is not None:
+                    accepted.append(record)
         self.records += len(records)
         if accepted:
             self._index.put(accepted)
@@ -1289,6 +1321,7 @@ class CoreNode:
             return
         partition.looked = True
         partition.position = max(partition.position, event.position)
+        partition.recency.complete_from(event.start)
         if partition.floor is None:
             self._set_floor(partition, event.partition, 0 if event.start == 0 and event.position == 0 else partition.position)
         self._check_ready()
@@ -1305,6 +1338,8 @@ class CoreNode:
                 self._close(link, "the log was made anew")
             return
         partition.position = max(partition.position, event.resumed)
+        partition.recency.gap(event.resumed)
+        self._index.lost(event.stream, event.partition, event.resumed)
         if partition.floor is not None:
             partition.floor = max(partition.floor, event.resumed)
         for link in self._roster.links:
@@ -1341,7 +1376,7 @@ class CoreNode:
         if self._admits:
             self._admission_turn()
         if self._replays:
-            self._out.extend(self._replays.turn())
+            self._out.extend(self._replays.turn(self._now))
         if self._reads:
             self._out.extend(self._reads.turn(self._now, self._now_ms))
         self._absence.turn(self._now, self._now_ms)

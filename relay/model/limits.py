@@ -124,6 +124,8 @@ class LinkLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Oldest live frame that may wait for credit or for the socket, in seconds. Beyond it: the link is closed as `slow`."""
     bulk_queue_bytes: int = 67_108_864
     """Bulk frames queued for one peer. Above it: the link is closed as `slow`."""
+    bulk_pause_bytes: int = 8_388_608
+    """Bulk frames queued for one edge at which a core pauses replays and pages for it, until half of them have gone."""
     bulk_stall_s: float = 30.0
     """Longest time in which nothing of a bulk queue could be sent, in seconds. Beyond it: the link is closed as `slow`."""
     ping_after_s: float = 1.0
@@ -237,8 +239,19 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The same, in bytes."""
     replay_turn_bytes: int = 65_536
     """Replayed bytes sent to one link in one turn of the loop."""
-    link_replays: int = 32
+    link_replays: int = 128
     """Replays of one link that run at once; further ones wait, and hold no records meanwhile."""
+    link_replay_bytes_per_s: int = 16_777_216
+    """Replayed bytes for one link, a second, so that catching up never fills its queue. Above it: replays wait."""
+    app_replays: int = 32
+    """Replays of one app on one link that run at once; further ones wait, and hold no records meanwhile."""
+    app_replay_bytes_per_s: int = 8_388_608
+    """Replayed bytes for one app on one link, a second. Above it: its replays wait, and those of other apps go on."""
+    app_replays_waiting: int = 10_000
+    """Replays of one app on one link that wait for their turn. Above it: Open is refused with 42912, and tried again later."""
+    recent_channels: int = 1_000_000
+    """Channels whose last record's position a core remembers, about 250 bytes each, an equal share for each partition. Above it: the one
+    that was quiet for longest is forgotten, and a client that comes back to such a channel after minutes may be told 90003."""
     position_wait_s: float = 10.0
     """How long an Open waits for the tail to reach its serial, in seconds. Beyond it: `Refused` 50003; the edge tries again."""
     link_reads: int = 256

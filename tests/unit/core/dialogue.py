@@ -77,11 +77,12 @@ class Dialogue:
         sandbox: bool = False,
         static: list[App] | None = None,
         name: str = "core-1",
+        index: MemoryIndex | None = None,
     ) -> None:
         self.now, self.now_ms = 1000.0, START_MS
         self.keyring = Keyring(RING)
         self.registry = Registry(apps() if static is None else static, self.keyring)
-        self.index = MemoryIndex()
+        self.index = MemoryIndex() if index is None else index
         self.node = CoreNode(
             name=name,
             streams=Streams([STREAM]),
