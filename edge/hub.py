@@ -232,6 +232,7 @@ class Channel(Timed):
                 self.open()
 
     def _join_quietly(self, attachment: Attachment) -> None:
+        """Its client has had its ATTACHED before, when less was known of who is present."""
         attachment.sync_due = attachment.sync_due or self.presence.anyone
         self._join(attachment)
 
@@ -582,7 +583,7 @@ class Channel(Timed):
         self.joining = [(reached, attachment) for reached, attachment in ahead if reached >= offset]
         for reached, attachment in ahead:
             if reached < offset:
-                self._join(attachment)
+                self._join_quietly(attachment)
 
     def _rewind(self, attachment: Attachment, backlog: Backlog) -> None:
         """Ask for what came before, and keep what comes meanwhile."""

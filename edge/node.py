@@ -259,6 +259,11 @@ class EdgeNode:
         return len(self._desk.hub.appends)
 
     @property
+    def presence_bytes(self) -> int:
+        """The presence sets of all open channels."""
+        return self._desk.hub.presence_bytes
+
+    @property
     def admissions(self) -> int:
         """Credentials that wait for a core."""
         return self._desk.admissions.outstanding + self._desk.admissions.waiting

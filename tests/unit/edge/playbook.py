@@ -30,7 +30,7 @@ from relay.link.frames import (
 from relay.model.channel import log_key, partition_of
 from relay.model.errors import ErrorInfo
 from relay.model.limits import EdgeLimits
-from relay.model.message import Message, RecordBody
+from relay.model.message import Message, PresenceItem, RecordBody
 from relay.model.serials import Serial
 
 STREAM = "abcdefgh"
@@ -255,11 +255,13 @@ class Edge:
     def serial(self, channel: str, offset: int) -> str:
         return Serial(STREAM, partition_of(log_key(APP, channel), PARTITIONS), offset).text
 
-    def attach(self, client: Client, channel: str, *, head: int = 50, link: int = 1, **fields: Any) -> tuple[Open, dict[str, Any]]:
+    def attach(
+        self, client: Client, channel: str, *, head: int = 50, link: int = 1, members: int = 0, **fields: Any
+    ) -> tuple[Open, dict[str, Any]]:
         """ATTACH to a channel that was not open, answered by the core. Answers the Open and the ATTACHED."""
         self.sends(client, action=10, channel=channel, **fields)
         opening = self.take(Open, link=link)[-1]
-        self.core(Opened(opening.req, self.serial(opening.channel, head)), link=link)
+        self.core(Opened(opening.req, self.serial(opening.channel, head), members=members), link=link)
         return opening, self.gets(client, action=11, channel=channel)
 
     def record(
@@ -267,6 +269,13 @@ class Edge:
     ) -> Record:
         body = RecordBody(id, self.now_ms, connection, list(messages) or [Message(name="n", data="d")], ephemeral=ephemeral)
         return Record(ref, offset, 0, msgspec.msgpack.encode(body))
+
+    def change(
+        self, ref: int, offset: int, connection: str, *items: PresenceItem, id: str | None = None, cause: int | None = None
+    ) -> Record:
+        """The record of a change of presence: by the connection itself, unless it has another id."""
+        body = RecordBody(id or f"{connection}:{offset}", self.now_ms, connection, presence=list(items), cause=cause)
+        return Record(ref, offset, 1, msgspec.msgpack.encode(body))
 
     def appended(self, append: Append, offset: int, *, link: int = 1) -> str:
         serial = self.serial(append.channel, offset)
