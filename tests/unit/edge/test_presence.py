@@ -614,6 +614,31 @@ def test_a_leave_that_is_refused_for_now_is_tried_again_and_not_for_ever(edge: E
     assert 30 < tries < 62
 
 
+def test_a_leave_that_comes_late_spares_those_who_have_entered_again(edge: Edge) -> None:
+    client = edge.connect()
+    entered(edge, client, "ann", "bob")
+    edge.sends(client, action=12, channel="c")
+    edge.refused(edge.take(Append)[0].req, 50003)
+    edge.sends(client, action=10, channel="c")
+    enters(edge, client, 1, {"action": ENTER, "clientId": "ann"})
+    edge.appended(edge.take(Append)[0], 60)
+    edge.wait(1.5)
+    assert leaves(edge.take(Append)[0]) == ["bob"]
+
+
+def test_who_leaves_and_enters_in_one_breath_leaves_with_the_detach(edge: Edge) -> None:
+    """Without a right to read nothing but the answers tells who is there."""
+    client = edge.connect(capability={"c": ["presence"]})
+    edge.sends(client, action=10, channel="c")
+    for serial, action in enumerate((ENTER, LEAVE, ENTER)):
+        enters(edge, client, serial, {"action": action, "clientId": "ann"})
+    for offset, append in enumerate(edge.take(Append)):
+        edge.appended(append, 51 + offset)
+    assert [message["presence"][0]["action"] for message in client.inbox if message["action"] == 14] == [ENTER, LEAVE, ENTER]
+    edge.sends(client, action=12, channel="c")
+    assert leaves(edge.take(Append)[0]) == ["ann"]
+
+
 def test_a_connection_believed_gone_that_is_here_is_told_to_enter_again(edge: Edge) -> None:
     client, other = edge.connect(), edge.connect()
     opening = entered(edge, client, "ann")
