@@ -759,7 +759,7 @@ def test_a_client_that_follows_the_rules_ends_with_the_set_of_the_log(seed: int)
     client = edge.connect()
     log: dict[int, tuple[str, PresenceItem]] = {}
     serials = itertools.count(1)
-    names = [f"n{number}" for number in range(24)]
+    names = [f"n{number:02d}" for number in range(24)]
 
     def at(offset: int) -> dict[str, tuple[int, PresenceItem]]:
         found: dict[str, tuple[int, PresenceItem]] = {}
