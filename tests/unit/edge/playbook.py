@@ -18,9 +18,11 @@ from relay.link.frames import (
     Admitted,
     Append,
     Appended,
+    Barrier,
     Frame,
     Open,
     Opened,
+    Reached,
     Record,
     Refused,
     Stream,
@@ -82,6 +84,10 @@ class Edge:
         """Clients of whom the node wants to know when they have taken everything."""
         self.slow = False
         """Clients take nothing, until the test says so with `drain`."""
+        self.barriers: list[tuple[int, int]] = []
+        """Barriers that cores have not answered: link and number."""
+        self.behind = False
+        """Cores answer no barrier, until the test says so with `reach`."""
         for number in range(cores):
             self.link_up(f"core-{number}")
 
@@ -106,6 +112,8 @@ class Edge:
                 case CloseClient(client, code):
                     assert self._client(client).closed is None, "closed twice"
                     self._client(client).closed = code
+                case LinkSend(link, Barrier(req)):
+                    self.barriers.append((link, req))
                 case LinkSend(link, link_frame):
                     assert link in self.sent, "sent on a link that is not up"
                     # As on the wire: what is changed afterwards was not sent.
@@ -113,9 +121,18 @@ class Edge:
                 case RestAnswer(call):
                     assert call not in self.answers, "answered twice"
                     self.answers[call] = effect
+        if not self.behind:
+            self.reach()
         if not self.slow:
             self.drain()
         return effects
+
+    def reach(self) -> None:
+        """Cores have sent all that was acknowledged before they were asked."""
+        waiting, self.barriers = self.barriers, []
+        for link, req in waiting:
+            if link in self.sent:
+                self.post(LinkFrames(link, [Reached(req)]))
 
     def drain(self) -> None:
         """Every client has taken what it was sent."""

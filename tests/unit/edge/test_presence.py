@@ -882,3 +882,35 @@ def test_wire_forms_are_what_both_formats_need() -> None:
     for wire, decode in ((JSON, msgspec.json.decode), (MSGPACK, msgspec.msgpack.decode)):
         frame = wire.sync("c", "a:", wire.members(members))  # type: ignore[arg-type]
         assert decode(frame[2 if len(frame) < 128 else 4 :])["presence"][0]["clientId"] == "m1"
+
+
+def test_an_attach_waits_until_the_core_has_sent_what_was_acknowledged_before(edge: Edge) -> None:
+    first = edge.connect()
+    edge.attach(first, "c", head=50)
+    edge.behind = True
+    second, third = edge.connect(), edge.connect()
+    for client in (second, third):
+        edge.sends(client, action=10, channel="c")
+    edge.gets_nothing(second, third)
+    (open_,) = edge.node._desk.hub.channels.values()
+    edge.core(edge.change(open_.ref, 51, "x", PresenceItem(action=2, client_id="ann")))
+    edge.reach()
+    assert edge.gets(second, action=11)["flags"] & 1, "the member that entered meanwhile"
+    assert [item["clientId"] for item in edge.gets(second, action=16)["presence"]] == ["ann"]
+    edge.gets_nothing(third)
+    edge.reach()
+    assert edge.gets(third, action=11)["flags"] & 1
+
+
+def test_who_waits_for_a_core_that_is_lost_attaches_through_the_next(edge: Edge) -> None:
+    first = edge.connect()
+    edge.attach(first, "c", head=50)
+    edge.behind = True
+    second = edge.connect()
+    edge.sends(second, action=10, channel="c")
+    edge.link_lost()
+    edge.behind = False
+    link = edge.link_up()
+    (again,) = edge.take(Open, link=link)
+    edge.core(Opened(again.req, edge.serial("c", 50)), link=link)
+    edge.gets(second, action=11)
