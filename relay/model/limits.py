@@ -254,6 +254,10 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     that was quiet for longest is forgotten, and a client that comes back to such a channel after minutes may be told 90003."""
     position_wait_s: float = 10.0
     """How long an Open waits for the tail to reach its serial, in seconds. Beyond it: `Refused` 50003; the edge tries again."""
+    barrier_s: float = 5.0
+    """How long an attach waits to see all that was acknowledged before it, in seconds. Beyond it: it is answered without."""
+    barrier_waiters: int = 200_000
+    """Attaches that wait so. Above it: the same."""
     link_reads: int = 256
     """Reads of the past (history, rewind, single messages) of one link that are unanswered. Above it: `Refused` 42910."""
     read_wait_s: float = 10.0
