@@ -49,7 +49,7 @@ from core.events import (
 from core.fold import SKEW_MS, WINDOW_MS, Fold
 from core.history import Reads
 from core.index import Index
-from core.log import LogRecord
+from core.log import LogRecord, body_is_ephemeral
 from core.registry import Registry, Streams
 from core.replay import EXPIRED, OTHER_SITE, Replays
 from core.roster import Denied, Roster, Session
@@ -107,7 +107,6 @@ _WITNESS_TRIES = 256
 _WITNESSES_PER_SWEEP = 200
 _CONFIG_RETRY_S = 1.0
 _EXPIRE_INDEX_S = 10.0
-_EPHEMERAL_TAIL = msgspec.msgpack.encode("ephemeral") + msgspec.msgpack.encode(True)
 
 _BUSY = ErrorInfo.of(50004, "The service is busy; try again")
 _STARTING = ErrorInfo.of(50320, "The core is not ready; try another")
@@ -117,7 +116,6 @@ _NOT_RESUMED = ErrorInfo.of(50003, "The connection could not be resumed in time;
 _ON_BEHALF = "Malformed message; invalid connectionId"
 
 _encode_body = msgspec.msgpack.Encoder().encode
-_decode_body = msgspec.msgpack.Decoder(RecordBody).decode
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -1141,7 +1139,7 @@ class CoreNode:
             if holders is not None:
                 for channel in holders:
                     out.append(LinkSend(channel.link, Record(channel.ref, offset, record.kind, record.value), Lane.LIVE))
-            if partition.floor is not None and not _is_ephemeral(record.value):
+            if partition.floor is not None and not body_is_ephemeral(record.value):
                 accepted.append(record)
         self.records += len(records)
         if accepted:
@@ -1267,13 +1265,3 @@ class CoreNode:
         if self._now >= self._expire_index_at:
             self._expire_index_at = self._now + _EXPIRE_INDEX_S
             self._index.expire(self._now_ms)
-
-
-def _is_ephemeral(value: bytes) -> bool:
-    """Whether a record's body says so. `ephemeral` is the last field, so that most records cost one comparison and no decoding."""
-    if not value.endswith(_EPHEMERAL_TAIL):
-        return False
-    try:
-        return _decode_body(value).ephemeral
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # not one of ours, but somebody wrote it
-        return False
