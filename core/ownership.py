@@ -45,6 +45,7 @@ class OwnedPartition:
         "_read_at",
         "_stream",
         "changes",
+        "claimed",
         "committed",
         "first",
         "given_up",
@@ -84,6 +85,8 @@ class OwnedPartition:
         """Messages before it are none of the rules' business."""
         self.committed: int | None = None if found.checkpoint is None else first
         """Where the next owner would go on; None: nowhere yet."""
+        self.claimed = False
+        """The state names this core as the owner."""
         self.time = time
         self._read_at = now
         self.outputs: list[Output] = []
@@ -144,6 +147,12 @@ class OwnedPartition:
         return self.position != self.committed and (self.committed is not None or self.position >= self.rules_from)
 
     @property
+    def claims(self) -> bool:
+        """The state should name this core as the owner, before it writes anything else: should it die within a transaction, the next owner
+        has to know whose that is."""
+        return not self.claimed and self.committed is not None
+
+    @property
     def writes(self) -> bool:
         """There is something to write beside the position."""
         return bool(self.outputs or self.changes) and (self.committed is not None or self.moved)
@@ -161,6 +170,7 @@ class OwnedPartition:
     def done(self) -> None:
         """The span is committed."""
         self.committed = self.position
+        self.claimed = True
         self.outputs = []
         self.changes = self.presence.journal = {}
         self.size = 0

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from core import state
@@ -165,7 +164,7 @@ class _Run:
             self._config,
             "owner",
             owner.group,
-            heartbeat_interval_ms=2_000,
+            heartbeat_interval_ms=1_000,  # how soon the others learn that they may take over
             isolation_level="read_committed",  # also waits for offsets of a transaction that is just being finished
             allow_auto_create_topics=False,
             fetch_wait_max_ms=10,
@@ -216,7 +215,10 @@ class _Run:
     def _assigned(self, _consumer: object, partitions: list[TopicPartition]) -> None:
         numbers = [at.partition for at in partitions]
         starts = self._take_over(numbers) if numbers else {}
-        self._consumer.incremental_assign([TopicPartition(self._stream.topic, number, at) for number, at in starts.items()])
+        places = [TopicPartition(self._stream.topic, number, at) for number, at in starts.items()]
+        self._consumer.incremental_assign(places)
+        if places:
+            self._consumer.resume(places)  # a pause outlives an assignment (measured with librdkafka 2.16)
         self._joined = True
         self._owner.own(frozenset(self._owned))
 
@@ -284,17 +286,12 @@ class _Run:
             first, at = min(max(checkpoint.offset, low), top), checkpoint.time
             rules_from = first
             if committed is not None and committed != checkpoint.offset:
-                owner.complain(
-                    "owner", "the group's position is not that of the state, which counts", f" ({committed}, {checkpoint.offset})"
-                )
+                detail = f" ({committed}, {checkpoint.offset})"
+                owner.complain("owner", "the group's position is not the state's, which counts", detail)
             if checkpoint.offset < low:
-                owner.lost += low - checkpoint.offset
-                log.warning(
-                    "retention deleted %d records of %s/%d before their owner read them",
-                    low - checkpoint.offset,
-                    self._stream.topic,
-                    number,
-                )
+                gone, topic = low - checkpoint.offset, self._stream.topic
+                owner.lost += gone
+                log.warning("retention deleted %d records of %s/%d before their owner read them", gone, topic, number)
         return OwnedPartition(
             number,
             found,
@@ -340,6 +337,7 @@ class _Run:
         held, self._held = self._held, []
         self._take(held)
         first = self._consumer.poll(wait)
+        self._commit([partition for partition in self._owned.values() if partition.claims])
         if first is not None:
             self._take([first])  # before `consume`, in which a rebalance may happen
             self._take(self._consumer.consume(BATCH - 1, 0))
@@ -401,7 +399,8 @@ class _Run:
         """
         owner = self._owner
         for attempt in range(MAX_REDO):
-            partitions = [each for each in partitions if self._owned.get(each.number) is each and (each.moved or each.writes)]
+            held = (each for each in partitions if self._owned.get(each.number) is each)
+            partitions = [each for each in held if each.moved or each.writes or each.claims]
             if not partitions:
                 return
             try:

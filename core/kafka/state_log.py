@@ -26,7 +26,7 @@ ASK_S = 10.0
 SILENT_S = 20.0
 """A read of the state fails when nothing of it has come for this long: longer than brokers keep a transaction open (10 s), and look
 every 10 s for those that are over."""
-IN_FLIGHT_S = 0.5
+IN_FLIGHT_S = 0.3
 """How long a transaction may be in flight before its core is taken to be gone: many times what one takes."""
 
 

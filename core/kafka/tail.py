@@ -93,9 +93,8 @@ class Tail(KafkaThread):
         marks = {place: consumer.get_watermark_offsets(TopicPartition(*place), timeout=ASK_S) for place in places}
         starts = {place: low for place, (low, _) in marks.items()}
         if self._config.capabilities.offsets_for_times:
-            for found in consumer.offsets_for_times(
-                [TopicPartition(*place, self._since(place, now_ms)) for place in places], timeout=ASK_S
-            ):
+            asked = [TopicPartition(*place, self._since(place, now_ms)) for place in places]
+            for found in consumer.offsets_for_times(asked, timeout=ASK_S):
                 place = (found.topic, found.partition)
                 low, high = marks[place]
                 # No record is as young: start at the end, as it was asked for before, so that nothing falls between the two answers.

@@ -73,8 +73,8 @@ class Transactions:
         admit: Callable[[Output], bool],
         say: Callable[[str], None],
     ) -> None:
-        """`drop` is told of outputs that cannot be written, with the reason and details; `admit` whether a rule may write to that topic too;
-        `say` what else went wrong."""
+        """`drop` is told of outputs that cannot be written, with reason and details; `admit` says whether a rule may write to one more
+        topic; `say` is told what else went wrong."""
         self._config = config
         self._id = transactional_id(config, core)
         self._state_topic = state_topic

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 import pytest
 
 from core.events import Event
-from core.kafka import KafkaConfig, StreamInfo, Topics, prepare_topics
+from core.kafka import KafkaConfig, OwnerRunner, StreamInfo, Topics, prepare_topics
+from core.rules import Rule
 from relay.model.limits import CoreLimits
 from tidegate.kafka_local import KafkaUnavailable, LocalKafka
 
@@ -76,6 +77,22 @@ class Kafka:
         made = part(self.config, stream or self.log, options.pop("limits", self.limits), self._loop, self.deliver, **options)
         made.start()
         self._parts.append(made)
+        return made
+
+    def owner(self, rules: Iterable[Rule] = (), *, core: str = "core-1", **options: Any) -> OwnerRunner:
+        """A running owner, not closed at the end."""
+        made = OwnerRunner(
+            self.config,
+            self.topics.log,
+            self.topics.state,
+            rules,
+            core=core,
+            limits=self.limits,
+            loop=self._loop,
+            deliver=self.deliver,
+            **options,
+        )
+        made.start()
         return made
 
     def of(self, kind: type[T]) -> list[T]:
