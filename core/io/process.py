@@ -96,7 +96,7 @@ class CoreProcess:
         self._ends: EndOffsets
         self._config_log: ConfigLog
         self._sessions: SessionsLog
-        self._owner: OwnerRunner
+        self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
 
     async def start(self) -> None:
@@ -142,6 +142,7 @@ class CoreProcess:
             and self._node.ready
             and not self._scope.stopping
             and self._kafka_answers()
+            and self._owner is not None
             and self._owner.ready
             and all(mapping.ready for mapping in self._mappings)
         )
@@ -190,18 +191,6 @@ class CoreProcess:
         self._producer = LogProducer(config.kafka, topics.log, limits, loop, appends.sort(self._deliver))
         self._ends = EndOffsets(config.kafka, topics.log, limits, loop, self._deliver)
         self._sessions = SessionsLog(config.kafka, topics.sessions, limits, loop, self._deliver)
-        rules = [Rule(app.id, rule, prefix=config.kafka.prefix) for app in config.apps for rule in app.rules]
-        self._owner = OwnerRunner(
-            config.kafka,
-            topics.log,
-            topics.state,
-            rules,
-            core=config.node,
-            limits=limits,
-            loop=loop,
-            deliver=self._deliver,
-            create_topics=config.dev,
-        )
         appends.use(self._producer)
         for name, part in (
             ("config log", self._config_log),
@@ -229,18 +218,31 @@ class CoreProcess:
                 await self._wait_for_kafka(error)
 
         self._scope.on_stop("owner and mappings", self._close_runners)
-        self._owner.start()
+        self._owner = owner = OwnerRunner(
+            config.kafka,
+            topics.log,
+            topics.state,
+            [Rule(app.id, rule, prefix=config.kafka.prefix) for app in config.apps for rule in app.rules],
+            core=config.node,
+            limits=limits,
+            loop=loop,
+            deliver=self._deliver,
+            begun=all(partition.checkpoint is not None for partition in found.values()),
+            create_topics=config.dev,
+        )
+        owner.start()
         for app in config.apps:
             for each in app.mappings:
                 mapping = Mapping(app.id, each, prefix=config.kafka.prefix, max_message_bytes=limits.max_message_bytes)
                 runner = MappingRunner(config.kafka, mapping, appends, limits=limits, loop=loop, create_topics=config.dev)
                 runner.start()
                 self._mappings.append(runner)
-        watch_kafka(self._metrics, self._owner, self._mappings)
+        watch_kafka(self._metrics, owner, self._mappings)
 
     async def _close_runners(self) -> None:
         """All at once: with a broker that hangs each of them takes its time."""
-        await asyncio.gather(*(runner.close(RUNNERS_CLOSE_S) for runner in (*self._mappings, self._owner)))
+        runners = [*self._mappings, *([] if self._owner is None else [self._owner])]
+        await asyncio.gather(*(runner.close(RUNNERS_CLOSE_S) for runner in runners))
 
     async def _read_state(self, topics: Topics) -> dict[int, PartitionState]:
         while True:

@@ -69,10 +69,11 @@ class OwnerRunner(KafkaThread):
         limits: CoreLimits,
         loop: asyncio.AbstractEventLoop,
         deliver: Deliver,
+        begun: bool = False,
         create_topics: bool = False,
     ) -> None:
-        """`core` is this core's name, no other core's: what it was called before is fenced. Records name it as their site. `create_topics`:
-        make target topics that are missing (dev only).
+        """`core` is this core's name and no other core's: whoever was called so before is fenced. Records name it as their site. `begun`:
+        every partition has had an owner. `create_topics`: make target topics that are missing (dev only).
 
         Raises ConfigError when two rules of an app share an id.
         """
@@ -85,6 +86,8 @@ class OwnerRunner(KafkaThread):
         self.limits = limits
         self.create_topics = create_topics
         self._ready = threading.Event()
+        if begun or not self.rules.rules:
+            self._ready.set()
         self._outlet = Outlet(loop, deliver)
         self._complained: dict[tuple[str, str], float] = {}
         self._rule_topics: dict[str, set[str]] = {}
@@ -107,8 +110,8 @@ class OwnerRunner(KafkaThread):
 
     @property
     def ready(self) -> bool:
-        """The group has taken this core in. Every message published from now on to a partition that it was given will be seen: its starting
-        position is committed, and reading has begun."""
+        """No message published from now on will be missed by the rules, whoever reads it: there are none, each partition's position is
+        known, or the group has taken this core in and the positions of what it was given are committed."""
         return self._ready.is_set()
 
     async def close(self, timeout_s: float = CLOSE_S) -> None:

@@ -91,6 +91,23 @@ def test_the_configuration_topic_has_one_partition(kafka_brokers: str) -> None:
 
 
 @pytest.mark.kafka
+def test_the_state_has_the_partitions_of_the_log_and_is_compacted(kafka_brokers: str) -> None:
+    config = a_config(kafka_brokers, partitions=5)
+    make(config, GOOD, partitions=3)
+    topics = prepare_topics(config)
+    assert (topics.state.topic, topics.state.partitions) == (f"{config.prefix}.state", 3)
+    for settings, partitions, wrong in (
+        (GOOD | {"cleanup.policy": "compact"}, 2, "partition count is 2, but it must be 3, as that of {0}.log"),
+        (GOOD, 3, "cleanup.policy is delete, but it must be compact"),
+    ):
+        other = a_config(kafka_brokers)
+        make(other, GOOD)
+        make(other, settings, "state", partitions)
+        with pytest.raises(TopicMisconfigured, match=re.escape(f"topic {other.prefix}.state: {wrong.format(other.prefix)}")):
+            prepare_topics(other)
+
+
+@pytest.mark.kafka
 def test_topics_of_rules_are_made_when_missing(kafka_brokers: str) -> None:
     name = a_config("").prefix
     create_missing(kafka_brokers, [name])
