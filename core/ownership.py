@@ -23,8 +23,10 @@ OVERHEAD = 100
 FORGET_EDGES_MS = 3_600_000
 """How long the state remembers that an edge process is gone, in milliseconds: far longer than anybody waits for one."""
 
-_PRESENCE = frozenset({Kind.PRESENCE, Kind.GONE, Kind.BACK, Kind.EDGE_GONE, Kind.EDGE_BACK})
-_HIDDEN = frozenset({Kind.GONE, Kind.BACK, Kind.EDGE_GONE, Kind.EDGE_BACK})
+# Plain numbers: comparing with members of an enumeration costs more than all the rest of a message.
+_MESSAGE = int(Kind.MESSAGE)
+_HIDDEN = frozenset(map(int, (Kind.GONE, Kind.BACK, Kind.EDGE_GONE, Kind.EDGE_BACK)))
+_PRESENCE = _HIDDEN | {int(Kind.PRESENCE)}
 
 
 class PartitionState(msgspec.Struct, frozen=True):
@@ -109,19 +111,19 @@ class OwnedPartition:
 
     def take(self, record: LogRecord, *, duplicate: bool, rules: RuleSet, now: float) -> list[Drop]:
         """The next record from `first` on. Returns what rules matched and cannot write."""
-        offset = record.offset
+        _, _, offset, timestamp, key, value, kind, _ = record
         self.position = offset + 1
         self._read_at = now
-        self.time = max(self.time, record.timestamp)
+        if timestamp > self.time:  # noqa: PLR1730 - a third of the time of max(), for each record
+            self.time = timestamp
         if duplicate:
             return []
-        kind = record.kind
         if kind in _PRESENCE:
             self.presence.apply(record, now)
-            self.size += len(record.value)
-        if kind not in _HIDDEN and not body_is_ephemeral(record.value):
-            self.quiet.saw(record.key, offset, record.timestamp, self.changes)
-        if kind != Kind.MESSAGE or not rules.rules or offset < self.rules_from:
+            self.size += len(value)
+        if kind not in _HIDDEN and not body_is_ephemeral(value):
+            self.quiet.saw(key, offset, timestamp, self.changes)
+        if kind != _MESSAGE or not rules.rules or offset < self.rules_from:
             return []
         outcome = rules.outcome(record)
         if outcome.outputs:

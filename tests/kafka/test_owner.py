@@ -23,7 +23,7 @@ from core.presence import PartitionPresence
 from relay.model.channel import log_key, partition_of
 from relay.model.message import Kind, PresenceAction, PresenceItem, RecordBody
 from tests.kafka.test_rules import committed, create, numbers, publish, rule, until
-from tests.support.kafka import Kafka, kafka
+from tests.support.kafka import Kafka, delete_topic, kafka
 from tests.support.owner_process import owner_process
 
 pytestmark = pytest.mark.kafka
@@ -138,8 +138,7 @@ def test_what_retention_took_before_its_owner_is_said_and_a_log_made_anew_voids_
             await second.close()
             assert members(await the_state(world)) == {"ann"}
 
-            for gone in admin.delete_topics([world.log.topic]).values():
-                gone.result(10)
+            await asyncio.to_thread(delete_topic, kafka_brokers, world.log.topic)
             world.topics = await asyncio.to_thread(prepare_topics, world.config)
             assert told(await the_state(world))[number].checkpoint is None
             third = world.owner()

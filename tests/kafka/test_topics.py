@@ -9,7 +9,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from core.kafka import KafkaConfig, TopicMisconfigured, Unreachable, prepare_topics
 from core.kafka.topics import create_missing
-from tests.support.kafka import a_config
+from tests.support.kafka import a_config, delete_topic
 
 GOOD = {
     "message.timestamp.type": "LogAppendTime",
@@ -49,9 +49,7 @@ def test_missing_topics_are_created_and_found_again_under_the_same_stream_id(kaf
 def test_a_topic_made_anew_is_another_stream(kafka_brokers: str) -> None:
     config = a_config(kafka_brokers)
     before = prepare_topics(config)
-    admin = AdminClient({"bootstrap.servers": kafka_brokers})
-    for future in admin.delete_topics([before.log.topic]).values():
-        future.result(10)
+    delete_topic(kafka_brokers, before.log.topic)
     assert prepare_topics(config).log.stream != before.log.stream
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from core.events import Event
 from core.kafka import KafkaConfig, OwnerRunner, StreamInfo, Topics, prepare_topics
@@ -107,6 +109,16 @@ class Kafka:
     async def close(self) -> None:
         for part in reversed(self._parts):
             await part.close()
+
+
+def delete_topic(brokers: str, topic: str) -> None:
+    """Returns when it is gone, which takes a moment longer than its deletion."""
+    admin = AdminClient({"bootstrap.servers": brokers})
+    admin.delete_topics([topic])[topic].result(10)
+    end = time.monotonic() + 10
+    while topic in admin.list_topics(timeout=5).topics:
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def a_config(brokers: str, **options: Any) -> KafkaConfig:
