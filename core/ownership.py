@@ -13,9 +13,9 @@ import msgspec
 from core import state
 from core.log import LogRecord, body_is_ephemeral
 from core.presence import PartitionPresence
-from core.quiet import Changes, QuietChannels
+from core.quiet import Changes, QuietChannels, lasts
 from core.rules import Drop, Output, RuleSet
-from core.state import Checkpoint, LastState
+from core.state import Checkpoint
 from relay.model.message import Kind
 
 OVERHEAD = 100
@@ -102,7 +102,7 @@ class OwnedPartition:
             self.changes.update(dict.fromkeys(found.records))
         else:
             self.presence.restore(dict(found.records), now)
-            self.quiet.restore(_lasts(found.records))
+            self.quiet.restore(lasts(found.records))
 
     def look_back(self, record: LogRecord) -> None:
         """A record before `first`, no duplicate as far as is known."""
@@ -165,6 +165,7 @@ class OwnedPartition:
         return len(self.outputs) + len(self.changes)
 
     def checkpoint(self) -> bytes:
+        """To be written behind the changes of a `sweep`: what it says of quiet channels holds for all that are quiet by now."""
         return state.encode(
             Checkpoint(stream=self._stream, offset=self.position, time=self.time, quiet_from=self.quiet.known_from, core=self._core)
         )
@@ -182,12 +183,3 @@ def size_of(output: Output) -> int:
     """Bytes of one record, without what its batch adds."""
     headers = sum(len(name) + len(value or b"") for name, value in output.headers)
     return len(output.value) + len(output.key or b"") + headers
-
-
-def _lasts(records: Mapping[bytes, bytes]) -> dict[bytes, LastState]:
-    lasts: dict[bytes, LastState] = {}
-    for key, value in records.items():
-        match state.decode(key, value):
-            case ([_, bytes(log_key)], LastState() as last):
-                lasts[log_key] = last
-    return lasts

@@ -7,6 +7,7 @@ Only records count that a replay would bring: no duplicates, nothing ephemeral, 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 from core import state
 from core.state import LastState
@@ -73,3 +74,13 @@ class QuietChannels:
         key, (offset, _) = self._kept.popitem(last=False)
         changes[state.last_key(key)] = None
         self.known_from = max(self.known_from, offset + 1)
+
+
+def lasts(records: Mapping[bytes, bytes]) -> dict[bytes, LastState]:
+    """The last records among records of the state, by log key."""
+    found: dict[bytes, LastState] = {}
+    for key, value in records.items():
+        match state.decode(key, value):
+            case ([_, bytes(log_key)], LastState() as last):
+                found[log_key] = last
+    return found

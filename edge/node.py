@@ -15,6 +15,7 @@ from edge.events import (
     ClientLost,
     ClientOpened,
     ClientPong,
+    Drained,
     Event,
     LinkFrame,
     LinkFrames,
@@ -35,6 +36,7 @@ from relay.link.frames import (
     Opened,
     Page,
     Positions,
+    Reached,
     Record,
     Refused,
     Revoke,
@@ -54,8 +56,8 @@ class EdgeNode:
 
     def __init__(self, policy: Policy, limits: EdgeLimits, boot: str, random: Callable[[int], bytes]) -> None:
         self.boot = boot
-        self._desk = Desk(policy, limits)
-        self._rest = Rest(self._desk, random)
+        self._desk = Desk(policy, limits, random)
+        self._rest = Rest(self._desk)
 
     def handle(self, event: Event, now: float, now_ms: int) -> list[Effect]:
         """`now` is monotonic time in seconds, `now_ms` the wall clock in milliseconds."""
@@ -78,6 +80,10 @@ class EdgeNode:
                 connection = desk.connections.get(client)
                 if connection is not None:
                     connection.heard_at = now
+            case Drained(client):
+                connection = desk.connections.get(client)
+                if connection is not None:
+                    connection.drained()
             case Tick():
                 pass
             case ClientOpened(client):
@@ -162,6 +168,10 @@ class EdgeNode:
                     self._rest.page(frame)
                 elif channel.link == link:
                     channel.page(frame)
+            case Reached(req):
+                channel = hub.refs.get(req)
+                if channel is not None and channel.link == link:
+                    channel.reached(frame)
             case Positions():
                 hub.positions(link, frame)
             case Revoke(session, error):
@@ -252,6 +262,11 @@ class EdgeNode:
     def unanswered(self) -> int:
         """Publishes without answer."""
         return len(self._desk.hub.appends)
+
+    @property
+    def presence_bytes(self) -> int:
+        """The presence sets of all open channels."""
+        return self._desk.hub.presence_bytes
 
     @property
     def admissions(self) -> int:

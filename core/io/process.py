@@ -24,6 +24,7 @@ from core.config import CoreConfig
 from core.effects import AskConfigEnd, AskEnd, AskSessionsEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig, WriteSession
 from core.events import EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Tick
 from core.index import Index, MemoryIndex
+from core.io.congestion import Congestion
 from core.io.http import admin_app, metrics_app, watch, watch_kafka
 from core.io.index import RocksIndex
 from core.kafka import (
@@ -46,7 +47,7 @@ from core.node import CoreNode
 from core.ownership import PartitionState
 from core.registry import Registry, Streams
 from core.rules import Rule
-from relay.link.frames import Frame, Hello, Stream
+from relay.link.frames import Frame, Hello, Lane, Stream
 from relay.link.io.accept import LinkServer
 from relay.link.session import Ended
 from relay.runtime import tls
@@ -91,6 +92,7 @@ class CoreProcess:
         self._node: CoreNode | None = None
         self._driver: Driver[Event, Effect]
         self._links: LinkServer
+        self._congestion: Congestion
         self._index: Index
         self._producer: LogProducer
         self._ends: EndOffsets
@@ -275,8 +277,13 @@ class CoreProcess:
             on_refused=lambda reason: refused.labels(reason).inc(),
             limits=link.limits,
         )
+        self._congestion = Congestion(self._links.bulk_queued, self._driver.post, link.limits.bulk_pause_bytes)
+        self._scope.on_stop("congestion", self._close_congestion)
         await self._links.start(link.host, link.port)
         self._scope.on_stop("links", self._links.close)
+
+    async def _close_congestion(self) -> None:
+        self._congestion.close()
 
     # --- events in, effects out ----------------------------------------------------------------------------------------------------
 
@@ -311,6 +318,8 @@ class CoreProcess:
         match effect:
             case LinkSend(link, frame, lane):
                 self._links.send(link, frame, lane)
+                if lane is Lane.BULK:
+                    self._congestion.sent(link)
             case Produce(ticket, partition, key, value, kind, publish_id):
                 self._producer.append(ticket, partition, key, value, kind, publish_id)
             case AskEnd(ask, partition):

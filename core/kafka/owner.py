@@ -406,6 +406,8 @@ class _Run:
             partitions = [each for each in held if each.moved or each.writes or each.claims]
             if not partitions:
                 return
+            for each in partitions:
+                each.sweep(time.monotonic())
             try:
                 written = self._transactions.write(
                     [output for each in partitions for output in each.outputs],
