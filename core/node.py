@@ -1166,15 +1166,25 @@ class CoreNode:
         self._check_id(frame.id, session, None)
         if server_made and (not leaving or frame.id[2:].startswith(grant.session)):
             raise Denied("bad_id", 40031, "Invalid publish id")
-        if frame.fresh or self._fold.first(partition, key, frame.id) is None:  # what is in already is not refused for what came after
+        publish_id = frame.id[2:]
+        first = None if frame.fresh else self._fold.first(partition, key, frame.id)
+        if first is not None:
+            # The client sends again what was not acknowledged. It is in the log, but may be undone: its members left while it was away.
+            leave, undone = self._attendance.expired_since(key, grant.session, frame.presence, first)
+            if undone:
+                frame.id = f"{frame.id}:{leave}"
+                frame.presence = [msgspec.structs.replace(item, id=item.id or f"{publish_id}:{index}") for index, item in undone]
+                first = None
+        if first is None:  # what is in already is not refused for what came after
             app = self._registry.app(grant.app)
             most = None if app is None else app.presence_members
             self._attendance.check_room(partition, key, grant.session, frame.presence, most or self._limits.presence_members)
+        at = self._now_ms
+        if server_made:
+            at = self._attendance.no_earlier(partition, key, grant.session, frame.presence, at)
         body = RecordBody(
-            id=frame.id[2:],
-            timestamp=self._attendance.no_earlier(partition, key, grant.session, frame.presence, self._now_ms)
-            if server_made
-            else self._now_ms,
+            id=publish_id,
+            timestamp=at,
             connection_id=grant.session,
             presence=frame.presence,
             incarnation=grant.incarnation,
@@ -1447,7 +1457,7 @@ class CoreNode:
         self._out.extend(self._reads.sweep(self._now))
         self._barriers.sweep(self._now)
         self._connections.sweep(self._now, self._now_ms)
-        self._attendance.sweep()
+        self._attendance.sweep(self._now)
         if self.ready:
             for wait in self._absence.sweep(self._now, self._now_ms):
                 self._claimed(wait.job, False, present=True)

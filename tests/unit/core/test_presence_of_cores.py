@@ -393,6 +393,37 @@ def test_resume_and_expiry_in_every_order_end_alike_on_every_core(order):
     assert cluster.everywhere() == {(one.session, "ann")}
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_rtn19_what_was_sent_again_after_the_grace_enters_again_though_it_is_in_the_log(restart):
+    """The ACK never reached the client, which is away for longer than its members stay. It believes to be entering still."""
+    cluster = Cluster(2)
+    one = cluster.connect()
+    cluster.enters(one, "ann", "bob", "cid", serial=0)
+    cluster.changes(one, LEAVE, "bob", serial=1)
+    cluster.changes(one, UPDATE, "cid", serial=2, data="z")
+    cluster.drops(one)
+    cluster.wait(20)
+    assert cluster.everywhere() == set()
+    if restart:
+        cluster.start(1, owns=frozenset(), checkpoint=100)
+        cluster[1].edge_up(2, OTHER_EDGE, "boot-2")
+    resume(cluster, one, core=1)
+    watcher = cluster.connect(1) if not restart else cluster.connect(1, 2)
+    cluster.opens(watcher, core=1, link=2 if restart else 1)
+    again = {"core": 1, "link": 2, "fresh": False}
+    for _ in range(2):  # and that ACK is lost, too
+        assert isinstance(cluster[1].answer(cluster.enters(one, "ann", "bob", "cid", serial=0, **again)), Appended)
+        assert isinstance(cluster[1].answer(cluster.changes(one, LEAVE, "bob", serial=1, **again)), Appended)
+        assert isinstance(cluster[1].answer(cluster.changes(one, UPDATE, "cid", serial=2, data="z", **again)), Appended)
+    assert cluster.everywhere() == {(one.session, "ann"), (one.session, "cid")}
+    found = cluster.page(watcher, core=1, link=2 if restart else 1).members
+    assert [(member.id, member.data) for member in found] == [(f"{one.session}:0:0", None), (f"{one.session}:2:0", "z")]
+    assert [items for _, items in cluster.shown(1, 2 if restart else 1)] == [
+        [(ENTER, "ann", None), (ENTER, "cid", None)],
+        [(UPDATE, "cid", "z")],
+    ]
+
+
 def test_two_cores_that_both_believe_to_own_a_partition_end_a_grace_once():
     cluster = Cluster(2)
     cluster[1].happens(Owned(ALL))

@@ -614,6 +614,31 @@ def test_a_leave_that_is_refused_for_now_is_tried_again_and_not_for_ever(edge: E
     assert 30 < tries < 62
 
 
+def test_a_leave_that_comes_late_spares_those_who_have_entered_again(edge: Edge) -> None:
+    client = edge.connect()
+    entered(edge, client, "ann", "bob")
+    edge.sends(client, action=12, channel="c")
+    edge.refused(edge.take(Append)[0].req, 50003)
+    edge.sends(client, action=10, channel="c")
+    enters(edge, client, 1, {"action": ENTER, "clientId": "ann"})
+    edge.appended(edge.take(Append)[0], 60)
+    edge.wait(1.5)
+    assert leaves(edge.take(Append)[0]) == ["bob"]
+
+
+def test_who_leaves_and_enters_in_one_breath_leaves_with_the_detach(edge: Edge) -> None:
+    """Without a right to read nothing but the answers tells who is there."""
+    client = edge.connect(capability={"c": ["presence"]})
+    edge.sends(client, action=10, channel="c")
+    for serial, action in enumerate((ENTER, LEAVE, ENTER)):
+        enters(edge, client, serial, {"action": action, "clientId": "ann"})
+    for offset, append in enumerate(edge.take(Append)):
+        edge.appended(append, 51 + offset)
+    assert [message["presence"][0]["action"] for message in client.inbox if message["action"] == 14] == [ENTER, LEAVE, ENTER]
+    edge.sends(client, action=12, channel="c")
+    assert leaves(edge.take(Append)[0]) == ["ann"]
+
+
 def test_a_connection_believed_gone_that_is_here_is_told_to_enter_again(edge: Edge) -> None:
     client, other = edge.connect(), edge.connect()
     opening = entered(edge, client, "ann")
@@ -729,12 +754,12 @@ def test_presence_history_shows_every_change(edge: Edge) -> None:
 def test_a_client_that_follows_the_rules_ends_with_the_set_of_the_log(seed: int) -> None:
     """A set under change, an edge that loads it, loses its link and syncs its client at any moment."""
     chance = random.Random(seed)
-    edge = Edge(limits=EdgeLimits(sync_page_members=3, sync_window_bytes=200, members_page=4))
+    edge = Edge(limits=EdgeLimits(sync_page_members=3, sync_window_bytes=200, members_page=12))
     edge.slow = True
     client = edge.connect()
     log: dict[int, tuple[str, PresenceItem]] = {}
     serials = itertools.count(1)
-    names = [f"n{number}" for number in range(8)]
+    names = [f"n{number:02d}" for number in range(24)]
 
     def at(offset: int) -> dict[str, tuple[int, PresenceItem]]:
         found: dict[str, tuple[int, PresenceItem]] = {}
@@ -751,8 +776,10 @@ def test_a_client_that_follows_the_rules_ends_with_the_set_of_the_log(seed: int)
         action = chance.choice([ENTER, LEAVE, UPDATE])
         log[offset] = (f"elsewhere0:{next(serials)}", item(action, chance.choice(names), data=str(offset)))
 
+    ready: list[tuple[int, Page]] = []
+
     def serve() -> None:
-        """Pages as of where the core is. Numbers are places in the order of entering: here, of names."""
+        """Pages as of where the core is now; they arrive later. Numbers are places in the order of entering: here, of names."""
         for fetch in edge.take(Fetch, link=link):
             call = calls.decode(fetch.what, fetch.body)
             assert isinstance(call, calls.Members)
@@ -762,26 +789,35 @@ def test_a_client_that_follows_the_rules_ends_with_the_set_of_the_log(seed: int)
                 if names.index(name) + 1 > call.after
             ]
             piece = whole[: call.limit]
-            page(edge, fetch, piece, piece[-1].number if len(piece) < len(whole) else None, at=core_at, link=link)
+            body = MemberPage(edge.serial("c", core_at), piece, piece[-1].number if len(piece) < len(whole) else None)
+            ready.append((link, Page(fetch.req, 200, calls.encode_members(body))))
 
-    for _ in range(10):
+    def arrive() -> None:
+        for on, frame in ready:
+            if on == link:
+                edge.core(frame, link=link)
+        ready.clear()
+
+    for _ in range(40):
         grow()
     core_at = sent = 51 + len(log) - 1
     edge.sends(client, action=10, channel="c")
     opening = edge.take(Open)[-1]
     ref, link = opening.req, 1
     edge.core(Opened(ref, edge.serial("c", sent), members=len(at(sent))))
-    for step in range(60):
-        match chance.randrange(7):
+    for step in range(80):
+        match chance.randrange(8):
             case 0 | 1:
                 grow()
                 core_at = 51 + len(log) - 1
-            case 2 if sent < core_at:
+            case 2 | 7 if sent < core_at:
                 sent += 1
                 publish_id, entry = log[sent]
                 edge.core(edge.change(ref, sent, "elsewhere0", entry, id=publish_id), link=link)
-            case 3 | 4:
+            case 3:
                 serve()
+            case 4:
+                arrive()
             case 5:
                 edge.drain()
             case 6 if step % 5 == 0:
@@ -796,6 +832,7 @@ def test_a_client_that_follows_the_rules_ends_with_the_set_of_the_log(seed: int)
     edge.slow = False
     edge.drain()
     for _ in range(10):
+        arrive()
         serve()
         edge.wait(2)
     assert follow(client.inbox) == {name: entry.data for name, (_, entry) in at(core_at).items()}
