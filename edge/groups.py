@@ -46,10 +46,14 @@ class Groups(dict[tuple[bool, str], Group]):
         else:
             group.quiet.pop(attachment.session.id, None)
 
-    def leave(self, attachment: Attachment) -> None:
+    def leave(self, attachment: Attachment, turn: int) -> None:
+        """What was broadcast before in this very event is still for it."""
         key = (attachment.wire.msgpack, attachment.text)
         group = self.get(key)
         if group is not None:
+            if group.named_at == turn:
+                group.clients = dict(group.clients)
+                group.named_at = 0
             group.clients.pop(attachment.client, None)
             if group.quiet.get(attachment.session.id) == attachment.client:
                 del group.quiet[attachment.session.id]

@@ -360,6 +360,7 @@ def test_3_5_a_replay_ahead_of_the_channel_is_not_repeated(edge: Edge) -> None:
     (opening,) = edge.take(Open)
     edge.core(Opened(opening.req, edge.serial("c", 50)))
     (replay,) = edge.take(Open)
+    edge.behind = True
     edge.core(edge.record(replay.req, 51), Opened(replay.req, edge.serial("c", 51)))
     edge.gets(client, action=11)
     edge.gets(client, channelSerial=edge.serial("c", 51))
@@ -373,6 +374,7 @@ def test_3_5_a_replay_ahead_of_a_channel_with_other_readers_is_not_repeated(edge
     opening, _ = edge.attach(other, "c", head=50)
     edge.sends(client, action=10, channel="c", channelSerial=edge.serial("c", 40))
     (replay,) = edge.take(Open)
+    edge.behind = True
     edge.core(edge.record(replay.req, 51), edge.record(replay.req, 52), Opened(replay.req, edge.serial("c", 52)))
     edge.gets(client, action=11)
     for offset in (51, 52):
@@ -481,3 +483,69 @@ def test_channels_go_to_a_link_that_serves_their_partition() -> None:
         openings = edge.take(Open, link=link)
         assert openings
         assert all(edge.serial(opening.channel, 0).split("-")[1][-1] in served for opening in openings)
+
+
+# --- what is left behind -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_refused_replay_leaves_no_channel_open(edge: Edge) -> None:
+    first, second = edge.connect(), edge.connect()
+    opening, _ = edge.attach(first, "c")
+    edge.sends(first, action=12, channel="c")
+    edge.sends(second, action=10, channel="c", channelSerial=edge.serial("c", 40))
+    (replay,) = edge.take(Open)
+    edge.refused(replay.req, 50003)
+    edge.gets(second, action=13, code=50003)
+    edge.take(Shut)
+    edge.wait(10)
+    assert [shut.ref for shut in edge.take(Shut)] == [opening.req]
+
+
+def test_nor_does_an_attach_that_has_waited_in_vain(edge: Edge) -> None:
+    first, second = edge.connect(), edge.connect()
+    opening, _ = edge.attach(first, "c")
+    edge.sends(first, action=12, channel="c")
+    edge.behind = True
+    edge.sends(second, action=10, channel="c")
+    edge.wait(9)
+    edge.gets(second, action=13, code=50003)
+    edge.wait(10)
+    assert [shut.ref for shut in edge.take(Shut)] == [opening.req]
+
+
+def test_a_channel_that_all_have_left_while_it_waited_to_be_opened_again_opens_for_the_next(edge: Edge) -> None:
+    client = edge.connect()
+    opening, _ = edge.attach(client, "c")
+    edge.core(Lost(opening.req, ErrorInfo.of(50001, "lost")))
+    edge.sends(client, action=12, channel="c")
+    edge.gets(client, action=13)
+    edge.wait(2)
+    edge.attach(client, "c")
+
+
+def test_a_witness_that_is_refused_before_it_has_caught_up_is_not_tried_again(edge: Edge) -> None:
+    first, second = edge.connect(), edge.connect()
+    opening, _ = edge.attach(first, "c")
+    edge.sends(second, action=10, channel="c", channelSerial=edge.serial("c", 40))
+    (replay,) = edge.take(Open)
+    edge.behind = True
+    edge.core(Opened(replay.req, edge.serial("c", 60)))
+    edge.gets(second, action=11)
+    edge.sends(first, action=12, channel="c")
+    edge.core(Lost(opening.req, ErrorInfo.of(50001, "lost")))
+    edge.wait(2)
+    (again,) = edge.take(Open)
+    edge.refused(again.req, 40160)
+    edge.gets(second, action=9, code=40160)
+    assert edge.take(Open) == []
+
+
+def test_modes_that_change_among_records_cost_none_of_them(edge: Edge) -> None:
+    client = edge.connect(capability={"c": ["subscribe", "publish"]})
+    opening, _ = edge.attach(client, "c")
+    edge.sends(client, action=17, auth={"accessToken": "a.b.c"})
+    (admit,) = edge.take(Admit)
+    rights = edge.admitted(admit.req, client.session, capability={"c": ["subscribe"]})
+    edge.core(edge.record(opening.req, 51), rights, edge.record(opening.req, 52))
+    told = [message["channelSerial"] for message in client.inbox if message["action"] == 15]
+    assert told == [edge.serial("c", 51), edge.serial("c", 52)]
