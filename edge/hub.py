@@ -22,6 +22,7 @@ from edge.barriers import Barriers
 from edge.effects import Broadcast
 from edge.groups import Group, Groups
 from edge.links import Links, Session
+from edge.members import leaves_of
 from edge.presence import Presence
 from edge.turn import Timed, Turn
 from relay.link import calls
@@ -169,7 +170,17 @@ class Channel(Timed):
             self._admit(attachment)
 
     def reached(self, frame: Reached) -> None:
-        for attachment in self.barriers.reached(frame.req):
+        ready = self.barriers.reached(frame.req)
+        if self.joining:
+            # What their replays ran ahead to is here, too: they need not wait for a record that comes after it.
+            named = set(ready)
+            joining, self.joining = self.joining, []
+            for offset, attachment in joining:
+                if attachment in named:
+                    self._join_quietly(attachment)
+                else:
+                    self.joining.append((offset, attachment))
+        for attachment in ready:
             if attachment in self.waiting and not attachment.attached:
                 self._admit(attachment)
 
@@ -221,7 +232,7 @@ class Channel(Timed):
         self.presence.joined(attachment)
 
     def _unsubscribe(self, attachment: Attachment) -> None:
-        self.groups.leave(attachment)
+        self.groups.leave(attachment, self.hub.turn.number)
         self.presence.left(attachment)
 
     def changed(self, attachment: Attachment) -> None:
@@ -260,7 +271,6 @@ class Channel(Timed):
             self.joining = [(offset, other) for offset, other in self.joining if other is not attachment]
         for replay in [each for each in self.catching.values() if each.attachment is attachment]:
             self._end(replay)
-        turn = self.hub.turn
         if self.readers or self.waiting or self.joining:
             if self.witness is attachment:
                 self._new_witness()
@@ -269,6 +279,12 @@ class Channel(Timed):
         elif departing and self.witness is attachment:
             self.shut()
         else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Shut it some time after the last one has gone, if it has."""
+        if self.state is not State.SHUT and self.shut_at is None and not (self.readers or self.waiting or self.joining):
+            turn = self.hub.turn
             self.shut_at = turn.now + turn.limits.channel_linger_s
             turn.wheel.schedule(self, self._next_wake())
 
@@ -410,6 +426,9 @@ class Channel(Timed):
         self.held = {}
         self.held_size = 0
         if error is not None:
+            for attachment in self._ahead():
+                attachment.sync_due = False  # it is told anew below
+                self._join(attachment)
             if head.offset < self.last:  # the log is not what it was: what counts is what it says now
                 self.last = UNKNOWN
             position = Serial(head.stream, head.partition, max([head.offset, *(record.offset for record in held)])).text
@@ -419,6 +438,10 @@ class Channel(Timed):
         self.presence.opened(frame.members, anew=self.last == UNKNOWN or error is not None)
         self.deliver(held)
         self.last = max(self.last, head.offset)
+        if self.joining:
+            self._promote(self.last + 1)
+            for _, attachment in self.joining:
+                self._join_soon(attachment)
         waiting = list(self.waiting)
         for attachment in waiting:
             if attachment.attached:
@@ -428,10 +451,7 @@ class Channel(Timed):
             else:
                 self._admit_settled(attachment)
         self.settled = frozenset()
-        if not (self.readers or self.waiting or self.joining):
-            turn = self.hub.turn
-            self.shut_at = turn.now + turn.limits.channel_linger_s
-            turn.wheel.schedule(self, self._next_wake())
+        self._linger()
 
     def refused(self, req: int, error: ErrorInfo) -> None:
         if self.presence.refused(req):
@@ -441,6 +461,7 @@ class Channel(Timed):
             self._end(replay)
             self.waiting.pop(replay.attachment, None)
             replay.attachment.failed(error)
+            self._linger()
             return
         if req != self.ref:
             return
@@ -453,6 +474,7 @@ class Channel(Timed):
             self.readers.pop(witness, None)
             self._unsubscribe(witness)
             self.waiting.pop(witness, None)
+            self.joining = [(offset, other) for offset, other in self.joining if other is not witness]
             witness.failed(error)
             if self.readers or self.waiting or self.joining:
                 self.open()
@@ -510,10 +532,11 @@ class Channel(Timed):
 
     def _start_over(self) -> None:
         """More came while the channel was being opened again than can be held: attach everyone at its head, and say so."""
-        for attachment in self.readers:
+        readers = [*self.readers, *self._ahead()]
+        self.readers = {}
+        for attachment in readers:
             attachment.discontinued(None, _TOO_MUCH, anyone=True)
         self._forget_refs(shut=True)
-        readers, self.readers = self.readers, {}
         for attachment in readers:
             self._unsubscribe(attachment)
             self.waiting[attachment] = self.hub.turn.now + self.hub.turn.limits.attach_wait_s
@@ -584,14 +607,15 @@ class Channel(Timed):
         self._end(replay)
         head = Serial.parse(frame.serial)
         reached = max(self.last, head.offset if head is not None else UNKNOWN)
-        missed = [record for _, record in sorted(replay.records.items()) if record.kind == Kind.MESSAGE]
+        missed = [record for _, record in sorted(replay.records.items())]
         # A SYNC takes the place of what changed in the presence set: it begins once the client gets what comes live.
-        attachment.sync_due = any(record.kind == Kind.PRESENCE for record in replay.records.values())
+        attachment.sync_due = any(record.kind == Kind.PRESENCE for record in missed)
         # A client that is told the head and dies before it has read the backlog would take the head for its position, and lose the backlog.
         # With RESUMED its own position is as good, since then it leaves the serial alone that it uses for history.
         position = replay.after.offset if frame.error is None and missed else reached
+        backlog = any(record.kind == Kind.MESSAGE for record in missed)
         attachment.opened(
-            Serial(self.stream, self.partition, position).text, resumed=frame.error is None, backlog=bool(missed), error=frame.error
+            Serial(self.stream, self.partition, position).text, resumed=frame.error is None, backlog=backlog, error=frame.error
         )
         for written in self._frames_for(attachment, [(record, 0) for record in missed]):
             self.hub.turn.write(attachment.client, written)
@@ -636,11 +660,12 @@ class Channel(Timed):
             turn.note("malformed page from the core", channel_opened=True)
             self.waiting.pop(attachment, None)
             attachment.failed(_LATE)
+            self._linger()
             return
         found = sum(item.last + 1 - item.first for item in past.items)
         cut = past.cursor is not None and (backlog.messages is None or found < backlog.messages)
         before = [(Record(0, item.offset, Kind.MESSAGE, item.body), item.first) for item in reversed(past.items)]
-        since = [(record, 0) for offset, record in sorted(replay.records.items()) if offset > head.offset]
+        since = [(record, 0) for offset, record in sorted(replay.records.items()) if offset > head.offset and record.kind == Kind.MESSAGE]
         frames = self._frames_for(attachment, before)
         attachment.opened(past.serial, resumed=False, backlog=bool(frames), error=_TOO_MANY if cut else None)
         for written in [*frames, *self._frames_for(attachment, since)]:
@@ -649,12 +674,27 @@ class Channel(Timed):
         self._join_after(attachment, max([head.offset, *replay.records]))
 
     def _frames_for(self, attachment: Attachment, records: Iterable[tuple[Record, int]]) -> list[bytes]:
-        """What one client is sent for records that it was not yet subscribed for, each without the messages before an index."""
+        """What one client is sent for records that it was not yet subscribed for, each without the messages before an index.
+
+        Of changes of presence only leaves: ably-js does not begin anew with a SYNC if its last one was cut off, but goes on with that, and
+        would keep for ever who was named then and has left since.
+        """
         frames = []
-        for record, first in records if attachment.receives else ():
-            body = self.decoded(record) if record.kind == Kind.MESSAGE else None
-            if body is not None and not body.ephemeral and (attachment.echo or body.connection_id != attachment.session.id):
-                serial = Serial(self.stream, self.partition, record.offset).text
+        for record, first in records:
+            body = self.decoded(record)
+            if body is None:
+                continue
+            serial = Serial(self.stream, self.partition, record.offset).text
+            if record.kind == Kind.PRESENCE:
+                leaves = leaves_of(body) if attachment.receives_presence else []
+                if leaves:
+                    frames.append(attachment.wire.presence(body, leaves, attachment.text, serial))
+            elif (
+                record.kind == Kind.MESSAGE
+                and attachment.receives
+                and not body.ephemeral
+                and (attachment.echo or body.connection_id != attachment.session.id)
+            ):
                 frames.append(attachment.wire.delivery(body, attachment.text, serial, first))
         return frames
 
@@ -664,8 +704,19 @@ class Channel(Timed):
             self.waiting.pop(attachment, None)
             if attachment.attached:
                 self.joining.append((reached, attachment))
+                self._join_soon(attachment)
         else:
             self._join(attachment)
+
+    def _join_soon(self, attachment: Attachment) -> None:
+        """Its replay ended at the head of the partition, and no record of this channel may ever follow: its SYNC must not wait for one."""
+        if attachment.receives_presence:
+            self.barriers.hold(attachment)
+
+    def _ahead(self) -> list[Attachment]:
+        """Those whose replay had run ahead, out of a position that means nothing any more."""
+        ahead, self.joining = self.joining, []
+        return [attachment for _, attachment in ahead]
 
     def _give_up(self, replay: CatchUp) -> None:
         self._end(replay)
@@ -697,10 +748,14 @@ class Channel(Timed):
                 self._rejoin_later(attachment)
             else:
                 attachment.failed(_LATE)
+        self._linger()
         if self.retry_at is not None and self.retry_at <= now:
             self.retry_at = None
             if self.readers or self.waiting or self.joining:
                 self.open()
+            else:  # all have gone meanwhile: whoever comes opens it anew
+                self.shut()
+                return
         if self.shut_at is not None and self.shut_at <= now:
             if self.readers or self.waiting or self.joining:
                 self.shut_at = None

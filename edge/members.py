@@ -72,6 +72,15 @@ class Shown(NamedTuple):
     extras: dict[str, Any] | None
 
 
+def leaves_of(body: RecordBody) -> list[Shown]:
+    """Who left by a PRESENCE record."""
+    return [
+        Shown(_LEAVE, item.client_id, item.id or f"{body.id}:{index}", item.data, item.encoding, item.extras)
+        for index, item in enumerate(body.presence)
+        if item.action == _LEAVE
+    ]
+
+
 class Mirror:
     """`complete`: every member is known. Until then nothing can be said of somebody who is not."""
 

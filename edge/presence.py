@@ -66,7 +66,7 @@ class Presence(Timed):
 
     def left(self, attachment: Attachment) -> None:
         """It gets nothing more. If it comes back (with other modes), its SYNC begins anew."""
-        self.groups.leave(attachment)
+        self.groups.leave(attachment, self.channel.hub.turn.number)
         waited = attachment in self.awaiting
         self.awaiting.pop(attachment, None)
         if attachment.connection.stop_sync(attachment) or waited:
@@ -83,7 +83,10 @@ class Presence(Timed):
 
     def sync(self, attachment: Attachment) -> None:
         attachment.sync_due = False
-        if self.mirror.complete:
+        if self.overfull:
+            # It is promised one, and none will come.
+            attachment.connection.channel_dropped(attachment, _FULL)
+        elif self.mirror.complete:
             attachment.connection.start_sync(attachment)
         else:
             attachment.connection.stop_sync(attachment)
@@ -241,21 +244,21 @@ class Presence(Timed):
         if not shown or not self._account():
             return
         turn = channel.hub.turn
+        connection = channel.hub.sessions.get(body.connection_id)
+        attachments = (connection.attachments or {}).values() if connection is not None else ()
+        own = [each for each in attachments if each.channel is channel and each in channel.readers]
+        if body.cause is not None and connection is not None:
+            # It was believed to be gone, and it is here. Told before the others are, it does not see its own members leave.
+            for attachment in own:
+                connection.channel_dropped(attachment, _EVICTED)
+            own.clear()
         serial = Serial(channel.stream, channel.partition, record.offset).text
         for group in self.groups.values():
             group.named_at = turn.number
             turn.stats.deliveries += len(group.clients)
             turn.effects.append(Broadcast(group.clients, group.wire.presence(body, shown, group.text, serial)))
-        connection = channel.hub.sessions.get(body.connection_id)
-        if connection is None:
-            return
-        for attachment in list((connection.attachments or {}).values()):
-            if attachment.channel is not channel or attachment not in channel.readers:
-                continue
+        for attachment in own:
             if not attachment.receives_presence:
                 # Its own members it is told of whatever its modes are.
                 turn.write(attachment.client, attachment.wire.presence(body, shown, attachment.text, serial))
                 turn.stats.deliveries += 1
-            if body.cause is not None:
-                # It was believed to be gone, and it is here.
-                connection.channel_dropped(attachment, _EVICTED)

@@ -236,6 +236,7 @@ def edge_flags(*, backlog: bool = False) -> int:
 def test_a_core_that_is_ahead_of_the_live_lane_doubles_nothing(edge: Edge) -> None:
     client = edge.connect()
     opening, fetch, _ = attaching(edge, client, channel="[?rewind=1m]c")
+    edge.behind = True
     past(edge, fetch, "c", calls.Item(55, 0, 0, body()), calls.Item(54, 0, 0, body()), head=55)
     edge.gets(client, action=11, channel="[?rewind=1m]c", channelSerial=edge.serial("c", 55))
     edge.gets(client, channel="[?rewind=1m]c", channelSerial=edge.serial("c", 54))

@@ -313,3 +313,38 @@ def test_whatever_links_do_every_message_arrives_once_and_in_order(seed: int) ->
     )
     assert client.closed is None
     assert publisher.closed is None
+
+
+def _ahead(edge: Edge) -> tuple[Client, Client, int]:
+    """Two clients, the second of which has been sent more than the channel; the link is lost, and the next one is asked."""
+    first, second = edge.connect(), edge.connect()
+    edge.attach(first, "c")
+    edge.sends(second, action=10, channel="c", channelSerial=edge.serial("c", 40))
+    (replay,) = edge.take(Open)
+    edge.behind = True
+    edge.core(Opened(replay.req, edge.serial("c", 60)))
+    edge.gets(second, action=11)
+    edge.link_lost()
+    return first, second, edge.link_up()
+
+
+def test_a_gap_is_told_to_those_whose_replay_had_run_ahead(edge: Edge) -> None:
+    first, second, link = _ahead(edge)
+    (again,) = edge.take(Open, link=link)
+    edge.core(Opened(again.req, edge.serial("c", 90), ErrorInfo.of(90003, "expired")), edge.record(again.req, 91), link=link)
+    for client in (first, second):
+        edge.gets(client, action=11, code=90003)
+        edge.gets(client, action=15, channelSerial=edge.serial("c", 91))
+
+
+def test_and_so_is_that_too_much_came_while_the_channel_was_being_opened() -> None:
+    first, second, link = _ahead(edge := Edge(limits=EdgeLimits(held_records=2)))
+    (again,) = edge.take(Open, link=link)
+    edge.core(*(edge.record(again.req, offset) for offset in range(70, 75)), link=link)
+    for client in (first, second):
+        edge.gets(client, action=11, code=90004)
+    (anew,) = edge.take(Open, link=link)
+    edge.core(Opened(anew.req, edge.serial("c", 80)), edge.record(anew.req, 81), link=link)
+    for client in (first, second):
+        edge.gets(client, action=16)
+        edge.gets(client, action=15, channelSerial=edge.serial("c", 81))

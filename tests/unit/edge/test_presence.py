@@ -485,6 +485,7 @@ def test_a_replay_that_ran_ahead_syncs_when_the_channel_has_caught_up(edge: Edge
     edge.sends(second, action=10, channel="c", channelSerial=edge.serial("c", 40))
     (replay,) = edge.take(Open)
     entering = edge.change(replay.req, 51, "elsewhere0", item(ENTER, "ann"))
+    edge.behind = True
     edge.core(entering, Opened(replay.req, edge.serial("c", 51), members=1))
     edge.gets(second, action=11, flags=DEFAULT_MODES | Flag.RESUMED | HAS_PRESENCE)
     edge.gets_nothing(second)
@@ -914,3 +915,76 @@ def test_who_waits_for_a_core_that_is_lost_attaches_through_the_next(edge: Edge)
     (again,) = edge.take(Open, link=link)
     edge.core(Opened(again.req, edge.serial("c", 50)), link=link)
     edge.gets(second, action=11)
+
+
+def test_a_replay_that_ended_at_the_head_of_the_partition_does_not_keep_its_sync_waiting(edge: Edge) -> None:
+    """The channel is quiet, its partition is not: no record will come that is later than the replay's end."""
+    first, second = edge.connect(), edge.connect()
+    opening, _ = edge.attach(first, "c")
+    edge.core(edge.change(opening.req, 51, "elsewhere0", item(ENTER, "ann")), edge.record(opening.req, 52))
+    edge.sends(second, action=10, channel="c", channelSerial=edge.serial("c", 50))
+    (replay,) = edge.take(Open)
+    entering = edge.change(replay.req, 51, "elsewhere0", item(ENTER, "ann"))
+    edge.core(entering, edge.record(replay.req, 52), Opened(replay.req, edge.serial("c", 70), members=1))
+    edge.gets(second, action=11, flags=DEFAULT_MODES | Flag.RESUMED | Flag.HAS_BACKLOG | HAS_PRESENCE)
+    edge.gets(second, action=15)
+    assert list(synced(edge, second)) == ["ann"]
+
+
+def test_nor_does_a_rewind(edge: Edge) -> None:
+    first, second = edge.connect(), edge.connect()
+    opening, _ = edge.attach(first, "c")
+    edge.core(edge.change(opening.req, 51, "elsewhere0", item(ENTER, "ann")))
+    edge.sends(second, action=10, channel="c", params={"rewind": "1"})
+    (fetch,) = edge.take(Fetch)
+    edge.core(Page(fetch.req, 200, calls.encode_past(calls.Past(edge.serial("c", 70), []))))
+    edge.gets(second, action=11, flags=DEFAULT_MODES | HAS_PRESENCE)
+    assert list(synced(edge, second)) == ["ann"]
+
+
+def test_who_runs_ahead_of_a_channel_whose_core_is_lost_syncs_through_the_next(edge: Edge) -> None:
+    first, second = edge.connect(), edge.connect()
+    opening, _ = edge.attach(first, "c")
+    edge.core(edge.change(opening.req, 51, "elsewhere0", item(ENTER, "ann")))
+    edge.sends(second, action=10, channel="c", channelSerial=edge.serial("c", 50))
+    (replay,) = edge.take(Open)
+    edge.behind = True
+    edge.core(edge.change(replay.req, 51, "elsewhere0", item(ENTER, "ann")), Opened(replay.req, edge.serial("c", 70), members=1))
+    edge.gets(second, action=11)
+    edge.link_lost()
+    link = edge.link_up()
+    (again,) = edge.take(Open, link=link)
+    edge.core(Opened(again.req, edge.serial("c", 70), members=1), link=link)
+    assert list(synced(edge, second)) == ["ann"]
+
+
+def test_a_resumed_attach_is_told_who_left(edge: Edge) -> None:
+    """Whose SYNC was cut off may take the next one for the rest of it, and nobody else says that ann has left."""
+    first, second = edge.connect(), edge.connect()
+    opening, _ = edge.attach(first, "c")
+    edge.core(edge.change(opening.req, 51, "elsewhere0", item(LEAVE, "ann"), item(ENTER, "bob")))
+    edge.sends(second, action=10, channel="c", channelSerial=edge.serial("c", 50))
+    (replay,) = edge.take(Open)
+    edge.core(
+        edge.change(replay.req, 51, "elsewhere0", item(LEAVE, "ann"), item(ENTER, "bob")),
+        Opened(replay.req, edge.serial("c", 51), members=1),
+    )
+    edge.gets(second, action=11, flags=DEFAULT_MODES | Flag.RESUMED | HAS_PRESENCE)
+    told = edge.gets(second, action=14, channelSerial=edge.serial("c", 51))["presence"]
+    assert [(entry["action"], entry["clientId"], entry["id"]) for entry in told] == [(LEAVE, "ann", "elsewhere0:51:0")]
+    assert list(synced(edge, second)) == ["bob"]
+
+
+def test_who_wants_to_know_a_set_that_was_given_up_is_told_so() -> None:
+    edge = Edge(limits=EdgeLimits(presence_bytes=50_000))
+    client, other = edge.connect(), edge.connect()
+    edge.attach(client, "c", members=500)
+    edge.sends(other, action=10, channel="c", flags=NO_PRESENCE_SUBSCRIBE)
+    edge.gets(other, action=11)
+    fetch, _ = asked(edge)
+    page(edge, fetch, [member(number) for number in range(1, 501)])
+    edge.gets(client, action=13, channel="c", code=50004)
+    edge.gets_nothing(other)
+    edge.sends(other, action=10, channel="c")
+    edge.gets(other, action=11)
+    edge.gets(other, action=13, channel="c", code=50004)
