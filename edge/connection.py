@@ -33,7 +33,7 @@ from relay.link.frames import Admit, Admitted, Renew, Up
 from relay.model.capability import Operation
 from relay.model.channel import parse_channel
 from relay.model.errors import ErrorInfo, RelayError
-from relay.model.message import Message, PresenceItem, RecordBody
+from relay.model.message import Message, PresenceAction, PresenceItem, RecordBody
 from relay.model.presence import presence_from_wire, settle_presence
 from relay.model.publish import is_ephemeral, messages_from_wire, settle
 from relay.model.serials import message_serial
@@ -719,6 +719,10 @@ class Connection(Timed):
             return
         frame = append.frame
         changed = attachment.entered.appended(frame.presence)
+        for other in (self.attachments or {}).values():
+            # Whoever left through one spelling of the channel need not be remembered by another.
+            if other is not attachment and other.entered is not None and other.channel.key == attachment.channel.key:
+                other.entered.appended([item for item in frame.presence if item.action == PresenceAction.LEAVE])
         if attachment.reads or not attachment.attached or not changed:
             return
         body = RecordBody(frame.id.removeprefix("c:"), self.desk.turn.now_ms, frame.session)

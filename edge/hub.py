@@ -154,13 +154,19 @@ class Channel(Timed):
     def attach(self, attachment: Attachment) -> None:
         """A reader wants in. It hears `opened` or `failed`, now or later."""
         self.shut_at = None
-        turn = self.hub.turn
-        self.waiting[attachment] = turn.now + turn.limits.attach_wait_s
-        turn.wheel.schedule(self, self._next_wake())
+        self._wait(attachment)
         if self.state is State.OPEN:
             self._admit_settled(attachment)
         elif self.state is State.SHUT and self.retry_at is None:
             self.open()
+
+    def _wait(self, attachment: Attachment) -> None:
+        """It is not attached yet, for so long at most. Where others wait a wake-up is due no later: thousands may come at once."""
+        turn = self.hub.turn
+        alone = not self.waiting
+        self.waiting[attachment] = turn.now + turn.limits.attach_wait_s
+        if alone:
+            turn.wheel.schedule(self, self._next_wake())
 
     def _admit_settled(self, attachment: Attachment) -> None:
         """The set of members that it is told of must include what was acknowledged before it came."""
@@ -210,8 +216,7 @@ class Channel(Timed):
             replay = CatchUp(turn.request(), attachment, position)
             self.catching[replay.ref] = replay
             self.hub.refs[replay.ref] = self
-            self.waiting[attachment] = turn.now + turn.limits.attach_wait_s
-            turn.wheel.schedule(self, self._next_wake())
+            self._wait(attachment)
             self.hub.links.present(attachment.session, self.link)
             turn.send(self.link, Open(replay.ref, self.app, self.name, attachment.session.id, after))
 
@@ -251,9 +256,7 @@ class Channel(Timed):
         if self.state is State.OPEN:
             self._join_quietly(attachment)
         else:
-            turn = self.hub.turn
-            self.waiting[attachment] = turn.now + turn.limits.attach_wait_s
-            turn.wheel.schedule(self, self._next_wake())
+            self._wait(attachment)
             if self.state is State.SHUT and self.retry_at is None:
                 self.open()
 
@@ -539,7 +542,7 @@ class Channel(Timed):
         self._forget_refs(shut=True)
         for attachment in readers:
             self._unsubscribe(attachment)
-            self.waiting[attachment] = self.hub.turn.now + self.hub.turn.limits.attach_wait_s
+            self._wait(attachment)
         self.last = UNKNOWN
         self.open()
 
@@ -637,8 +640,7 @@ class Channel(Timed):
         replay = Rewinding(turn.request(), attachment, Serial(self.stream, self.partition, self.last))
         self.catching[replay.ref] = replay
         self.hub.refs[replay.ref] = self
-        self.waiting[attachment] = turn.now + turn.limits.attach_wait_s
-        turn.wheel.schedule(self, self._next_wake())
+        self._wait(attachment)
         self.hub.links.present_for_call(attachment.session, self.link)
         most = turn.limits.rewind_messages
         limit = most if backlog.messages is None else min(backlog.messages, most)

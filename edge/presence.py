@@ -115,6 +115,7 @@ class Presence(Timed):
         if anew:
             self.mirror.clear()
             self.overfull = False
+            self._account()
             if members:
                 self.mirror.load()
         if not self.mirror.complete and not self.overfull:

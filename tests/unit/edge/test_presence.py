@@ -988,3 +988,29 @@ def test_who_wants_to_know_a_set_that_was_given_up_is_told_so() -> None:
     edge.sends(other, action=10, channel="c")
     edge.gets(other, action=11)
     edge.gets(other, action=13, channel="c", code=50004)
+
+
+def test_who_leaves_through_another_spelling_is_remembered_by_neither(edge: Edge) -> None:
+    client = edge.connect(capability={"c": ["presence", "publish"]})
+    for text in ("c", "[?echo=false]c"):
+        edge.sends(client, action=10, channel=text)
+    for serial, (action, text) in enumerate([(ENTER, "c"), (LEAVE, "[?echo=false]c")]):
+        enters(edge, client, serial, {"action": action, "clientId": "ann"}, channel=text)
+        (append,) = edge.take(Append)
+        edge.appended(append, 51 + serial)
+    for text in ("c", "[?echo=false]c"):
+        edge.sends(client, action=12, channel=text)
+    assert edge.take(Append) == []
+
+
+def test_a_set_that_has_gone_in_a_gap_takes_no_room(edge: Edge) -> None:
+    client = edge.connect()
+    edge.attach(client, "c", members=1)
+    fetch, _ = asked(edge)
+    page(edge, fetch, [member(1)])
+    assert edge.node.presence_bytes > 0
+    edge.link_lost()
+    link = edge.link_up()
+    (again,) = edge.take(Open, link=link)
+    edge.core(Opened(again.req, edge.serial("c", 90), ErrorInfo.of(90003, "expired")), link=link)
+    assert edge.node.presence_bytes == 0
