@@ -103,6 +103,24 @@ class SessionWritten:
 
 
 @dataclass(frozen=True, slots=True)
+class StateRead:
+    """What `tidegate.state` says of one partition, read before the tail starts. `checkpoint` is the offset from which the log goes on, None
+    if no owner has ever written one; `records` are key → value (`core.state`), without the checkpoint."""
+
+    partition: int
+    checkpoint: int | None
+    records: dict[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """The partitions that this core owns from now on: it ends graces there. Two cores may believe to own the same one for some seconds;
+    what they append means the same."""
+
+    partitions: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Looked:
     """Look-back is done: the tail has reached what was the end of `partition` at start. Ready when all have."""
 
@@ -140,6 +158,8 @@ Event = (
     | ConfigWritten
     | SessionRead
     | SessionWritten
+    | StateRead
+    | Owned
     | Looked
     | Gap
     | Tick

@@ -11,6 +11,8 @@ TokenRequest over the client's own spelling, so that nothing on the way may rewr
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 REQUEST_TOKEN = "requestToken"  # noqa: S105 - the name of a route
@@ -25,6 +27,10 @@ MESSAGE = "message"
 """`GET /channels/{c}/messages/{serial}`. Page: 200 and a `Past` of one message."""
 REWIND = "rewind"
 """The backlog of an attachment. Page: 200 and a `Past`, newest message first."""
+MEMBERS = "members"
+"""A piece of a channel's presence set. Page: 200 and a `MemberPage`."""
+STATUS = "status"
+"""`GET /channels/{c}`. Page: 200 and the counts of `relay.model.occupancy.METRICS`, as a JSON array."""
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
@@ -76,6 +82,8 @@ class History(Read, frozen=True, kw_only=True):
     upto: str | None = None
     until: str | None = None
     cursor: str | None = None
+    presence: bool = False
+    """Of presence instead of messages: `Item.first` and `last` count the items of a PRESENCE record."""
 
 
 class OneMessage(Read, frozen=True, kw_only=True):
@@ -91,6 +99,22 @@ class Rewind(Read, frozen=True, kw_only=True):
     period_ms: int | None = None
 
 
+class Members(Read, frozen=True, kw_only=True):
+    """At most `limit` members, in the order of entering, that come after number `after`. `fresh`: the answer includes every change that was
+    acknowledged before, by whichever core (presence over REST); otherwise it is of where the core is (a mirror that follows the log).
+    """
+
+    limit: int
+    after: int = 0
+    fresh: bool = False
+    client_id: str | None = None
+    connection_id: str | None = None
+
+
+class Status(Read, frozen=True, kw_only=True):
+    """How many are on the channel. Needs `channel-metadata`."""
+
+
 READS = frozenset({HISTORY, MESSAGE, REWIND})
 CALLS: dict[str, type[Call]] = {
     REQUEST_TOKEN: RequestToken,
@@ -99,6 +123,8 @@ CALLS: dict[str, type[Call]] = {
     HISTORY: History,
     MESSAGE: OneMessage,
     REWIND: Rewind,
+    MEMBERS: Members,
+    STATUS: Status,
 }
 
 
@@ -120,6 +146,28 @@ class Past(msgspec.Struct, array_like=True, frozen=True):
     cursor: str | None = None
 
 
+class MemberItem(msgspec.Struct, array_like=True, frozen=True):
+    """A member as it is: `id` of its latest enter or update, `timestamp` in milliseconds, `offset` that of the record."""
+
+    number: int
+    connection_id: str
+    client_id: str
+    id: str
+    timestamp: int
+    offset: int
+    data: Any = None
+    encoding: str | None = None
+    extras: dict[str, Any] | None = None
+
+
+class MemberPage(msgspec.Struct, array_like=True, frozen=True):
+    """`serial` is the position of which the page is. `after`: there is more, after that number."""
+
+    serial: str
+    members: list[MemberItem]
+    after: int | None = None
+
+
 class UnknownCall(Exception):  # noqa: N818 - a refusal, not a fault of ours
     """The name is not one of `CALLS`, or the body is not of its shape. The text names the call, never what the body holds."""
 
@@ -127,6 +175,7 @@ class UnknownCall(Exception):  # noqa: N818 - a refusal, not a fault of ours
 _encoder = msgspec.json.Encoder()
 _past_encoder = msgspec.msgpack.Encoder()
 _past_decoder = msgspec.msgpack.Decoder(Past)
+_members_decoder = msgspec.msgpack.Decoder(MemberPage)
 
 
 def encode(call: Call) -> bytes:
@@ -147,6 +196,18 @@ def decode(what: str, body: bytes) -> Call:
 
 def encode_past(past: Past) -> bytes:
     return _past_encoder.encode(past)
+
+
+def encode_members(page: MemberPage) -> bytes:
+    return _past_encoder.encode(page)
+
+
+def decode_members(body: bytes) -> MemberPage | None:
+    """None for what no core of ours has written."""
+    try:
+        return _members_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def decode_past(body: bytes) -> Past | None:

@@ -14,7 +14,7 @@ import enum
 import msgspec
 
 from relay.model.errors import ErrorInfo
-from relay.model.message import Message
+from relay.model.message import Message, PresenceItem
 
 VERSION = 1
 """What this build speaks."""
@@ -78,6 +78,8 @@ class Admit(Frame, tag=11):
     recover: str | None = None
     session: str = ""
     address: str = ""
+    remain_present_ms: int | None = None
+    """How long members that it enters stay after an abrupt end, as the client asked (`remainPresentFor`)."""
 
 
 class Present(Frame, tag=12):
@@ -126,6 +128,8 @@ class Append(Frame, tag=16):
     messages: list[Message]
     ephemeral: bool = False
     connection_key: str | None = None
+    presence: list[PresenceItem] = []
+    """A change of presence; then there are no `messages`. `id` is that of a publish: presence and messages share the msgSerials."""
 
 
 class Fetch(Frame, tag=17):
@@ -156,6 +160,26 @@ class Up(Frame, tag=19):
 
     session: str
     incarnation: int
+
+
+class Counts(Frame, tag=20):
+    """How many attachments of each category this edge has on a channel now: `relay.model.occupancy.ATTACHED` in that order.
+
+    Sent on a change, at most once a second for each channel, and for every channel with attachments on a new link. `number` grows with
+    each frame of the edge process, so that the last word is known whichever core it reached; all zero: no attachment is left.
+    """
+
+    number: int
+    app: str
+    channel: str
+    counts: list[int]
+
+
+class Watch(Frame, tag=21):
+    """Whether the occupancy of an open channel is wanted: `Occupancy` follows at once, then on every change. Ends with `Shut`."""
+
+    ref: int
+    on: bool
 
 
 # --- core → edge ---------------------------------------------------------------------------------------------------------------------
@@ -218,6 +242,8 @@ class Opened(Frame, tag=33):
     req: int
     serial: str
     error: ErrorInfo | None = None
+    members: int = 0
+    """How many members the channel has at `serial`. If any, the edge asks for them (`relay.link.calls.MEMBERS`)."""
 
 
 class Record(Frame, tag=34):
@@ -288,9 +314,30 @@ class Positions(Frame, tag=42):
     offsets: list[tuple[int, int]]
 
 
-ToCore = Credit | Hello | Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up
+class Occupancy(Frame, tag=43):
+    """How many there are on a watched channel, over all edges: `relay.model.occupancy.METRICS` in that order."""
+
+    ref: int
+    counts: list[int]
+
+
+ToCore = Credit | Hello | Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up | Counts | Watch
 ToEdge = (
-    Credit | Welcome | Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain | Superseded | Positions
+    Credit
+    | Welcome
+    | Admitted
+    | Refused
+    | Opened
+    | Record
+    | Appended
+    | Unknown
+    | Page
+    | Lost
+    | Revoke
+    | Drain
+    | Superseded
+    | Positions
+    | Occupancy
 )
 
 BULK: frozenset[type[Frame]] = frozenset({Admit, Renew, Fetch, Admitted, Page})

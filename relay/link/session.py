@@ -28,6 +28,7 @@ from relay.link.frames import (
     Admitted,
     Append,
     Appended,
+    Counts,
     Credit,
     Depart,
     Drain,
@@ -36,6 +37,7 @@ from relay.link.frames import (
     Hello,
     Lane,
     Lost,
+    Occupancy,
     Open,
     Opened,
     Page,
@@ -49,12 +51,13 @@ from relay.link.frames import (
     Superseded,
     Unknown,
     Up,
+    Watch,
     Welcome,
 )
 from relay.model.limits import LinkLimits
 
-FromEdge = Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up
-FromCore = Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain | Superseded | Positions
+FromEdge = Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up | Counts | Watch
+FromCore = Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain | Superseded | Positions | Occupancy
 
 CREDIT_SIZE = 17
 """No message with one `Credit` is longer than this, and few others are as short: only those are looked at for one."""

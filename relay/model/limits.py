@@ -238,6 +238,16 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Pages for one link, in bytes a second, so that reading the past never fills its queue. Above it: reads wait."""
     history_s: int = 120
     """How far back history and rewind go, in seconds. Older messages are left out, though the index may still hold them."""
+    presence_members: int = 200
+    """Members of one channel, unless its app says otherwise. Above it: NACK 91003."""
+    presence_bytes: int = 16_777_216
+    """The presence set of one channel, in bytes of clientIds and data. Above it: NACK 91006."""
+    presence_grace_s: float = 15.0
+    """How long members stay after their connection ended abruptly, unless the client asked otherwise (`remainPresentFor`). Then: LEAVE."""
+    presence_grace_max_s: float = 120.0
+    """Longest `remainPresentFor` that is granted. Above it: cut to this."""
+    members_page: int = 500
+    """Members in one page of a presence set between core and edge. Above it: cut, and asked for again from there."""
     sandbox_apps: int = 1_000
     """Apps made through the sandbox and not deleted. Above it: 42910."""
 

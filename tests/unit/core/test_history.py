@@ -39,7 +39,7 @@ class Reader:
 
     def unread(self, *data: str, channel: str = "c", at: int | None = None, ephemeral: bool = False) -> LogRecord:
         at = self.core.now_ms if at is None else at
-        body = RecordBody("x:0", at, None, [Message(data=each) for each in data], ephemeral)
+        body = RecordBody("x:0", at, None, [Message(data=each) for each in data], ephemeral=ephemeral)
         return self.core.record(channel, msgspec.msgpack.encode(body), f"s:{self.core.req()}", ts=at)
 
     def asks(self, call: calls.Read, *, session: str | None = None, link: int = 1) -> int:

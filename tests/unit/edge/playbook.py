@@ -251,7 +251,7 @@ class Edge:
     def record(
         self, ref: int, offset: int, *messages: Message, connection: str | None = None, id: str = "x:0", ephemeral: bool = False
     ) -> Record:
-        body = RecordBody(id, self.now_ms, connection, list(messages) or [Message(name="n", data="d")], ephemeral)
+        body = RecordBody(id, self.now_ms, connection, list(messages) or [Message(name="n", data="d")], ephemeral=ephemeral)
         return Record(ref, offset, 0, msgspec.msgpack.encode(body))
 
     def appended(self, append: Append, offset: int, *, link: int = 1) -> str:

@@ -45,6 +45,8 @@ to_core = st.one_of(
     struct(f.Fetch, req=number, session=text, what=text, body=st.binary(max_size=50)),
     struct(f.Depart, session=text, closed=st.booleans(), incarnation=st.none() | st.integers(0, 9)),
     struct(f.Up, session=text, incarnation=st.integers(0, 9)),
+    struct(f.Counts, number=number, app=text, channel=text, counts=st.lists(number, max_size=7)),
+    struct(f.Watch, ref=number, on=st.booleans()),
 )
 to_edge = st.one_of(
     struct(f.Admitted, req=number, session=text, key=text, grant=st.binary(), app=text, client_id=st.none() | text, capability=text,
@@ -59,6 +61,7 @@ to_edge = st.one_of(
     struct(f.Revoke, session=text, error=error),
     struct(f.Drain, why=text),
     struct(f.Superseded, session=text, incarnation=st.integers(0, 9)),
+    struct(f.Occupancy, ref=number, counts=st.lists(number, max_size=8)),
 )  # fmt: skip
 
 

@@ -1,0 +1,114 @@
+"""`tidegate.state`: what the log adds up to. State at the checkpoint and the log after it are the present view of a partition.
+
+Written by the owner of a partition, in the transaction that commits its position; compacted; same partition numbers as the log. Within a
+transaction the checkpoint is the last record, so that a reader takes over what precedes it as a whole. Keys are msgpack arrays, which no
+name can break; values are msgpack.
+
+    [checkpoint]                           Checkpoint
+    [member, log key, connection, client]  MemberState: a member of the presence set
+    [holder, log key, connection]          HolderState: the connection that entered members of that channel
+    [edge, boot id]                        EdgeState: an edge process that is gone
+    [last, log key]                        LastState: the newest record of a channel that has been quiet for a while
+    [lifecycle, log key]                   LifecycleState
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Checkpoint(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
+    """Everything of log stream `stream` before `offset` is in the state. `time`: broker time of the last record before it, milliseconds."""
+
+    stream: str
+    offset: int
+    time: int = 0
+    v: int = 1
+
+
+class MemberState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
+    """`offset` is that of the record that last changed it, `timestamp` its time in milliseconds."""
+
+    id: str
+    timestamp: int
+    offset: int
+    data: Any = None
+    encoding: str | None = None
+    extras: dict[str, Any] | None = None
+
+
+class HolderState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
+    incarnation: int
+    edge: str
+    gone: int | None = None
+    """Offset of the GONE or EDGE_GONE in force."""
+    grace_ms: int | None = None
+
+
+class EdgeState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
+    gone: int
+    at: int = 0
+    """Broker time, milliseconds."""
+
+
+class LastState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
+    offset: int
+    at: int = 0
+    """Broker time, milliseconds: once the log has forgotten it, so may the state."""
+
+
+class LifecycleState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
+    """The `number`-th time that the channel was opened; `open`: and it has not been closed since."""
+
+    number: int
+    open: bool = True
+
+
+State = Checkpoint | MemberState | HolderState | EdgeState | LastState | LifecycleState
+
+SHAPES: dict[str, type[Any]] = {
+    "checkpoint": Checkpoint,
+    "member": MemberState,
+    "holder": HolderState,
+    "edge": EdgeState,
+    "last": LastState,
+    "lifecycle": LifecycleState,
+}
+
+encode = msgspec.msgpack.Encoder().encode
+_DECODERS = {kind: msgspec.msgpack.Decoder(shape).decode for kind, shape in SHAPES.items()}
+_split = msgspec.msgpack.Decoder(list[Any]).decode
+
+CHECKPOINT = encode(["checkpoint"])
+
+
+def member_key(log_key: bytes, connection: str, client_id: str) -> bytes:
+    return encode(["member", log_key, connection, client_id])
+
+
+def holder_key(log_key: bytes, connection: str) -> bytes:
+    return encode(["holder", log_key, connection])
+
+
+def edge_key(boot: str) -> bytes:
+    return encode(["edge", boot])
+
+
+def last_key(log_key: bytes) -> bytes:
+    return encode(["last", log_key])
+
+
+def lifecycle_key(log_key: bytes) -> bytes:
+    return encode(["lifecycle", log_key])
+
+
+def decode(key: bytes, value: bytes) -> tuple[list[Any], State] | None:
+    """The parts of the key, its kind first, and the value. None for what this build cannot read: another kind, or not of its shape."""
+    try:
+        parts = _split(key)
+        decoder = _DECODERS.get(str(parts[0])) if parts else None
+        return None if decoder is None else (parts, decoder(value))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
