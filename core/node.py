@@ -1141,7 +1141,7 @@ class CoreNode:
             if holders is not None:
                 for channel in holders:
                     out.append(LinkSend(channel.link, Record(channel.ref, offset, record.kind, record.value), Lane.LIVE))
-            if partition.floor is not None and not _is_ephemeral(record.value):
+            if partition.floor is not None and not (record.value.endswith(_EPHEMERAL_TAIL) and _is_ephemeral(record.value)):
                 accepted.append(record)
         self.records += len(records)
         if accepted:
@@ -1270,9 +1270,7 @@ class CoreNode:
 
 
 def _is_ephemeral(value: bytes) -> bool:
-    """Whether a record's body says so. `ephemeral` is the last field, so that most records cost one comparison and no decoding."""
-    if not value.endswith(_EPHEMERAL_TAIL):
-        return False
+    """Whether the body of a record that ends like it says so. It is the last field, so that other records cost one comparison."""
     try:
         return _decode_body(value).ephemeral
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # not one of ours, but somebody wrote it
