@@ -142,6 +142,14 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
+class Congested:
+    """Much is queued on the bulk lane of this link (`on`), or it has room again. Meanwhile nothing of the past is read for it."""
+
+    link: int
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has reached `next_deadline()`, or a turn ended with admissions still queued."""
 
@@ -162,5 +170,6 @@ Event = (
     | Owned
     | Looked
     | Gap
+    | Congested
     | Tick
 )

@@ -15,6 +15,7 @@ from edge.events import (
     ClientLost,
     ClientOpened,
     ClientPong,
+    Drained,
     Event,
     LinkFrame,
     LinkFrames,
@@ -54,8 +55,8 @@ class EdgeNode:
 
     def __init__(self, policy: Policy, limits: EdgeLimits, boot: str, random: Callable[[int], bytes]) -> None:
         self.boot = boot
-        self._desk = Desk(policy, limits)
-        self._rest = Rest(self._desk, random)
+        self._desk = Desk(policy, limits, random)
+        self._rest = Rest(self._desk)
 
     def handle(self, event: Event, now: float, now_ms: int) -> list[Effect]:
         """`now` is monotonic time in seconds, `now_ms` the wall clock in milliseconds."""
@@ -78,6 +79,10 @@ class EdgeNode:
                 connection = desk.connections.get(client)
                 if connection is not None:
                     connection.heard_at = now
+            case Drained(client):
+                connection = desk.connections.get(client)
+                if connection is not None:
+                    connection.drained()
             case Tick():
                 pass
             case ClientOpened(client):
