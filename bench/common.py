@@ -12,11 +12,13 @@ import ipaddress
 import json
 import os
 import signal
+import ssl
 import statistics
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -110,14 +112,41 @@ class Server(NamedTuple):
     key: str = ""
     token: str = ""
     kafka: str = ""
+    urls: tuple[str, ...] = ()
+    """Of every edge."""
+    state: str = ""
+    """Directory that holds `processes.json`."""
 
     @property
     def edge(self) -> list[int]:
-        return self.pids["edge"]
+        return self._pids_now()["edge"]
+
+    @property
+    def core(self) -> list[int]:
+        return self._pids_now().get("core", [])
+
+    def _pids_now(self) -> dict[str, list[int]]:
+        """Those of processes that were started again included."""
+        if not self.state:
+            return self.pids
+        found: dict[str, list[int]] = json.loads((Path(self.state) / "processes.json").read_text())
+        return found
+
+    def kill(self, edge: int) -> None:
+        os.kill(self.edge[edge], signal.SIGKILL)
+
+    def wait_restarted(self, edge: int, old: int, within_s: float) -> None:
+        """Until another process is in the place of that edge, and lets clients in."""
+        deadline = time.monotonic() + within_s
+        url = self.urls[edge].replace("wss:", "https:") + "/readyz"
+        while self.edge[edge] == old or not _answers(url, self.ca):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the edge was not started again")
+            time.sleep(0.1)
 
     @property
     def all(self) -> list[int]:
-        return [pid for role in ("edge", "core") for pid in self.pids.get(role, [])]
+        return [pid for role in ("edge", "core") for pid in self._pids_now().get(role, [])]
 
 
 @contextlib.contextmanager
@@ -134,7 +163,25 @@ def product(kafka: str | None, *options: str) -> Iterator[Server]:
     argv = [sys.executable, "-m", "tidegate", "dev", "--json", "--port", "0", *options]
     with Child(argv + (["--kafka", kafka] if kafka else [])) as child:
         up = child.read(START_WITHIN_S)
-        yield Server(url=up["url"], ca=up["ca"], pids=up["processes"], ably=True, key=up["key"], token=up["token"], kafka=up["kafka"])
+        yield Server(
+            url=up["url"],
+            ca=up["ca"],
+            pids=up["processes"],
+            ably=True,
+            key=up["key"],
+            token=up["token"],
+            kafka=up["kafka"],
+            urls=tuple(up["edges"]),
+            state=up["state"],
+        )
+
+
+def _answers(url: str, ca: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2, context=ssl.create_default_context(cafile=ca)) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -150,9 +197,10 @@ def broker(kafka: str) -> Iterator[str]:
         local.stop()
 
 
-def clients(server: Server) -> Child:
-    """A process of clients for `server`: see `bench.clients` for what it can be asked."""
-    return Child([sys.executable, "-m", "bench.clients", server.url, server.ca, "ably" if server.ably else "bare"])
+def clients(server: Server, kind: str = "ably", edge: int = 0) -> Child:
+    """A process of clients for `server`: see `bench.clients` for the kinds, and what they can be asked."""
+    url = server.urls[edge] if server.urls else server.url
+    return Child([sys.executable, "-m", "bench.clients", url, server.ca, kind if server.ably else "bare"])
 
 
 def self_signed(directory: Path) -> tuple[Path, Path]:

@@ -29,10 +29,6 @@ RESUMABLE_S = 115.0
 """Whoever is away for less must be resumed; beyond it a client may be told that it is too late."""
 
 
-HELD_S = 150.0
-"""Positions that are older may be too old, also for a client that was never away."""
-
-
 class Publish(NamedTuple):
     publisher: str
     channel: str
@@ -54,7 +50,8 @@ class Sdk:
         self.socket: Client | None = None
         self.connected = False
         self.away_since: float | None = None
-        self.was_away_s = 0.0
+        self.apart_since: dict[str, float] = {}
+        """Since when it has not been attached, by channel."""
         self.key = self.identity = ""
         self.serial = 0
         self.sent: Counter[str] = Counter()
@@ -65,8 +62,6 @@ class Sdk:
         """Their fate is unknown: the connection that they were sent on is gone."""
         self.position: dict[str, str] = {}
         """What it attaches with."""
-        self.moved_at: dict[str, float] = {}
-        """When it was told that position."""
         self.read: dict[str, str] = {}
         """Of the last message, by channel."""
         self.remnant: set[str] = set()
@@ -88,6 +83,7 @@ class Sdk:
         params = {"v": "6", "format": "json", "access_token": token, **resume}
         self.socket = Client(self.world, self.world.edges[edge], False, params, run=False)
         self.connected = False
+        self._is_apart()
 
     def drops(self) -> None:
         if self.socket is not None:
@@ -96,8 +92,13 @@ class Sdk:
 
     def goes(self) -> None:
         self.socket, self.connected = None, False
+        self._is_apart()
         if self.away_since is None:
             self.away_since = self.world.now
+
+    def _is_apart(self) -> None:
+        for channel in CHANNELS:
+            self.apart_since.setdefault(channel, self.world.now)
 
     def publishes(self, channel: str) -> None:
         publish = Publish(self.name, channel, self.sent[channel])
@@ -173,8 +174,7 @@ class Sdk:
         else:
             assert "error" not in frame, frame
         self.identity, self.key, self.connected = frame["connectionId"], key_of(frame), True
-        if self.away_since is not None:
-            self.was_away_s, self.away_since = self.world.now - self.away_since, None
+        self.away_since = None
         for channel in CHANNELS:
             self._attach(channel)
         for serial, publish in self.unanswered.items():
@@ -185,8 +185,8 @@ class Sdk:
         resumed = bool(frame["flags"] & RESUMED)
         assert resumed == ("error" not in frame) or channel not in self.position, frame
         if channel in self.position and not resumed:
-            held = self.world.now - self.moved_at[channel] < HELD_S
-            assert self.was_away_s > RESUMABLE_S or not held, f"continuity was lost after {self.was_away_s} s away: {frame}"
+            away = self.world.now - self.apart_since[channel]
+            assert away > RESUMABLE_S, f"continuity was lost after {away} s away: {frame}"
             self.lapses += 1
         assert not resumed or channel in self.position, frame
         if not resumed:
@@ -194,11 +194,10 @@ class Sdk:
                 self.owed_from[other.name, channel] = other.sent[channel]
         if resumed:
             assert frame["channelSerial"] >= self.position[channel]
+        self.apart_since.pop(channel, None)
         self.remnant.discard(channel)
         if not resumed and frame["flags"] & HAS_BACKLOG:
             self.remnant.add(channel)
-        if frame["channelSerial"] != self.position.get(channel):
-            self.moved_at[channel] = self.world.now
         self.position[channel] = frame["channelSerial"]
 
     def _receives(self, frame: dict[str, Any]) -> None:
@@ -207,7 +206,6 @@ class Sdk:
         assert at > self.read.get(channel, ""), "positions only go forward"
         assert at > self.position[channel] or channel in self.remnant
         self.position[channel] = self.read[channel] = at
-        self.moved_at[channel] = self.world.now
         (message,) = frame["messages"]
         publisher, _, n = message.get("data", frame.get("data")).partition(":")
         publish = Publish(publisher, channel, int(n))
