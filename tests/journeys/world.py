@@ -256,6 +256,15 @@ class World:
         self._turn_clock(end)
         self.run()
 
+    def pass_time(self, seconds: float) -> None:
+        """Time goes on in the middle of things; whoever waited for it hears of it when its turn comes."""
+        self._turn_clock(self.now + seconds)
+        for edge in self.edges:
+            edge.inbox.append(EdgeTick())
+        for core in self.cores:
+            if core.alive:
+                core.inbox.append(CoreTick())
+
     def _turn_clock(self, to: float) -> None:
         self.now_ms += round((to - self.now) * 1000)
         self.now = to
