@@ -72,6 +72,8 @@ class DevOptions:
     """Each `TOPIC=CHANNEL`."""
     rules: Sequence[str] = ()
     """Each `FILTER=TOPIC`."""
+    presence_members: int | None = None
+    """Members that one channel may have; None: what cores do without a setting."""
     sandbox: bool = False
     demo: bool = False
     as_json: bool = False
@@ -248,6 +250,7 @@ class Dev:
                 {
                     "id": APP,
                     "name": "development",
+                    **({} if self.options.presence_members is None else {"presence_members": self.options.presence_members}),
                     "keys": [{"id": "key", "secret": secret, "capability": '{"[*]*":["*"]}'}],
                     "rules": [
                         {
