@@ -1,4 +1,4 @@
-"""Cheap WebSocket clients, many in one process. `python -m bench.clients URL CA bare|ably|returning`, then JSON lines on stdin; one answer each.
+"""Cheap WebSocket clients, many in one process. `python -m bench.clients URL CA bare|ably|returning`; JSON lines on stdin, one answer each.
 
     {"do": "connect", "tokens": [t, …], "subscribe": true}     one client a token                   → {"connected": n}
     {"do": "publish", "token": t, "rate": r, "seconds": s}     one publisher, at even distances     → {"published": n, "refused": n}
@@ -8,10 +8,11 @@
 
 Clients of the kind `returning` do what SDKs do when their edge dies; they are spread over `CHANNELS` channels.
 
-    {"do": "number", "token": t, "rate": r}                    a publisher of numbered messages, until {"do": "number_end"} → {"published": n}
-    {"do": "expect_end", "url": u}                             who loses the connection comes back there  → {"clients": n}
-    {"do": "returned"}                                         when all of them are back              → {"seconds": s, "replaced": n, "lapses": n}
-    {"do": "check"}                                            what each has got                      → {"received": n, "lost": n, "doubled": n}
+    {"do": "number", "token": t, "rate": r}    a publisher of numbered messages goes on until `number_end` → {}
+    {"do": "number_end"}                       it stops                                                   → {"published": n}
+    {"do": "expect_end", "url": u}             who loses the connection comes back there                  → {"clients": n}
+    {"do": "returned"}                         when all are back                  → {"seconds": s, "median": s, "replaced": n, "lapses": n}
+    {"do": "check"}                            what all have got                                  → {"messages": n, "lost": n, "doubled": n}
 
 `bare` clients speak to the floor: a message is a text frame. `ably` clients speak the least of the Ably protocol that works: connect with
 a token, wait for CONNECTED, ATTACH, wait for ATTACHED. Tokens are ignored by the floor, so that both are asked in the same words.

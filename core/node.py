@@ -65,6 +65,7 @@ from relay.link.calls import (
     READS,
     CreateApp,
     DeleteApp,
+    MemberPage,
     Members,
     Read,
     RequestToken,
@@ -409,6 +410,13 @@ class CoreNode:
     def congested(self, link: int) -> bool:
         """Whether what is queued for the link has to leave first."""
         return link in self._congested
+
+    def present(self, app: str, channel: str, after: int, limit: int) -> MemberPage:
+        """Members of a channel as this core has them at this moment, in the order of entering: for operators, who want to know what one
+        core by itself believes. Raises: RelayError for a channel that cannot be or that another core serves."""
+        key, partition = self._place(app, parse_channel(channel))
+        page = Members(channel=channel, limit=limit, after=after)
+        return self._attendance.page(partition, key, page, self._serial(partition, self.tail_position(partition) - 1))
 
     # --- what reads and presence ask (core.history.Tails, core.attendance.Tails) -------------------------------------------------------
 

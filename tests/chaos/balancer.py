@@ -104,6 +104,9 @@ class Balancer:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(CONNECT_WITHIN_S):
                     _, edge = await loop.create_connection(lambda number=number: _Side(self, number), *self._edges[number])
+                if client.transport.is_closing():  # it has given up meanwhile
+                    edge.transport.abort()
+                    return
                 client.peer, edge.peer = edge, client
                 self.connections[number] += 1
                 self.pairs.add(client)

@@ -303,8 +303,8 @@ def wrong_members(relay: Product, alive: list[NodeScript], expected: dict[str, s
 def members_on_core(relay: Product, core: int, channel: str) -> list[str] | None:
     """ClientIds as one core, asked by itself, has them."""
     admin = settings_of(relay, "core", core)["admin"]
-    status, body = answers(f"http://127.0.0.1:{admin['port']}/v1/presence?app=dev&channel={quote(channel, safe='')}")
-    return [member["clientId"] for member in json.loads(body)] if status == 200 else None
+    status, body = answers(f"http://127.0.0.1:{admin['port']}/v1/members?app=dev&channel={quote(channel, safe='')}")
+    return [member["clientId"] for member in json.loads(body)["members"]] if status == 200 else None
 
 
 def collect(alive: list[NodeScript], doomed: NodeScript) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """A member whose connection has dropped comes back in the very moment in which it would leave: five hundred times, each by another chance.
 
 The grace is 15 s, so the return is dialled 14.9 s after the drop, and the clock passes the end of the grace while it is under way. What may
-never be: a client that goes on with its connection and its attachment, and is not a member any more. It does what the specification wants of
-it at every attach after a drop (RTP17i, RTP17g1): it enters again under the id of its member, and does not know whether it has to.
+never be: a client that goes on with its connection and its attachment, and is not a member any more. It does what the specification wants
+of it at every attach after a drop (RTP17i, RTP17g1): it enters again under the id of its member, and does not know whether it has to.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What is promised, whatever dies or expires and whenever:
 
-* a publish is answered once, ACK or NACK, in the order of its connection's msgSerials; what is refused for good reasons is refused for those;
+* a publish is answered once, ACK or NACK, in the order of its connection's msgSerials; refused is only what has to be refused;
 * a subscriber gets every acknowledged publish once, in the order of each publisher and channel, under the serial that the ACK told;
 * or it is told that it may have missed something: then only what came before it was told is missing;
 * a client that is back within two minutes has its connection and its channels back, as if nothing had been.

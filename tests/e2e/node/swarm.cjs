@@ -61,8 +61,13 @@ class Client {
         say('replaced', { client: name, code: change.reason && change.reason.code, at: Date.now() });
       this.id = this.sdk.connection.id;
     });
-    this.sdk.connection.on(['suspended', 'failed'], (change) =>
-      say('connection', { client: name, state: change.current, code: change.reason && change.reason.code, at: Date.now() }));
+    this.states = [];
+    this.sdk.connection.on((change) => {
+      const code = change.reason ? change.reason.code : null;
+      this.states = [...this.states.slice(-20), [Date.now(), change.current, code]];
+      if (change.current === 'suspended' || change.current === 'failed')
+        say('connection', { client: name, state: change.current, code, states: this.states, at: Date.now() });
+    });
   }
   async start() {
     for (const place of this.places) {
