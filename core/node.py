@@ -921,7 +921,9 @@ class CoreNode:
         self._channels.add(channel)
         partition = self._partitions[channel.partition]
         if frame.after is None:
-            self._barriers.wait(channel.partition, partial(self._open_at_head, channel), self._now)
+            # From here on everything is sent: what the client publishes next must not be taken for something that was there before.
+            self._channels.go_live(channel)
+            self._barriers.wait(channel.partition, partial(self._open_at, channel, self.head_serial(channel)), self._now)
             return
         serial = Serial.parse(frame.after)
         if serial is None or serial.stream != channel.stream.id or serial.partition != channel.partition:
@@ -935,9 +937,9 @@ class CoreNode:
             partition.ahead[ask] = _Ahead(channel, serial.offset, self._now + self._limits.position_wait_s)
             self._out.append(AskEnd(ask, channel.partition))
 
-    def _open_at_head(self, channel: OpenChannel) -> None:
+    def _open_at(self, channel: OpenChannel, head: str) -> None:
         if self._channels.get(channel.link, channel.ref) is channel:
-            self._opened(channel, None)
+            self._send(channel.link, Opened(channel.ref, head, None, self.members(channel)), Lane.LIVE)
 
     def _barrier(self, link: int, frame: Barrier) -> None:
         channel = self._channels.get(link, frame.ref)

@@ -243,6 +243,9 @@ class Refused(Frame, tag=32):
 class Opened(Frame, tag=33):
     """The channel is open; everything up to `serial` has been sent (nothing, without `after`), everything after it follows as `Record`.
 
+    Without `after`, `serial` is where the log was read when `Open` came, and the answer waits until all is sent that was acknowledged
+    before by any core: records after `serial` may precede it.
+
     `error` tells that continuity from `after` was lost (90003, 90004, 90005).
     """
 
@@ -250,7 +253,7 @@ class Opened(Frame, tag=33):
     serial: str
     error: ErrorInfo | None = None
     members: int = 0
-    """How many members the channel has at `serial`. If any, the edge asks for them (`relay.link.calls.MEMBERS`)."""
+    """How many members the channel has now. If any, the edge asks for them (`relay.link.calls.MEMBERS`)."""
 
 
 class Record(Frame, tag=34):
