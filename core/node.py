@@ -56,7 +56,7 @@ from core.events import (
 from core.fold import SKEW_MS, WINDOW_MS, Fold
 from core.history import Reads
 from core.index import Index
-from core.log import LogRecord, body_is_ephemeral
+from core.log import EPHEMERAL_TAIL, LogRecord, body_is_ephemeral
 from core.quiet import lasts
 from core.recency import Recency
 from core.registry import Registry, Streams
@@ -66,6 +66,7 @@ from relay.link.calls import (
     READS,
     CreateApp,
     DeleteApp,
+    MemberPage,
     Members,
     Read,
     RequestToken,
@@ -409,6 +410,13 @@ class CoreNode:
     def congested(self, link: int) -> bool:
         """Whether what is queued for the link has to leave first."""
         return link in self._congested
+
+    def present(self, app: str, channel: str, after: int, limit: int) -> MemberPage:
+        """Members of a channel as this core has them at this moment, in the order of entering: for operators, who want to know what one
+        core by itself believes. Raises: RelayError for a channel that cannot be or that another core serves."""
+        key, partition = self._place(app, parse_channel(channel))
+        page = Members(channel=channel, limit=limit, after=after)
+        return self._attendance.page(partition, key, page, self._serial(partition, self.tail_position(partition) - 1))
 
     # --- what reads and presence ask (core.history.Tails, core.attendance.Tails) -------------------------------------------------------
 
@@ -1324,7 +1332,7 @@ class CoreNode:
             if holders is not None:
                 for channel in holders:
                     out.append(LinkSend(channel.link, Record(channel.ref, offset, record.kind, record.value), Lane.LIVE))
-            if not body_is_ephemeral(record.value):
+            if not (record.value.endswith(EPHEMERAL_TAIL) and body_is_ephemeral(record.value)):
                 partition.recency.saw(record.key, offset)
                 if partition.floor is not None:
                     accepted.append(record)

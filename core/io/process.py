@@ -25,7 +25,7 @@ from core.effects import AskConfigEnd, AskEnd, AskSessionsEnd, Effect, LinkClose
 from core.events import EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Tick
 from core.index import Index, MemoryIndex
 from core.io.congestion import Congestion
-from core.io.http import admin_app, metrics_app, watch, watch_kafka
+from core.io.http import admin_app, members_route, metrics_app, watch, watch_kafka
 from core.io.index import RocksIndex
 from core.kafka import (
     ConfigLog,
@@ -47,9 +47,11 @@ from core.node import CoreNode
 from core.ownership import PartitionState
 from core.registry import Registry, Streams
 from core.rules import Rule
+from relay.link.calls import MemberPage
 from relay.link.frames import Frame, Hello, Lane, Stream
 from relay.link.io.accept import LinkServer
 from relay.link.session import Ended
+from relay.model.errors import RelayError
 from relay.runtime import tls
 from relay.runtime.driver import Driver
 from relay.runtime.listener import Listener, Refusal
@@ -152,6 +154,12 @@ class CoreProcess:
     def status(self) -> dict[str, Any]:
         return self._node.status() | {"ready": self.ready} if self._node else {"node": self._config.node, "ready": False}
 
+    def _present(self, app: str, channel: str, after: int, limit: int) -> MemberPage:
+        """Raises: RelayError."""
+        if self._node is None or not self._node.ready:
+            raise RelayError(50320, "The core is not ready; try another")
+        return self._node.present(app, channel, after, limit)
+
     async def _close_node(self) -> None:
         self._driver.close()
         self._index.close()
@@ -161,7 +169,7 @@ class CoreProcess:
     async def _serve_http(self) -> None:
         """Admin and metrics: plain HTTP on inside addresses, each a listener of its own."""
         for name, listen, app in (
-            ("admin", self._config.admin, admin_app(lambda: self.ready, self.status)),
+            ("admin", self._config.admin, admin_app(lambda: self.ready, self.status, [members_route(self._present)])),
             ("metrics", self._config.metrics, metrics_app(self._metrics, lambda: self.ready)),
         ):
             listener = await Listener(context=None, app=app, make_listener=_no_websocket).start(listen.host, listen.port)
