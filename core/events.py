@@ -142,6 +142,14 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
+class Watching:
+    """Whether an operator watches the channel with this log key: what happens on it is shown (`ShowRecord`, `ShowOccupancy`)."""
+
+    key: bytes
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has reached `next_deadline()`, or a turn ended with admissions still queued."""
 
@@ -162,5 +170,6 @@ Event = (
     | Owned
     | Looked
     | Gap
+    | Watching
     | Tick
 )

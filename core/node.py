@@ -27,7 +27,7 @@ from core.admission import Admission, UnknownCredential, Verified, check_status
 from core.channel import Channels, OpenChannel
 from core.connections import BAD_KEY, TRIES, Claim, ConnectionRecord, Connections
 from core.connections import State as ConnectionState
-from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig
+from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, ShowRecord, WriteConfig
 from core.events import (
     SESSIONS_END,
     ConfigRead,
@@ -40,26 +40,33 @@ from core.events import (
     Gap,
     Looked,
     Overfull,
+    Owned,
     Reported,
     SessionRead,
     SessionWritten,
+    StateRead,
     Tailed,
     Tick,
+    Watching,
 )
 from core.fold import SKEW_MS, WINDOW_MS, Fold
 from core.history import Reads
 from core.index import Index
+from core.lifecycle import Lifecycle
 from core.log import LogRecord
+from core.occupancy import PREFIX as COUNTS_PREFIX
+from core.occupancy import Occupancies
 from core.registry import Registry, Streams
 from core.replay import EXPIRED, OTHER_SITE, Replays
 from core.roster import Denied, Roster, Session
-from relay.link.calls import READS, CreateApp, DeleteApp, Read, RequestToken, Rewind, UnknownCall, decode
+from relay.link.calls import READS, STATUS, CreateApp, DeleteApp, Read, RequestToken, Rewind, Status, UnknownCall, decode
 from relay.link.codec import encode_frame
 from relay.link.frames import (
     Admit,
     Admitted,
     Append,
     Appended,
+    Counts,
     Credit,
     Depart,
     Fetch,
@@ -81,6 +88,7 @@ from relay.link.frames import (
     ToEdge,
     Unknown,
     Up,
+    Watch,
 )
 from relay.model.capability import Operation
 from relay.model.channel import ChannelName, log_key, parse_channel, partition_of
@@ -239,6 +247,21 @@ class CoreNode:
         )
         self._roster = Roster(keyring, limits, self.counters, self._connections.floor)
         self._channels = Channels()
+        self._occupancy = Occupancies(
+            name,
+            limits,
+            self.counters,
+            emit=self._emit,
+            number=self._number,
+            alive=lambda boot: self._connections.lives(boot, self._now_ms),
+            leased=self._connections.is_leased,
+            members=self._members,
+            changed=self._attachments_changed,
+            permitted=self._may_know,
+        )
+        self._lifecycle = Lifecycle(limits, self.counters, append=self._append_lifecycle, connections=self._occupancy.connections)
+        self._watched: set[bytes] = set()
+        """Log keys of channels that operators watch."""
         self._replays = Replays(index, limits, self)
         self._reads = Reads(index, limits, self)
         self._admission = Admission(registry, keyring, limits, random(32), insecure_basic=dev)
@@ -308,15 +331,22 @@ class CoreNode:
                 self._looked(event)
             case Gap():
                 self._gap(event)
+            case Owned():
+                self._owned(event)
+            case StateRead():
+                self._lifecycle.restore(event.partition, event.records, event.checkpoint)
+            case Watching():
+                self._watching(event)
         return out
 
     def next_deadline(self) -> float | None:
         """When to send `Tick`. In the past while there is work for the next turn of the loop."""
         if self._admits or self._replays:
             return self._now
+        at = min(self._sweep_at, self._occupancy.next_at())
         if self._unknown and self._asking is None:
-            return min(self._sweep_at, self._asked_at + self._limits.config_barrier_interval_s)
-        return min(self._sweep_at, self._reads.next_at(self._now)) if self._reads else self._sweep_at
+            return min(at, self._asked_at + self._limits.config_barrier_interval_s)
+        return min(at, self._reads.next_at(self._now)) if self._reads else at
 
     def status(self) -> dict[str, Any]:
         """What the core is doing, in numbers, for `GET /v1/status` and metrics."""
@@ -335,6 +365,17 @@ class CoreNode:
             "sessions": len(self._roster),
             "connections": len(self._connections),
             "edges": self._connections.leases,
+            "leases": [
+                {"edge": edge, "boot": boot, "ageMs": age, "alive": self._connections.lives(boot, self._now_ms)}
+                for edge, boot, age in self._connections.lease_ages(self._now_ms)
+            ],
+            "partitions": [
+                {"partition": number, "owned": number in self._lifecycle.owned, "position": partition.position}
+                for number, partition in self._partitions.items()
+            ],
+            "occupancyEntries": len(self._occupancy),
+            "occupancyWatched": self._occupancy.watched,
+            "lifecycleChannels": len(self._lifecycle),
             "channels": len(self._channels),
             "replays": len(self._replays),
             "reads": len(self._reads),
@@ -379,6 +420,7 @@ class CoreNode:
         self._roster.link_lost(link)
         self._replays.link_lost(link)
         self._reads.link_lost(link)
+        self._occupancy.link_lost(link)
         self._channels.link_lost(link)
         self._load.pop(link, None)
         self._admits.pop(link, None)
@@ -398,6 +440,12 @@ class CoreNode:
                 self._roster.present(link, frame.grant, self._now_ms)
             case Fetch() if frame.what in READS:
                 self._read(link, frame)
+            case Fetch() if frame.what == STATUS:
+                self._ask_status(link, frame)
+            case Counts():
+                self._counts(link, frame)
+            case Watch():
+                self._watch(link, frame)
             case Admit() | Fetch():
                 self._queue(link, frame)
             case Renew():
@@ -452,6 +500,8 @@ class CoreNode:
                     self._roster.present(link, frame.grant, self._now_ms)
                 case Depart():
                     self._depart(link, frame)
+                case Counts():
+                    self._counts(link, frame)
                 case _:
                     pass  # nothing is open that could be shut
 
@@ -595,10 +645,14 @@ class CoreNode:
                     self._refuse(link, frame.req, _OVERFULL, Lane.LIVE)
                 else:
                     self._append(link, frame, asked=True)
+            case (int() as link, Fetch() as frame) if link in self._roster.links:
+                self._status(link, frame, answered=event.offset is not None)
             case _:
                 pass  # the edge that asked is gone
 
     def _session_written(self, event: SessionWritten) -> None:
+        if self._occupancy.settled(event.ticket, event.ok, self._now):
+            return
         claim = self._connections.settled(event.ticket, event.ok)
         if claim is None:
             return
@@ -619,6 +673,10 @@ class CoreNode:
             self._grant(link, frame.req, grant, self._connection_key(grant))
 
     def _session_read(self, event: SessionRead) -> None:
+        kind, _, counted = event.key.partition(":")
+        if kind == COUNTS_PREFIX:
+            self._occupancy.read(counted, event.value, self._now)
+            return
         change = self._connections.read(event.key, event.value)
         if change is None:
             return
@@ -916,6 +974,7 @@ class CoreNode:
 
     def _forget(self, channel: OpenChannel) -> None:
         self._replays.shut(channel)
+        self._occupancy.unwatch(channel)
         link = self._roster.links.get(channel.link)
         witness = None if link is None else link.sessions.get(channel.witness)
         if witness is not None:
@@ -1137,6 +1196,13 @@ class CoreNode:
             if first is not None:
                 self.duplicates += 1
                 continue
+            if self._watched and record.key in self._watched:
+                out.append(ShowRecord(record))
+            if record.kind == Kind.LIFECYCLE:
+                self._lifecycle.read(record, self._now, self._now_ms)
+                continue
+            if partition.looked and record.kind <= Kind.PRESENCE:
+                self._lifecycle.published(number, record.key, self._now, self._now_ms)
             holders = holders_of(record.key)
             if holders is not None:
                 for channel in holders:
@@ -1214,6 +1280,88 @@ class CoreNode:
             waiting = partition.ahead.pop(ask)
             self._replay(waiting.channel, waiting.after)
 
+    # --- occupancy, lifecycle, operators -------------------------------------------------------------------------------------------------
+
+    def _members(self, key: bytes) -> int:
+        """How many members the channel's presence set has."""
+        return 0
+
+    def _counts(self, link: int, frame: Counts) -> None:
+        """An edge is believed about channels of apps that it has, or had, clients of."""
+        edge = self._roster.links[link]
+        if frame.app in edge.apps or self._occupancy.knows(edge.boot, frame):
+            self._occupancy.reported(edge.boot, frame, self._now)
+        else:
+            self.counters["occupancy.wrong_app"] += 1
+
+    def _watch(self, link: int, frame: Watch) -> None:
+        channel = self._channels.get(link, frame.ref)
+        if channel is None:
+            return  # it was refused, or has been lost: the edge has been told
+        if not frame.on:
+            self._occupancy.unwatch(channel)
+        elif self._may_know(channel, frame.session):
+            self._occupancy.watch(channel, frame.session, self._now)
+        else:
+            self.counters["occupancy.no_witness"] += 1
+
+    def _may_know(self, channel: OpenChannel, session_id: str) -> bool:
+        """Whether a session may know of a channel, on the channel's link, how many there are."""
+        try:
+            session = self._roster.get(channel.link, session_id, self._now_ms)
+        except RelayError:
+            return False
+        return session.grant.app == channel.app and session.capability.permits(Operation.CHANNEL_METADATA, channel.name)
+
+    def _ask_status(self, link: int, frame: Fetch) -> None:
+        """Answered when everything has been read that any core has written of it so far."""
+        try:
+            self._checked_status(link, frame)
+            self._connections.ask((link, frame))
+        except RelayError as error:
+            self._refuse_admission(link, frame, error)
+
+    def _status(self, link: int, frame: Fetch, *, answered: bool) -> None:
+        if not answered:
+            self._refuse_admission(link, frame, RelayError(50003, "Kafka did not answer; try again", 503))
+            return
+        try:
+            key = self._checked_status(link, frame)
+        except RelayError as error:
+            self._refuse_admission(link, frame, error)
+        else:
+            self._send(link, Page(frame.req, 200, _encode_json(self._occupancy.totals(key))))
+
+    def _checked_status(self, link: int, frame: Fetch) -> bytes:
+        """Log key of the channel, if the session may know of it. Raises: RelayError."""
+        session = self._roster.get(link, frame.session, self._now_ms)
+        try:
+            call = decode(frame.what, frame.body)
+        except UnknownCall:
+            raise RelayError(40400, "No such call") from None
+        assert isinstance(call, Status), "its name is that of a status"
+        name = parse_channel(call.channel)
+        if name.qualifier is not None:
+            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no status")
+        if not session.capability.permits(Operation.CHANNEL_METADATA, name.name):
+            raise Denied("capability", 40160, "operation not permitted with provided capability: channel-metadata")
+        return log_key(session.grant.app, name.name)
+
+    def _attachments_changed(self, key: bytes) -> None:
+        if self._lifecycle.owned:
+            self._lifecycle.active(partition_of(key, self._stream.partitions), key, self._now, self._now_ms)
+
+    def _append_lifecycle(self, partition: int, key: bytes, value: bytes, publish_id: str) -> None:
+        self._out.append(Produce(self._number(), partition, key, value, Kind.LIFECYCLE, publish_id))
+
+    def _owned(self, event: Owned) -> None:
+        occupied = ((partition_of(key, self._stream.partitions), key) for key in self._occupancy.occupied())
+        self._lifecycle.own(event.partitions, occupied, self._now, self._now_ms)
+
+    def _watching(self, event: Watching) -> None:
+        (self._watched.add if event.on else self._watched.discard)(event.key)
+        self._occupancy.show(event.key, on=event.on, now=self._now)
+
     # --- time --------------------------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
@@ -1225,6 +1373,7 @@ class CoreNode:
             self._out.extend(self._reads.turn(self._now, self._now_ms))
         if self._unknown and self._asking is None:
             self._ask_config_now()
+        self._occupancy.turn(self._now)
         if self._now >= self._sweep_at:
             self._sweep_at = self._now + SWEEP_S
             self._sweep()
@@ -1248,6 +1397,8 @@ class CoreNode:
         self._check_witnesses()
         self._out.extend(self._reads.sweep(self._now))
         self._connections.sweep(self._now, self._now_ms)
+        self._occupancy.sweep(self._now)
+        self._lifecycle.sweep(self._now, self._now_ms)
         late = self._now - self._limits.verdict_wait_s
         for partition in self._partitions.values():
             for offset in [offset for offset, pending in partition.verdicts.items() if pending.at <= late]:

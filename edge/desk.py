@@ -10,6 +10,7 @@ from edge.admission import Admissions
 from edge.hub import Hub
 from edge.limits import Addresses
 from edge.links import Links
+from edge.occupancy import Occupancies
 from edge.turn import Turn
 from relay.model.limits import EdgeLimits
 
@@ -29,17 +30,19 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 class Desk:
     __slots__ = (
-        *("addresses", "admissions", "connections", "hub", "links", "policy", "renewals"),
+        *("addresses", "admissions", "connections", "hub", "links", "occupancies", "policy", "renewals"),
         *("server_id", "sessions", "stopping", "to_flush", "turn"),
     )
 
-    def __init__(self, policy: Policy, limits: EdgeLimits) -> None:
+    def __init__(self, policy: Policy, limits: EdgeLimits, tag: str) -> None:
+        """`tag`: text unlike that of any other edge process, for ids of what this one makes up."""
         self.policy = policy
         self.server_id = f"{policy.node}.{policy.site}"
         self.turn = Turn(limits)
         self.links = Links(self.turn)
         self.admissions = Admissions(self.turn, self.links)
         self.hub = Hub(self.turn, self.links)
+        self.occupancies = self.hub.occupancies = Occupancies(self.turn, self.links, self.hub, tag)
         self.addresses = Addresses(limits)
         self.connections: dict[int, Connection] = {}
         self.sessions: dict[str, Connection] = {}

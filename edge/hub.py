@@ -21,6 +21,7 @@ from edge.ably.codec import Wire
 from edge.attachment import Attachment
 from edge.effects import Broadcast
 from edge.links import Links, Session
+from edge.occupancy import Occupancies
 from edge.turn import Timed, Turn
 from relay.link import calls
 from relay.link.frames import Append, Fetch, Lost, Open, Opened, Page, Positions, Record, Shut
@@ -324,6 +325,7 @@ class Channel(Timed):
         else:
             after = Serial(self.stream, self.partition, max(self.last, self.covered)).text
         turn.send(link, Open(self.ref, self.app, self.name, self.witness.session.id, after))
+        self.hub.occupancies.opening(self)
 
     def shut(self) -> None:
         self._forget_refs(shut=True)
@@ -707,7 +709,7 @@ class Channel(Timed):
 class Hub:
     """All channels with readers, or with appends that are unanswered."""
 
-    __slots__ = ("appends", "channels", "links", "refs", "turn", "unanswered_bytes", "unrouted")
+    __slots__ = ("appends", "channels", "links", "occupancies", "refs", "turn", "unanswered_bytes", "unrouted")
 
     def __init__(self, turn: Turn, links: Links) -> None:
         self.turn = turn
@@ -717,6 +719,7 @@ class Hub:
         self.appends: dict[int, PendingAppend] = {}
         self.unrouted: dict[Channel, None] = {}
         self.unanswered_bytes = 0
+        self.occupancies: Occupancies
 
     def channel(self, app: str, name: str) -> Channel:
         key = log_key(app, name)

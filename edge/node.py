@@ -5,6 +5,7 @@ Read `events.py` and `effects.py` first.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 
 from edge.connection import Connection
@@ -32,6 +33,7 @@ from relay.link.frames import (
     Appended,
     Drain,
     Lost,
+    Occupancy,
     Opened,
     Page,
     Positions,
@@ -54,7 +56,7 @@ class EdgeNode:
 
     def __init__(self, policy: Policy, limits: EdgeLimits, boot: str, random: Callable[[int], bytes]) -> None:
         self.boot = boot
-        self._desk = Desk(policy, limits)
+        self._desk = Desk(policy, limits, base64.urlsafe_b64encode(random(6)).decode() + "_")
         self._rest = Rest(self._desk, random)
 
     def handle(self, event: Event, now: float, now_ms: int) -> list[Effect]:
@@ -95,6 +97,7 @@ class EdgeNode:
                 up = desk.links.up(link, welcome)
                 turn.note("link up", core=up.core, skew_ms=welcome.now - now_ms)
                 desk.hub.link_up()
+                desk.occupancies.link_up()
                 desk.admissions.pump()
             case LinkLost(link, why):
                 self._link_lost(link, why)
@@ -164,6 +167,10 @@ class EdgeNode:
                     channel.page(frame)
             case Positions():
                 hub.positions(link, frame)
+            case Occupancy(ref):
+                channel = hub.refs.get(ref)
+                if channel is not None and channel.link == link:
+                    desk.occupancies.told(channel, frame)
             case Revoke(session, error):
                 connection = desk.sessions.get(session)
                 if connection is not None:
@@ -210,6 +217,7 @@ class EdgeNode:
             return
         desk.turn.note("link lost", core=up.core, why=why)
         desk.hub.link_lost(link)
+        desk.occupancies.link_lost(link)
         desk.admissions.lost(link)
         for req in [req for req, (on, _) in desk.renewals.items() if on == link]:
             _, connection = desk.renewals.pop(req)

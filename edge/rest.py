@@ -23,6 +23,7 @@ from edge.effects import RestAnswer
 from edge.events import RestAsked
 from edge.hub import PendingAppend
 from edge.links import Session
+from edge.occupancy import details
 from edge.turn import Timed
 from relay.link import calls
 from relay.link.frames import Admit, Admitted, Fetch, Page
@@ -282,6 +283,8 @@ class Rest:
                 call.with_session(self._publish)
             case "GET" | "HEAD", ["channels", _, "messages" | "history"] | ["channels", _, "messages", _]:
                 call.with_session(self._read)
+            case "GET" | "HEAD", ["channels", _]:
+                call.with_session(self._status)
             case "POST", ["keys", _, "requestToken"]:
                 self._request_token(call)
             case "POST", ["apps"] if self.desk.policy.sandbox:
@@ -359,6 +362,18 @@ class Rest:
         if not session.capability.permits(Operation.HISTORY, name.name):
             raise RelayError(40160, "operation not permitted with provided capability")
         call.read = history.asked(call.segments, call.params, name.name, self.desk.turn.limits)
+        self._send_read(call)
+
+    def _status(self, call: RestCall) -> None:
+        """Raises RelayError."""
+        session = call.session
+        assert session is not None, "admitted"
+        name = parse_channel(call.segments[1])
+        if name.qualifier is not None:
+            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no status")
+        if not session.capability.permits(Operation.CHANNEL_METADATA, name.name):
+            raise RelayError(40160, "operation not permitted with provided capability")
+        call.read = calls.STATUS, calls.Status(channel=name.name)
         self._send_read(call)
 
     def _send_read(self, call: RestCall) -> None:
@@ -463,9 +478,7 @@ class Rest:
         call.waits_for = None
         if call.read is not None:
             try:
-                value, links = history.answer(
-                    call.read[1], frame, call.segments[2], self.desk.turn.now_ms, call.params, msgpack=call.msgpack
-                )
+                value, links = self._answer_read(call, call.read[1], frame)
             except RelayError as error:
                 call.fail(error.info)
                 return
@@ -476,6 +489,12 @@ class Rest:
             call.answer(frame.status, msgspec.json.decode(frame.body))
         else:
             call.answer_raw(frame.status, frame.body, JSON)
+
+    def _answer_read(self, call: RestCall, read: calls.Read, frame: Page) -> tuple[Any, tuple[tuple[str, str], ...]]:
+        """Body and links of what a core has answered to a read. Raises RelayError 50001."""
+        if isinstance(read, calls.Status):
+            return details(read.channel, calls.decode_counts(frame.body)), ()
+        return history.answer(read, frame, call.segments[2], self.desk.turn.now_ms, call.params, msgpack=call.msgpack)
 
     def fetch_refused(self, req: int, error: ErrorInfo) -> bool:
         """Whether `req` was a call."""

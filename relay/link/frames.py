@@ -176,10 +176,14 @@ class Counts(Frame, tag=20):
 
 
 class Watch(Frame, tag=21):
-    """Whether the occupancy of an open channel is wanted: `Occupancy` follows at once, then on every change. Ends with `Shut`."""
+    """Whether the occupancy of an open channel is wanted: `Occupancy` follows at once, then on every change. Ends with `Shut`.
+
+    `session` is one whose grant, presented on this link, permits it to know (`channel-metadata`). There is no answer to a refusal.
+    """
 
     ref: int
     on: bool
+    session: str = ""
 
 
 # --- core → edge ---------------------------------------------------------------------------------------------------------------------
