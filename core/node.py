@@ -359,7 +359,7 @@ class CoreNode:
             "apps": len(self._registry),
             "unreadableConfigRecords": self._registry.unreadable,
             "links": [
-                {"edge": link.identity, "site": link.site, "node": link.node, "sessions": len(link.sessions)}
+                {"edge": link.identity, "site": link.site, "node": link.node, "boot": link.boot, "sessions": len(link.sessions)}
                 for link in self._roster.links.values()
             ],
             "sessions": len(self._roster),
