@@ -83,7 +83,8 @@ class _Edge:
         self.alive = False
         self.unleased: float | None = None
         """Since when no lease of it is known."""
-        self.waiting: dict[bytes, CountsRecord] = {}
+        self.waiting: dict[bytes, CountsRecord | None] = {}
+        """None: a tombstone."""
         self.allowance = allowance
         self.at = now
 
@@ -266,9 +267,10 @@ class Occupancies:
         known = edge.entries.get(key)
         last = self._settled.get((boot, key), 0) if known is None else known.number
         if record.number <= last:
-            if record.core == self._core and record.number < last and (boot, key) not in self._in_flight:
+            if record.core == self._core and record.number < last and key not in edge.waiting:
                 # Compaction keeps what was written last, and that says less than is known.
-                self._write(boot, key, None if known is None else CountsRecord(core=self._core, number=last, counts=known.counts))
+                edge.waiting[key] = None if known is None else CountsRecord(core=self._core, number=last, counts=known.counts)
+                self._write_waiting(boot, edge, now)
             return
         if known is None:
             if self._size >= self._limits.occupancy_entries:
