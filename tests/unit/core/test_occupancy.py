@@ -36,7 +36,9 @@ def counts(connections: int, **others: int) -> list[int]:
     return [connections, *(others.get(name, 0) for name in ATTACHED[1:])]
 
 
-def report(core: Dialogue, number: int, connections: int, *, channel: str = "room", app: str = "shop", link: int = 1, **others: int) -> None:
+def report(
+    core: Dialogue, number: int, connections: int, *, channel: str = "room", app: str = "shop", link: int = 1, **others: int
+) -> None:
     core.edge_sends(Counts(number, app, channel, counts(connections, **others)), link)
     core.sessions_round()
 
