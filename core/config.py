@@ -149,6 +149,8 @@ class AppConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     id: str
     name: str = ""
     tls_only: bool = False
+    presence_members: int | None = None
+    """Most members of one channel of this app; left out, what `[limits]` says for all."""
     keys: list[KeyConfig] = []
     namespaces: list[NamespaceConfig] = []
     rules: list[RuleConfig] = []
@@ -156,6 +158,8 @@ class AppConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         _checked_id("the id of an app", self.id)
+        if self.presence_members is not None and self.presence_members < 1:
+            raise ValueError("presence_members must be at least 1")
         _distinct("key", [key.id for key in self.keys])
         _distinct("namespace", [namespace.id for namespace in self.namespaces])
         _distinct("rule", [rule.id for rule in self.rules])
@@ -177,6 +181,7 @@ class AppConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             id=self.id,
             name=self.name or self.id,
             tls_only=self.tls_only,
+            presence_members=self.presence_members,
             keys={key.id: key for key in keys},
             namespaces={
                 one.id: Namespace(id=one.id, persisted=one.persisted, push_enabled=one.push_enabled, mutable_messages=one.mutable_messages)

@@ -71,6 +71,8 @@ class ConnectionRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     """Random, of the resume that made this incarnation."""
     state: State = State.LIVE
     gone_at: int = 0
+    remain_present_ms: int | None = None
+    """How long its members stay after an abrupt end, as its client asked when it connected."""
 
     def says_the_same(self, other: ConnectionRecord) -> bool:
         return self == other or self == msgspec.structs.replace(other, core=self.core)
@@ -108,9 +110,20 @@ class Change(NamedTuple):
 class Claim:
     """One attempt of a client to go on with a connection. `edge` and `boot` are those of its link now, `job` is the caller's."""
 
-    __slots__ = ("app", "boot", "client_id", "connection", "edge", "job", "key_name", "record", "text", "tries")
+    __slots__ = ("app", "boot", "client_id", "connection", "edge", "job", "key_name", "record", "remain_present_ms", "text", "tries")
 
-    def __init__(self, text: str, *, edge: str, boot: str, app: str, key_name: str, client_id: str | None, job: Any) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        edge: str,
+        boot: str,
+        app: str,
+        key_name: str,
+        client_id: str | None,
+        job: Any,
+        remain_present_ms: int | None = None,
+    ) -> None:
         self.text = text
         self.edge = edge
         self.boot = boot
@@ -118,6 +131,7 @@ class Claim:
         self.key_name = key_name
         self.client_id = client_id
         self.job = job
+        self.remain_present_ms = remain_present_ms
         self.connection = claimed_id(text) or ""
         self.record: ConnectionRecord | None = None
         """What was written for it."""
@@ -160,6 +174,8 @@ class Connections:
         self._lease_ms = int(limits.edge_lease_s * 1000)
         self._table: OrderedDict[str, ConnectionRecord] = OrderedDict()
         self._leases: dict[str, EdgeRecord] = {}
+        self._heard: dict[str, float] = {}
+        """When the latest lease of an edge was read, in monotonic seconds."""
         self._edges: dict[str, _Edge] = {}
         """Edge processes linked here, by boot id."""
         self._heard_ms = 0
@@ -198,6 +214,19 @@ class Connections:
             if not edge.links:
                 del self._edges[boot]
 
+    def is_linked(self, boot: str) -> bool:
+        return boot in self._edges
+
+    def is_silent(self, boot: str, now: float) -> bool:
+        """Whether an edge process counts as dead: no link to this core, and no lease read for as long as one lasts. By this core's own
+        clock, so that no other's can end an edge; of an edge that was never heard of it runs from the first time that somebody asks."""
+        return boot not in self._edges and now - self._heard.setdefault(boot, now) > self._limits.edge_lease_s
+
+    def lease_at(self, boot: str) -> int:
+        """The wall clock of its latest lease, in milliseconds; 0 if there is none."""
+        lease = self._leases.get(boot)
+        return 0 if lease is None else lease.at
+
     def _renew(self, boot: str, edge: _Edge, now_ms: int) -> None:
         """Unless another core has just done so."""
         lease = self._leases.get(boot)
@@ -221,10 +250,16 @@ class Connections:
 
     # --- a connection's life ---------------------------------------------------------------------------------------------------------
 
-    def connected(self, connection: str, grant: Grant) -> None:
+    def connected(self, connection: str, grant: Grant, remain_present_ms: int | None = None) -> None:
         """A new one. Nobody waits for the record."""
         record = ConnectionRecord(
-            core=self._core, edge=grant.edge, boot=grant.boot, app=grant.app, key_name=grant.key_name, client_id=grant.client_id
+            core=self._core,
+            edge=grant.edge,
+            boot=grant.boot,
+            app=grant.app,
+            key_name=grant.key_name,
+            client_id=grant.client_id,
+            remain_present_ms=remain_present_ms,
         )
         self._unread[connection] = record
         self._write(connection, record)
@@ -235,12 +270,13 @@ class Connections:
         if known is not None and known.state is State.LIVE and known.oldest < incarnation:
             self._write(connection, msgspec.structs.replace(known, core=self._core, oldest=incarnation))
 
-    def departed(self, edge: str, boot: str, connection: str, incarnation: int, *, closed: bool, now: float, now_ms: int) -> None:
-        """Its socket at that edge is gone, or its client has closed it. An edge speaks for its own connections only."""
+    def departed(self, edge: str, boot: str, connection: str, incarnation: int, *, closed: bool, now: float, now_ms: int) -> bool:
+        """Its socket at that edge is gone, or its client has closed it. An edge speaks for its own connections only. Whether it is for this
+        core to say so at once: others hear of it, too."""
         known = self._held_by(edge, boot, connection, incarnation)
         state = State.CLOSED if closed else State.GONE
         if known is None or known.state >= state:
-            return
+            return False
         record = msgspec.structs.replace(known, core=self._core, state=state, gone_at=known.gone_at or now_ms)
         if known.core == self._core or closed:
             self._write(connection, record)
@@ -249,6 +285,7 @@ class Connections:
             if len(self._second) > self._limits.session_writes:
                 _, connection, record = self._second.popleft()
                 self._write(connection, record)
+        return known.core == self._core
 
     def keep(self, connection: str, record: ConnectionRecord) -> None:
         """It was taken for dead, and lives."""
@@ -332,6 +369,7 @@ class Connections:
             incarnation=record.incarnation + 1,
             oldest=key.incarnation,
             claim=self._random(8).hex(),
+            remain_present_ms=claim.remain_present_ms,
         )
         ticket = self._write(claim.connection, taken)
         self._claims[ticket] = claim
@@ -367,29 +405,31 @@ class Connections:
 
     # --- the table -------------------------------------------------------------------------------------------------------------------
 
-    def read(self, key: str, value: bytes | None) -> Change | None:
+    def read(self, key: str, value: bytes | None, now: float = 0.0) -> Change | None:
         """One record, in log order. What it changed, if anything."""
         kind, _, name = key.partition(":")
         try:
             if kind == "edge":
-                self._read_lease(name, value)
+                self._read_lease(name, value, now)
             elif kind == "connection":
-                return self._read_connection(name, None if value is None else _decode(value))
+                return self._read_connection(name, None if value is None else _decode(value), now)
         except msgspec.MsgspecError:
             self._counters["sessions.unreadable"] += 1
         return None
 
-    def _read_lease(self, boot: str, value: bytes | None) -> None:
+    def _read_lease(self, boot: str, value: bytes | None, now: float) -> None:
         if value is None:
             self._leases.pop(boot, None)
+            self._heard.pop(boot, None)
             return
         lease = msgspec.json.decode(value, type=EdgeRecord)
         known = self._leases.get(boot)
         if known is None or lease.at > known.at:
             self._leases[boot] = lease
+            self._heard[boot] = now
         self._heard_ms = max(self._heard_ms, lease.at)
 
-    def _read_connection(self, name: str, record: ConnectionRecord | None) -> Change | None:
+    def _read_connection(self, name: str, record: ConnectionRecord | None, now: float) -> Change | None:
         self._unread.pop(name, None)
         before = self._table.get(name)
         if record is None:
@@ -406,6 +446,7 @@ class Connections:
         if after.state is State.LIVE and after.boot not in self._leases:
             # Its lease could not be written in time: it counts from what is known of the time.
             self._leases[after.boot] = EdgeRecord(core=after.core, edge=after.edge, at=self._heard_ms)
+            self._heard[after.boot] = now
         if before is None and len(self._table) > self._limits.connections:
             self._counters["sessions.forgotten_early"] += 1
             self._table.popitem(last=False)

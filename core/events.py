@@ -150,6 +150,14 @@ class Watching:
 
 
 @dataclass(frozen=True, slots=True)
+class Congested:
+    """Much is queued on the bulk lane of this link (`on`), or it has room again. Meanwhile nothing of the past is read for it."""
+
+    link: int
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has reached `next_deadline()`, or a turn ended with admissions still queued."""
 
@@ -171,5 +179,6 @@ Event = (
     | Looked
     | Gap
     | Watching
+    | Congested
     | Tick
 )

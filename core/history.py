@@ -1,10 +1,12 @@
-"""Reads of the past: history, rewind and single messages, all from the index, none of them from Kafka.
+"""Reads of the past: history, rewind and single messages, all from the index, none of them from Kafka; and of a presence set, where it has
+to include all that was acknowledged.
 
     ASKED ──end of the partition──▶ BEHIND ──the tail has passed it──▶ READY ──turns──▶ Page or Refused
 
 The end is asked for so that a read on any core sees all that any core has acknowledged before it. Then each link's reads have turns of
-`read_turn_records`, so that nothing else waits long behind a channel with much to skip, and pages leave no faster than
-`read_bytes_per_s`. A page that has looked at `read_records` or holds `read_bytes` ends there, with a cursor to go on from.
+`read_turn_records`, so that nothing else waits long behind a channel with much to skip. Pages leave no faster than `read_bytes_per_s`, and
+not at all towards a link that does not take what was sent before. A page that has looked at `read_records`, or holds `read_bytes`, ends
+there, with a cursor to go on from.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from core.effects import Effect, LinkSend
 from core.fold import SKEW_MS
 from core.index import Index, Slice
 from core.log import LogRecord
-from relay.link.calls import History, Item, OneMessage, Past, Read, Rewind, encode_past
+from relay.link.calls import History, Item, Members, OneMessage, Past, Read, Rewind, encode_past
 from relay.link.frames import Lane, Page, Refused
 from relay.model.errors import ErrorInfo, RelayError
 from relay.model.limits import CoreLimits
@@ -31,7 +33,7 @@ _NO_ANSWER = ErrorInfo.of(50003, "Kafka did not answer; try again", 503)
 
 
 class _Message(msgspec.Struct):
-    """A message, counted and not looked into."""
+    """A message or a change of presence, counted and not looked into."""
 
 
 class _Outline(msgspec.Struct):
@@ -39,6 +41,7 @@ class _Outline(msgspec.Struct):
 
     timestamp: int
     messages: list[_Message] = []
+    presence: list[_Message] = []
 
 
 _outline = msgspec.msgpack.Decoder(_Outline).decode
@@ -49,12 +52,31 @@ class Tails(Protocol):
 
     def tail_position(self, partition: int) -> int: ...
 
+    def congested(self, link: int) -> bool: ...
+
+    def member_page(self, partition: int, key: bytes, call: Members) -> bytes: ...
+
 
 class _Reading:
     """One read. `at` is where looking goes on: every offset below it (backwards) or above it (forwards)."""
 
     __slots__ = (
-        *("ask", "at", "backwards", "call", "cursor", "deadline", "end", "end_ms", "from_index", "from_offset", "horizon", "items", "key"),
+        *(
+            "ask",
+            "at",
+            "backwards",
+            "call",
+            "cursor",
+            "deadline",
+            "end",
+            "end_ms",
+            "from_index",
+            "from_offset",
+            "horizon",
+            "items",
+            "key",
+            "kind",
+        ),
         *("left", "link", "looked", "more", "partition", "req", "serial", "size", "start_ms", "started", "stream", "upper"),
     )
 
@@ -84,6 +106,7 @@ class _Reading:
         self.backwards = True
         self.from_offset, self.from_index = -1, -1
         """Where an earlier page ended."""
+        self.kind = Kind.PRESENCE if isinstance(call, History) and call.presence else Kind.MESSAGE
         match call:
             case History():
                 self.backwards, self.left, self.start_ms, self.end_ms = call.backwards, call.limit, call.start, call.end
@@ -95,7 +118,7 @@ class _Reading:
                 self.backwards, self.left = False, 1
                 self.from_offset, index = self._message(call.serial, 40400, "not found: no such message")
                 self.from_index = index - 1
-            case Rewind():
+            case Rewind() | Members():
                 self.left = call.limit
         if self.left < 1:
             raise RelayError(40003, "invalid limit")
@@ -152,7 +175,7 @@ class _Reading:
                 return False
         elif record.offset >= self.upper or (isinstance(self.call, OneMessage) and record.offset > self.from_offset):
             return False
-        if record.kind != Kind.MESSAGE:
+        if record.kind != self.kind:
             return True
         try:
             outline = _outline(record.value)
@@ -161,7 +184,7 @@ class _Reading:
         at = outline.timestamp
         if (self.start_ms is not None and at < self.start_ms) or (self.end_ms is not None and at > self.end_ms):
             return True
-        low, high = 0, len(outline.messages)
+        low, high = 0, len(outline.presence if self.kind is Kind.PRESENCE else outline.messages)
         if record.offset == self.from_offset:
             if self.backwards:
                 high = min(high, self.from_index)
@@ -268,8 +291,8 @@ class Reads:
     def next_at(self, now: float) -> float:
         """When a turn has something to do."""
         at = float("inf")
-        for link in self._links.values():
-            if link.queue:
+        for number, link in self._links.items():
+            if link.queue and not self._tails.congested(number):
                 if link.allowance > 0:
                     return now
                 at = min(at, link.at - link.allowance / self._limits.read_bytes_per_s)
@@ -278,8 +301,8 @@ class Reads:
     def turn(self, now: float, now_ms: int) -> Iterator[Effect]:
         """One turn of the loop: every link gets its share."""
         most = float(self._limits.read_bytes_per_s)
-        for link in self._links.values():
-            if not link.queue:
+        for number, link in self._links.items():
+            if not link.queue or self._tails.congested(number):
                 continue
             link.allowance = min(most, link.allowance + (now - link.at) * most)
             link.at = now
@@ -300,6 +323,8 @@ class Reads:
     def _step(self, reading: _Reading, records: int, now_ms: int) -> Page | Refused | None:
         """Look at some more records. None: not done yet."""
         limits = self._limits
+        if isinstance(reading.call, Members):
+            return self._members(reading, reading.call)
         if not reading.started:
             try:
                 reading.begin(self._tails.tail_position(reading.partition), now_ms, limits.history_s * 1000)
@@ -323,6 +348,15 @@ class Reads:
             reading.cursor = (reading.at, 0 if reading.backwards else 999)
             return reading.page()
         return None
+
+    def _members(self, reading: _Reading, call: Members) -> Page | Refused:
+        """The tail has read what was acknowledged: the set as it is by now."""
+        try:
+            body = self._tails.member_page(reading.partition, reading.key, call)
+        except RelayError as error:
+            return Refused(reading.req, error.info)
+        reading.looked, reading.size = min(call.limit, self._limits.members_page), len(body)
+        return Page(reading.req, 200, body)
 
     def _read(self, reading: _Reading, records: int) -> Slice | None:
         index, stream, partition = self._index, reading.stream, reading.partition

@@ -16,14 +16,16 @@ until what was written before has been read (the barrier), then until the record
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
 
 from core import sandbox
+from core.absence import Absence, Wait
 from core.admission import Admission, UnknownCredential, Verified, check_status
+from core.attendance import FIXTURE, FOLDED, Attendance
 from core.channel import Channels, OpenChannel
 from core.connections import BAD_KEY, TRIES, Claim, ConnectionRecord, Connections
 from core.connections import State as ConnectionState
@@ -32,6 +34,7 @@ from core.events import (
     SESSIONS_END,
     ConfigRead,
     ConfigWritten,
+    Congested,
     EdgeFrame,
     EdgeLost,
     EdgeUp,
@@ -56,10 +59,24 @@ from core.lifecycle import Lifecycle
 from core.log import LogRecord
 from core.occupancy import PREFIX as COUNTS_PREFIX
 from core.occupancy import Occupancies
+from core.recency import Recency
 from core.registry import Registry, Streams
 from core.replay import EXPIRED, OTHER_SITE, Replays
 from core.roster import Denied, Roster, Session
-from relay.link.calls import READS, STATUS, CreateApp, DeleteApp, Read, RequestToken, Rewind, Status, UnknownCall, decode
+from relay.link.calls import (
+    READS,
+    STATUS,
+    CreateApp,
+    DeleteApp,
+    Members,
+    Read,
+    RequestToken,
+    Rewind,
+    Status,
+    UnknownCall,
+    decode,
+    encode_members,
+)
 from relay.link.codec import encode_frame
 from relay.link.frames import (
     Admit,
@@ -98,7 +115,8 @@ from relay.model.grants import Grant, seal_grant
 from relay.model.identity import identify, on_behalf
 from relay.model.keyring import Keyring
 from relay.model.limits import CoreLimits
-from relay.model.message import Kind, RecordBody
+from relay.model.message import Kind, PresenceAction, RecordBody
+from relay.model.presence import settle_presence
 from relay.model.publish import is_ephemeral, recheck
 from relay.model.serials import Serial
 
@@ -121,6 +139,7 @@ _BUSY = ErrorInfo.of(50004, "The service is busy; try again")
 _STARTING = ErrorInfo.of(50320, "The core is not ready; try another")
 _OVERFULL = ErrorInfo.of(50003, "The publish could not be taken in; nothing was published")
 _NO_READER = ErrorInfo.of(40160, "No session of this link may read the channel")
+_REPLAYS_FULL = ErrorInfo.of(42912, "Too many channels of the app are catching up; try again")
 _NOT_RESUMED = ErrorInfo.of(50003, "The connection could not be resumed in time; try again")
 _ON_BEHALF = "Malformed message; invalid connectionId"
 
@@ -132,9 +151,9 @@ _encode_json = msgspec.json.Encoder().encode
 class _Partition:
     """How far the tail has read one partition of the log, and who waits for it to read further."""
 
-    __slots__ = ("ahead", "floor", "looked", "position", "sound_after_ms", "verdicts")
+    __slots__ = ("ahead", "floor", "looked", "position", "recency", "sound_after_ms", "verdicts")
 
-    def __init__(self) -> None:
+    def __init__(self, recent: int) -> None:
         self.position = 0
         """The next offset to be read."""
         self.looked = False
@@ -146,6 +165,8 @@ class _Partition:
         """Durable publishes whose record has not been read yet, by offset."""
         self.ahead: dict[int, _Ahead] = {}
         """Opens after a serial that the tail has not reached, by the number of their question for the end."""
+        self.recency = Recency(recent)
+        """The last record of each channel that a replay would bring: no duplicates, and nothing ephemeral."""
 
 
 class _Pending:
@@ -177,7 +198,7 @@ class _Ahead:
 
 
 class _Write:
-    """A call that is answered when its records of `tidegate.config` are written."""
+    """A call that is answered when its records, of `tidegate.config` or of the log, are written."""
 
     __slots__ = ("failed", "left", "link", "page")
 
@@ -233,7 +254,8 @@ class CoreNode:
         self._streams = streams
         self._stream = streams.all[0]
         low, high = self._stream.serves
-        self._partitions = {number: _Partition() for number in range(low, high + 1)}
+        recent = max(1, limits.recent_channels // (high + 1 - low))
+        self._partitions = {number: _Partition(recent) for number in range(low, high + 1)}
         self._index = index
         self._fold = Fold(limits.fold_ids, random(16))
         self._connections = Connections(
@@ -247,6 +269,7 @@ class CoreNode:
         )
         self._roster = Roster(keyring, limits, self.counters, self._connections.floor)
         self._channels = Channels()
+        self._congested: set[int] = set()
         self._occupancy = Occupancies(
             name,
             limits,
@@ -264,6 +287,8 @@ class CoreNode:
         """Log keys of channels that operators watch."""
         self._replays = Replays(index, limits, self)
         self._reads = Reads(index, limits, self)
+        self._attendance = Attendance(self._partitions, limits, self)
+        self._absence = Absence(self._attendance, self._connections, limits, self.counters, self, emit=self._emit, number=self._number)
         self._admission = Admission(registry, keyring, limits, random(32), insecure_basic=dev)
         self._out: list[Effect] = []
         self._now = 0.0
@@ -322,7 +347,7 @@ class CoreNode:
             case ConfigRead():
                 self._config(event)
             case ConfigWritten():
-                self._config_written(event)
+                self._written(event.ticket, event.ok)
             case SessionRead():
                 self._session_read(event)
             case SessionWritten():
@@ -331,21 +356,27 @@ class CoreNode:
                 self._looked(event)
             case Gap():
                 self._gap(event)
+            case Congested():
+                (self._congested.add if event.on and event.link in self._roster.links else self._congested.discard)(event.link)
+            case StateRead():
+                self._attendance.restore(event, now)
+                self._lifecycle.restore(event.partition, event.records, event.checkpoint)
+                self._check_ready()
             case Owned():
                 self._owned(event)
-            case StateRead():
-                self._lifecycle.restore(event.partition, event.records, event.checkpoint)
             case Watching():
                 self._watching(event)
         return out
 
     def next_deadline(self) -> float | None:
         """When to send `Tick`. In the past while there is work for the next turn of the loop."""
-        if self._admits or self._replays:
+        if self._admits or self._absence.has_due:
             return self._now
         at = min(self._sweep_at, self._occupancy.next_at())
         if self._unknown and self._asking is None:
-            return min(at, self._asked_at + self._limits.config_barrier_interval_s)
+            at = min(at, self._asked_at + self._limits.config_barrier_interval_s)
+        if self._replays:
+            at = min(at, self._replays.next_at(self._now))
         return min(at, self._reads.next_at(self._now)) if self._reads else at
 
     def status(self) -> dict[str, Any]:
@@ -387,6 +418,10 @@ class CoreNode:
             "foldIds": self._fold.ids,
             "foldForgottenEarly": self._fold.forgotten_early,
             "indexErrors": self._index.errors,
+            "channelsWithMembers": self._attendance.channels,
+            "presenceMembers": self._attendance.members,
+            "gracesRunning": self._attendance.gone,
+            "partitionsOwned": len(self._absence.owned),
         }
 
     # --- what replays ask (core.replay.Head) -------------------------------------------------------------------------------------------
@@ -395,14 +430,26 @@ class CoreNode:
         """Everything that this core has read of the channel's partition lies at or before this."""
         return self._serial(channel.partition, self._partitions[channel.partition].position - 1)
 
+    def members(self, channel: OpenChannel) -> int:
+        """How many are present at that serial."""
+        return self._attendance.count(channel.partition, channel.key)
+
     def go_live(self, channel: OpenChannel) -> None:
         self._channels.go_live(channel)
 
-    # --- what reads ask (core.history.Tails) -------------------------------------------------------------------------------------------
+    def congested(self, link: int) -> bool:
+        """Whether what is queued for the link has to leave first."""
+        return link in self._congested
+
+    # --- what reads and presence ask (core.history.Tails, core.attendance.Tails) -------------------------------------------------------
 
     def tail_position(self, partition: int) -> int:
         """The next offset that the tail will read."""
         return self._partitions[partition].position
+
+    def member_page(self, partition: int, key: bytes, call: Members) -> bytes:
+        """Raises: RelayError 40003."""
+        return encode_members(self._attendance.page(partition, key, call, self._serial(partition, self.tail_position(partition) - 1)))
 
     # --- edges -------------------------------------------------------------------------------------------------------------------------
 
@@ -412,12 +459,14 @@ class CoreNode:
         self._roster.link_up(event.link, event.identity, event.site, event.node, event.boot)
         self._channels.link_up(event.link)
         self._connections.edge_up(event.link, event.identity, event.boot, self._now_ms)
+        self._absence.edge_up(event.boot, self._now_ms)
         self._load[event.link] = [0, 0]
 
     def _edge_lost(self, link: int) -> None:
         """Its appends stay on their way; nobody waits for their answers any more. Its connections live on as long as its lease."""
         self._connections.edge_lost(link)
         self._roster.link_lost(link)
+        self._congested.discard(link)
         self._replays.link_lost(link)
         self._reads.link_lost(link)
         self._occupancy.link_lost(link)
@@ -600,7 +649,8 @@ class CoreNode:
             if claimed_id(former) is not None:
                 edge = self._roster.links[link]
                 names = {"edge": edge.identity, "boot": edge.boot, "app": verified.app.id, "key_name": verified.key.name}
-                self._connections.ask(Claim(former, client_id=client_id, job=(link, frame, verified), **names))
+                job = (link, frame, verified)
+                self._connections.ask(Claim(former, client_id=client_id, job=job, remain_present_ms=frame.remain_present_ms, **names))
                 return
             error = BAD_KEY
         self._admit_new(link, frame, verified, client_id, error)
@@ -609,7 +659,7 @@ class CoreNode:
         session_id = new_connection_id(self._random(CONNECTION_ID_BYTES))
         grant = self._make_grant(link, session_id, frame.realtime, verified, client_id, 0)
         if frame.realtime:
-            self._connections.connected(session_id, grant)
+            self._connections.connected(session_id, grant, frame.remain_present_ms)
         self._grant(link, frame.req, grant, self._connection_key(grant), error)
 
     def _connection_key(self, grant: Grant) -> str:
@@ -654,32 +704,43 @@ class CoreNode:
         if self._occupancy.settled(event.ticket, event.ok, self._now):
             return
         claim = self._connections.settled(event.ticket, event.ok)
-        if claim is None:
-            return
+        if claim is not None:
+            self._claimed(claim, event.ok, present=False)
+
+    def _claimed(self, claim: Claim, ok: bool, *, present: bool) -> None:
+        """Its record was written, or failed to be. `present`: and so was what its members had to be told of."""
         link, frame, verified = claim.job
         here = link in self._roster.links
-        if event.ok and not self._connections.has(claim):
+        if ok and not self._connections.has(claim):
             if here:
                 self._resume(claim)
-        elif not (event.ok and here):
+        elif not (ok and here):
             self._connections.drop(claim, self._now_ms)
             if here:
                 self._refuse(link, frame.req, _NOT_RESUMED, Lane.BULK)
         else:
             record = claim.record
             assert record is not None, "it has been written"
+            if not present and self._absence.bring_back(claim.connection, record.incarnation, record.boot, claim, self._now, self._now_ms):
+                return
             self.counters["resume.resumed"] += 1
             grant = self._make_grant(link, claim.connection, True, verified, claim.client_id, record.incarnation)
             self._grant(link, frame.req, grant, self._connection_key(grant))
+
+    def _waited(self, wait: Wait | None) -> None:
+        if wait is not None:
+            self._claimed(wait.job, not wait.failed, present=True)
 
     def _session_read(self, event: SessionRead) -> None:
         kind, _, counted = event.key.partition(":")
         if kind == COUNTS_PREFIX:
             self._occupancy.read(counted, event.value, self._now)
             return
-        change = self._connections.read(event.key, event.value)
+        change = self._connections.read(event.key, event.value, self._now)
         if change is None:
             return
+        if change.before is not None:
+            self._absence.suspect(change.connection, self._now)
         after = change.after
         if after is None:
             self._contradict(change.connection, change.before)
@@ -766,10 +827,10 @@ class CoreNode:
         if session is not None:
             self._lose_witness(session)
             incarnation = session.grant.incarnation
-        if incarnation is not None:
-            self._connections.departed(
-                edge.identity, edge.boot, frame.session, incarnation, closed=frame.closed, now=self._now, now_ms=self._now_ms
-            )
+        if incarnation is not None and self._connections.departed(
+            edge.identity, edge.boot, frame.session, incarnation, closed=frame.closed, now=self._now, now_ms=self._now_ms
+        ):
+            self._absence.departed(frame.session, incarnation, closed=frame.closed, now_ms=self._now_ms)
 
     # --- unknown apps and keys: has another core just made them? -------------------------------------------------------------------------
 
@@ -829,29 +890,45 @@ class CoreNode:
                 if sandbox.count(self._registry) >= self._limits.sandbox_apps:
                     raise RelayError(42910, "Too many sandbox apps")
                 records, answer = sandbox.create_app(bytes(call.body), self._keyring, self._random, self._now_ms)
-                self._write(link, records, Page(frame.req, 201, _encode_json(answer)))
+                fixtures = self._fixtures(answer["appId"], bytes(call.body))
+                self._write(link, records, Page(frame.req, 201, _encode_json(answer)), fixtures)
             case DeleteApp():
                 verified = self._admission.verify(call.basic, basic=True, realtime=False, tls=True, now_ms=self._now_ms)
                 app = sandbox.sandbox_app(self._registry, call.app)
                 if verified.app.id != app.id:
                     raise RelayError(40101, "The key belongs to another app")
+                self._absence.end_fixtures(app.id, self._now_ms)
                 self._write(link, sandbox.delete_app(app), Page(frame.req, 204, b""))
             case _:
                 raise RelayError(40400, "No such call")
 
-    def _write(self, link: int, records: sandbox.Records, page: Page) -> None:
-        write = _Write(link, len(records), page)
+    def _fixtures(self, app: str, body: bytes) -> list[tuple[int, bytes, RecordBody]]:
+        """Raises: RelayError."""
+        connection = new_connection_id(self._random(CONNECTION_ID_BYTES))
+        found = []
+        for name, items in sandbox.fixtures(body, connection):
+            key, partition = self._place(app, name)
+            record = RecordBody(id=f"{connection}:0", timestamp=self._now_ms, connection_id=connection, presence=items, edge=FIXTURE)
+            found.append((partition, key, record))
+        return found
+
+    def _write(self, link: int, records: sandbox.Records, page: Page, appends: Sequence[tuple[int, bytes, RecordBody]] = ()) -> None:
+        write = _Write(link, len(records) + len(appends), page)
+        for partition, place, body in appends:
+            ticket = self._number()
+            self._writes[ticket] = write
+            self._out.append(Produce(ticket, partition, place, _encode_body(body), Kind.PRESENCE, f"p:{body.id}"))
         for key, value in records:
             ticket = self._number()
             self._writes[ticket] = write
             self._out.append(WriteConfig(ticket, key, value))
 
-    def _config_written(self, event: ConfigWritten) -> None:
-        write = self._writes.pop(event.ticket, None)
+    def _written(self, ticket: int, ok: bool) -> None:
+        write = self._writes.pop(ticket, None)
         if write is None:
             return
         write.left -= 1
-        write.failed = write.failed or not event.ok
+        write.failed = write.failed or not ok
         if write.left or write.link not in self._roster.links:
             return
         if write.failed:
@@ -928,17 +1005,33 @@ class CoreNode:
 
     def _opened(self, channel: OpenChannel, error: ErrorInfo | None) -> None:
         self._channels.go_live(channel)
-        self._send(channel.link, Opened(channel.ref, self.head_serial(channel), error))
+        self._send(channel.link, Opened(channel.ref, self.head_serial(channel), error, self.members(channel)))
 
     def _replay(self, channel: OpenChannel, after: int) -> None:
+        """`after` is a position that this core has read past. What it can tell without a read, it tells without a read."""
         partition = self._partitions[channel.partition]
-        floor = partition.floor if partition.floor is not None else partition.position
-        self._replays.start(channel, max(after, floor - 1), EXPIRED if after + 1 < floor else None)
+        if partition.recency.quiet_since(channel.key, after):
+            self._opened(channel, None)
+            return
+        covers = self._index.covers_from(channel.stream.id, channel.partition)
+        floor = max(partition.position if each is None else each for each in (partition.floor, covers))
+        error = EXPIRED if after + 1 < floor else None
+        if error is not None and partition.recency.quiet_since(channel.key, floor - 1):
+            self.counters["open.expired"] += 1
+            self._opened(channel, error)
+        elif not self._replays.start(channel, max(after, floor - 1), error, self._now):
+            self.counters["open.replays_full"] += 1
+            self._channels.shut(channel.link, channel.ref)
+            self._forget(channel)
+            self._refuse(channel.link, channel.ref, _REPLAYS_FULL, Lane.LIVE)
 
     def _read(self, link: int, frame: Fetch) -> None:
         """A read of the past begins with the question how much of it there is."""
         try:
             call, key, partition = self._checked_read(link, frame)
+            if isinstance(call, Members) and not call.fresh:
+                self._send(link, Page(frame.req, 200, self.member_page(partition, key, call)))
+                return
             ask = self._number()
             self._reads.start(ask, link, frame.req, call, self._stream.id, partition, key, self._now)
         except RelayError as error:
@@ -956,8 +1049,10 @@ class CoreNode:
         assert isinstance(call, Read), "its name is that of a read"
         name = parse_channel(call.channel)
         if name.qualifier is not None:
-            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no history")
-        operation = Operation.SUBSCRIBE if isinstance(call, Rewind) else Operation.HISTORY
+            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no history and no members")
+        operation = Operation.SUBSCRIBE if isinstance(call, Rewind | Members) else Operation.HISTORY
+        if isinstance(call, Members) and session.capability.permits(Operation.PRESENCE, name.name):
+            operation = Operation.PRESENCE  # who may enter may see who is there
         if not session.capability.permits(operation, name.name):
             raise Denied("capability", 40160, f"operation not permitted with provided capability: {operation}")
         return (call, *self._place(session.grant.app, name))
@@ -1052,10 +1147,14 @@ class CoreNode:
         self._pending[ticket] = _Pending(ticket, link, frame, session, key, partition, fresh, len(value))
         load[0] += 1
         load[1] += len(value)
-        self._out.append(Produce(ticket, partition, key, value, Kind.MESSAGE, frame.id))
+        if frame.presence:
+            self._attendance.sent(ticket, partition, key, session.grant.session, frame.presence)
+        self._out.append(Produce(ticket, partition, key, value, Kind.PRESENCE if frame.presence else Kind.MESSAGE, frame.id))
 
     def _checked_append(self, session: Session, frame: Append) -> tuple[bytes, int, bytes]:
         """(log key, partition, record value) of a publish that may be. Raises: RelayError."""
+        if frame.presence:
+            return self._checked_presence(session, frame)
         name = parse_channel(frame.channel)
         operations = session.capability.operations_on(name.name)
         if Operation.PUBLISH not in operations:
@@ -1076,6 +1175,42 @@ class CoreNode:
             connection_id=connection_id,
             messages=frame.messages,
             ephemeral=frame.ephemeral or is_ephemeral(frame.messages),
+        )
+        return key, partition, _encode_body(body)
+
+    def _checked_presence(self, session: Session, frame: Append) -> tuple[bytes, int, bytes]:
+        """The same for a change of presence. Under a server-made id it can only be leaves, for members whose connection lost its hold on
+        the channel: no matter what its capability is by now. Raises: RelayError."""
+        grant = session.grant
+        name = parse_channel(frame.channel)
+        if not grant.realtime or frame.connection_key is not None:
+            raise Denied("presence_rest", 40160, "operation not permitted: members enter over a realtime connection only")
+        if frame.messages:
+            raise RelayError(40000, "Malformed publish; messages or presence, not both")
+        if name.qualifier is not None:
+            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no members")
+        leaving = all(item.action == PresenceAction.LEAVE for item in frame.presence)
+        server_made = frame.id.startswith("s:")
+        if not (server_made and leaving) and not session.capability.permits(Operation.PRESENCE, name.name):
+            raise Denied("capability", 40160, "operation not permitted with provided capability: presence")
+        key, partition = self._place(grant.app, name)
+        settle_presence(frame.presence, client_id=grant.client_id, connection_id=grant.session, max_bytes=self._limits.max_message_bytes)
+        self._check_id(frame.id, session, None)
+        if server_made and (not leaving or frame.id[2:].startswith(grant.session)):
+            raise Denied("bad_id", 40031, "Invalid publish id")
+        if frame.fresh or self._fold.first(partition, key, frame.id) is None:  # what is in already is not refused for what came after
+            app = self._registry.app(grant.app)
+            most = None if app is None else app.presence_members
+            self._attendance.check_room(partition, key, grant.session, frame.presence, most or self._limits.presence_members)
+        body = RecordBody(
+            id=frame.id[2:],
+            timestamp=self._attendance.no_earlier(partition, key, grant.session, frame.presence, self._now_ms)
+            if server_made
+            else self._now_ms,
+            connection_id=grant.session,
+            presence=frame.presence,
+            incarnation=grant.incarnation,
+            edge=grant.boot,
         )
         return key, partition, _encode_body(body)
 
@@ -1111,8 +1246,11 @@ class CoreNode:
         raise Denied("bad_id", 40031, "Invalid publish id")
 
     def _reported(self, event: Reported) -> None:
+        self._attendance.reported(event.ticket, event.offset)
         pending = self._pending.get(event.ticket)
         if pending is None:
+            self._waited(self._absence.reported(event.ticket, event.offset))
+            self._written(event.ticket, event.offset is not None)
             return
         if event.offset is None:
             self._stall(pending.session)
@@ -1130,8 +1268,12 @@ class CoreNode:
             partition.verdicts[event.offset] = pending
 
     def _overfull(self, event: Overfull) -> None:
+        self._attendance.reported(event.ticket, None)
         pending = self._pending.get(event.ticket)
-        if pending is not None:
+        if pending is None:
+            self._waited(self._absence.reported(event.ticket, None))
+            self._written(event.ticket, False)
+        else:
             self.counters["append.overfull"] += 1
             if self._settle(pending):
                 self._not_taken(pending.link, pending.req, pending.session, pending.fresh)
@@ -1196,19 +1338,29 @@ class CoreNode:
             if first is not None:
                 self.duplicates += 1
                 continue
-            if self._watched and record.key in self._watched:
-                out.append(ShowRecord(record))
             if record.kind == Kind.LIFECYCLE:
                 self._lifecycle.read(record, self._now, self._now_ms)
+                if record.key in self._watched:
+                    out.append(ShowRecord(record))
                 continue
-            if partition.looked and record.kind <= Kind.PRESENCE:
+            if record.kind in FOLDED:
+                shown = self._attendance.read(record, self._now)
+                self._occupancy.touched(record.key, self._now)
+                if shown is None:
+                    continue
+                record = shown  # noqa: PLW2901 - from here on it is what everybody is shown
+            if partition.looked:
                 self._lifecycle.published(number, record.key, self._now, self._now_ms)
+            if self._watched and record.key in self._watched:
+                out.append(ShowRecord(record))
             holders = holders_of(record.key)
             if holders is not None:
                 for channel in holders:
                     out.append(LinkSend(channel.link, Record(channel.ref, offset, record.kind, record.value), Lane.LIVE))
-            if partition.floor is not None and not _is_ephemeral(record.value):
-                accepted.append(record)
+            if not _is_ephemeral(record.value):
+                partition.recency.saw(record.key, offset)
+                if partition.floor is not None:
+                    accepted.append(record)
         self.records += len(records)
         if accepted:
             self._index.put(accepted)
@@ -1235,6 +1387,7 @@ class CoreNode:
             return
         partition.looked = True
         partition.position = max(partition.position, event.position)
+        partition.recency.complete_from(event.start)
         if partition.floor is None:
             self._set_floor(partition, event.partition, 0 if event.start == 0 and event.position == 0 else partition.position)
         self._check_ready()
@@ -1251,6 +1404,8 @@ class CoreNode:
                 self._close(link, "the log was made anew")
             return
         partition.position = max(partition.position, event.resumed)
+        partition.recency.gap(event.resumed)
+        self._index.lost(event.stream, event.partition, event.resumed)
         if partition.floor is not None:
             partition.floor = max(partition.floor, event.resumed)
         for link in self._roster.links:
@@ -1258,7 +1413,8 @@ class CoreNode:
                 self._lose(channel, EXPIRED)
 
     def _check_ready(self) -> None:
-        if not self._was_ready and self._config_read and all(partition.looked for partition in self._partitions.values()):
+        looked = all(partition.looked for partition in self._partitions.values())
+        if not self._was_ready and self._config_read and looked and self._attendance.restored:
             self._was_ready = True
             self._release_held()
 
@@ -1284,15 +1440,24 @@ class CoreNode:
 
     def _members(self, key: bytes) -> int:
         """How many members the channel's presence set has."""
-        return 0
+        partition = partition_of(key, self._stream.partitions)
+        return self._attendance.count(partition, key) if partition in self._partitions else 0
 
     def _counts(self, link: int, frame: Counts) -> None:
-        """An edge is believed about channels of apps that it has, or had, clients of."""
-        edge = self._roster.links[link]
-        if frame.app in edge.apps or self._occupancy.knows(edge.boot, frame):
-            self._occupancy.reported(edge.boot, frame, self._now)
+        """An edge is believed about channels that a client of its could attach to."""
+        boot = self._roster.links[link].boot
+        if self._occupancy.knows(boot, frame) or self._may_attach(link, frame):
+            self._occupancy.reported(boot, frame, self._now)
         else:
-            self.counters["occupancy.wrong_app"] += 1
+            self.counters["occupancy.no_witness"] += 1
+
+    def _may_attach(self, link: int, frame: Counts) -> bool:
+        try:
+            session = self._roster.get(link, frame.session, self._now_ms)
+            name = parse_channel(frame.channel)
+        except RelayError:
+            return False
+        return session.grant.app == frame.app and bool(session.capability.operations_on(name.name))
 
     def _watch(self, link: int, frame: Watch) -> None:
         channel = self._channels.get(link, frame.ref)
@@ -1355,8 +1520,9 @@ class CoreNode:
         self._out.append(Produce(self._number(), partition, key, value, Kind.LIFECYCLE, publish_id))
 
     def _owned(self, event: Owned) -> None:
+        self._absence.owned = event.partitions & self._partitions.keys()
         occupied = ((partition_of(key, self._stream.partitions), key) for key in self._occupancy.occupied())
-        self._lifecycle.own(event.partitions, occupied, self._now, self._now_ms)
+        self._lifecycle.own(frozenset(self._absence.owned), occupied, self._now, self._now_ms)
 
     def _watching(self, event: Watching) -> None:
         (self._watched.add if event.on else self._watched.discard)(event.key)
@@ -1368,9 +1534,10 @@ class CoreNode:
         if self._admits:
             self._admission_turn()
         if self._replays:
-            self._out.extend(self._replays.turn())
+            self._out.extend(self._replays.turn(self._now))
         if self._reads:
             self._out.extend(self._reads.turn(self._now, self._now_ms))
+        self._absence.turn(self._now, self._now_ms)
         if self._unknown and self._asking is None:
             self._ask_config_now()
         self._occupancy.turn(self._now)
@@ -1399,6 +1566,10 @@ class CoreNode:
         self._connections.sweep(self._now, self._now_ms)
         self._occupancy.sweep(self._now)
         self._lifecycle.sweep(self._now, self._now_ms)
+        self._attendance.sweep()
+        if self.ready:
+            for wait in self._absence.sweep(self._now, self._now_ms):
+                self._claimed(wait.job, False, present=True)
         late = self._now - self._limits.verdict_wait_s
         for partition in self._partitions.values():
             for offset in [offset for offset, pending in partition.verdicts.items() if pending.at <= late]:

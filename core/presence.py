@@ -157,7 +157,7 @@ class PartitionPresence:
             case Kind.GONE if body.connection_id is not None:
                 self._gone(record, body, now)
             case Kind.BACK if body.connection_id is not None:
-                self._back(record.key, body)
+                self._back(record.key, body, now)
             case Kind.EDGE_GONE:
                 self._edge_gone(record, body.edge, now)
             case Kind.EDGE_BACK:
@@ -176,7 +176,7 @@ class PartitionPresence:
             if gone != body.cause and not (self._lenient and gone is None):
                 return []
         elif holder is not None and body.incarnation > holder.incarnation:
-            self._move(holder, body.incarnation, body.edge)
+            self._move(holder, body.incarnation, body.edge, now)
         changes: list[Change] = []
         for index, item in enumerate(body.presence):
             member = None if holder is None else holder.members.get(item.client_id)
@@ -219,10 +219,10 @@ class PartitionPresence:
             holder.incarnation = body.incarnation
             self._end(holder, record.offset, body.grace_ms, now)
 
-    def _back(self, key: bytes, body: RecordBody) -> None:
-        holder = self._known(key, body.connection_id or "", -1, 0.0)
+    def _back(self, key: bytes, body: RecordBody, now: float) -> None:
+        holder = self._known(key, body.connection_id or "", -1, now)
         if holder is not None and body.incarnation > holder.incarnation:
-            self._move(holder, body.incarnation, body.edge)
+            self._move(holder, body.incarnation, body.edge, now)
 
     def _known(self, key: bytes, connection: str, incarnation: int, now: float) -> Holder | None:
         channel = self.channels.get(key)
@@ -270,13 +270,17 @@ class PartitionPresence:
             self._note_holder(holder)
         return holder
 
-    def _move(self, holder: Holder, incarnation: int, edge: str) -> None:
-        """It goes on, at an edge which is known to live: a gone edge takes no connections."""
+    def _move(self, holder: Holder, incarnation: int, edge: str, now: float) -> None:
+        """It goes on, at another edge or the same one: which may be gone itself by now, or not be back yet where this stands in the log."""
         place = (holder.key, holder.connection)
         self._leave_edge(holder)
         holder.incarnation, holder.edge = incarnation, edge
         self.by_edge.setdefault(edge, {})[place] = holder
-        self._live(holder)
+        known = self.gone_edges.get(edge)
+        if known is None:
+            self._live(holder)
+        else:
+            self._end(holder, known.gone, None, now)
 
     def _live(self, holder: Holder) -> None:
         holder.gone = holder.grace_ms = None

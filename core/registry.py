@@ -36,6 +36,7 @@ class AppRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
     tls_only: bool = False
     sandbox: bool = False
     created: int = 0
+    presence_members: int | None = None
 
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -83,6 +84,8 @@ class App(msgspec.Struct, kw_only=True):
     status: str = "enabled"
     tls_only: bool = False
     sandbox: bool = False
+    presence_members: int | None = None
+    """Most members of one channel; None: what the limits say."""
     keys: dict[str, Key] = {}
     namespaces: dict[str, Namespace] = {}
 
@@ -190,6 +193,7 @@ class Registry:
             status=base.status if record is None else record.status,
             tls_only=base.tls_only if record is None else record.tls_only,
             sandbox=base.sandbox if record is None else record.sandbox,
+            presence_members=base.presence_members if record is None else record.presence_members,
             keys={**base.keys, **self._keys.get(app_id, {})},
             namespaces={**base.namespaces, **self._namespaces.get(app_id, {})},
         )

@@ -3,12 +3,13 @@
 A replay runs in two steps. *Gathering* reads forward from the serial to the head and keeps the newest part within the limits; nothing is
 sent yet, because only at the end is it known whether something had to be left out (90004). *Sending* gives each link at most
 `replay_turn_bytes` a turn, then what came in meanwhile, and ends in the same turn in which it has caught up, so that no record falls
-between the replay and the live lane.
+between the replay and the live lane. Links and apps have budgets of bytes a second besides, and a link that does not take what was sent
+gets no more of the past until it has.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Generator, Iterator
 from typing import Protocol
 
@@ -35,7 +36,11 @@ class Head(Protocol):
 
     def head_serial(self, channel: OpenChannel) -> str: ...
 
+    def members(self, channel: OpenChannel) -> int: ...
+
     def go_live(self, channel: OpenChannel) -> None: ...
+
+    def congested(self, link: int) -> bool: ...
 
 
 class Replay:
@@ -53,61 +58,147 @@ class Replay:
         self.sent = 0
 
 
+class _Budget:
+    """Bytes that may be sent: `rate` a second, of which one second's worth can be saved up. One record may overdraw it."""
+
+    __slots__ = ("at", "left", "rate")
+
+    def __init__(self, rate: int, now: float) -> None:
+        self.rate = self.left = float(rate)
+        self.at = now
+
+    def fill(self, now: float) -> float:
+        self.left = min(self.rate, self.left + (now - self.at) * self.rate)
+        self.at = now
+        return self.left
+
+    def next_at(self, worth: int) -> float:
+        """When there is something left. Once it is used up: when there are `worth` bytes again, so that a turn is worth its while."""
+        return self.at if self.left > 0 else self.at + (min(worth, self.rate) - self.left) / self.rate
+
+
+class _App:
+    """The replays of one app on one link."""
+
+    __slots__ = ("budget", "running", "waiting")
+
+    def __init__(self, rate: int, now: float) -> None:
+        self.budget = _Budget(rate, now)
+        self.running: deque[Replay] = deque()
+        self.waiting: deque[Replay] = deque()
+
+
+class _Link:
+    """The replays of one link. An app that has none stays until its budget is full again, so that coming back gains it nothing."""
+
+    __slots__ = ("apps", "budget", "running")
+
+    def __init__(self, rate: int, now: float) -> None:
+        self.budget = _Budget(rate, now)
+        self.apps: OrderedDict[str, _App] = OrderedDict()
+        """The one to be served next first."""
+        self.running = 0
+
+
 class Replays:
-    """All replays of a core. Each link has `link_replays` running at once, served in rotation; the rest wait without holding records."""
+    """All replays of a core. A link and each of its apps have so many running and so many bytes a second; the rest wait without holding
+    records. Links have turns of `replay_turn_bytes`, and so have the apps of a link, and the replays of an app."""
 
     def __init__(self, index: Index, limits: CoreLimits, head: Head) -> None:
         self._index = index
         self._limits = limits
         self._head = head
-        self._links: dict[int, tuple[deque[Replay], deque[Replay]]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._links)
+        self._links: dict[int, _Link] = {}
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(len(running) + len(waiting) for running, waiting in self._links.values())
+        return self._count
 
-    def start(self, channel: OpenChannel, after: int, error: ErrorInfo | None) -> None:
-        running, waiting = self._links.setdefault(channel.link, (deque(), deque()))
-        (running if len(running) < self._limits.link_replays else waiting).append(Replay(channel, after, error))
+    def start(self, channel: OpenChannel, after: int, error: ErrorInfo | None, now: float) -> bool:
+        """False when too many of the app are waiting already."""
+        limits = self._limits
+        link = self._links.get(channel.link)
+        if link is None:
+            link = self._links[channel.link] = _Link(limits.link_replay_bytes_per_s, now)
+        app = link.apps.get(channel.app)
+        if app is None:
+            app = link.apps[channel.app] = _App(limits.app_replay_bytes_per_s, now)
+        if len(app.waiting) >= limits.app_replays_waiting:
+            return False
+        app.waiting.append(Replay(channel, after, error))
+        self._count += 1
+        return True
 
     def link_lost(self, link: int) -> None:
-        self._links.pop(link, None)
+        gone = self._links.pop(link, None)
+        if gone is not None:
+            self._count -= sum(len(app.running) + len(app.waiting) for app in gone.apps.values())
 
     def shut(self, channel: OpenChannel) -> None:
-        for queue in self._links.get(channel.link, ()):
+        link = self._links.get(channel.link)
+        app = None if link is None else link.apps.get(channel.app)
+        if link is None or app is None:
+            return
+        for queue in (app.running, app.waiting):
             for replay in queue:
                 if replay.channel is channel:
                     queue.remove(replay)
+                    self._count -= 1
+                    link.running -= queue is app.running
                     return
 
-    def turn(self) -> Iterator[Effect]:
-        """One turn of the loop: every link gets its share."""
-        for link in list(self._links):
-            yield from self._serve(link)
+    def next_at(self, now: float) -> float:
+        """When a turn has something to do."""
+        at, worth = float("inf"), self._limits.replay_turn_bytes
+        for number, link in self._links.items():
+            if self._head.congested(number):
+                continue
+            room = link.running < self._limits.link_replays
+            for app in link.apps.values():
+                if app.running or (app.waiting and room):
+                    at = min(at, max(link.budget.next_at(worth), app.budget.next_at(worth)))
+                    if at <= now:
+                        return now
+        return at
 
-    def _serve(self, link: int) -> Iterator[Effect]:
-        running, waiting = self._links[link]
-        budget = self._limits.replay_turn_bytes
+    def turn(self, now: float) -> Iterator[Effect]:
+        """One turn of the loop: every link gets its share."""
+        for number, link in self._links.items():
+            if not self._head.congested(number):
+                yield from self._serve(link, now)
+
+    def _serve(self, link: _Link, now: float) -> Iterator[Effect]:
+        room = min(self._limits.replay_turn_bytes, link.budget.fill(now))
         pages = _GATHER_PAGES
-        for _ in range(len(running) + len(waiting)):
-            if budget <= 0 or pages <= 0 or not running:
-                break
-            replay = running.popleft()
-            while replay.gathering and pages > 0:
-                pages -= 1
-                self._gather(replay)
-            if not replay.gathering:
-                spent, done = yield from self._send(replay, budget)
-                budget -= spent
-                if done:
-                    if waiting:
-                        running.append(waiting.popleft())
-                    continue
-            running.append(replay)
-        if not running:
-            del self._links[link]
+        for name, app in list(link.apps.items()):
+            if room <= 0 or pages <= 0:
+                return
+            link.apps.move_to_end(name)
+            if app.budget.fill(now) >= app.budget.rate and not (app.running or app.waiting):
+                del link.apps[name]
+            for _ in range(len(app.running) + len(app.waiting)):
+                self._promote(link, app)
+                if room <= 0 or pages <= 0 or app.budget.left <= 0 or not app.running:
+                    break
+                replay = app.running.popleft()
+                while replay.gathering and pages > 0:
+                    pages -= 1
+                    self._gather(replay)
+                if not replay.gathering:
+                    spent, done = yield from self._send(replay, min(room, app.budget.left))
+                    room -= spent
+                    link.budget.left -= spent
+                    app.budget.left -= spent
+                    if done:
+                        link.running -= 1
+                        self._count -= 1
+                        continue
+                app.running.append(replay)
+
+    def _promote(self, link: _Link, app: _App) -> None:
+        while app.waiting and len(app.running) < self._limits.app_replays and link.running < self._limits.link_replays:
+            app.running.append(app.waiting.popleft())
+            link.running += 1
 
     def _gather(self, replay: Replay) -> None:
         """Read one page; at the head, gathering is over."""
@@ -121,7 +212,7 @@ class Replays:
             replay.error = TOO_MANY
         replay.gathering = more
 
-    def _send(self, replay: Replay, budget: int) -> Generator[Effect, None, tuple[int, bool]]:
+    def _send(self, replay: Replay, budget: float) -> Generator[Effect, None, tuple[int, bool]]:
         """Send until the budget is spent or the channel has caught up. Returns (bytes sent, whether the replay is over)."""
         channel, spent = replay.channel, 0
         while True:
@@ -140,7 +231,9 @@ class Replays:
                 break
             replay.gathered.extend(records)
         self._head.go_live(channel)
-        yield LinkSend(channel.link, Opened(channel.ref, self._head.head_serial(channel), replay.error), Lane.BULK)
+        yield LinkSend(
+            channel.link, Opened(channel.ref, self._head.head_serial(channel), replay.error, self._head.members(channel)), Lane.BULK
+        )
         return spent, True
 
     def _read(self, replay: Replay) -> tuple[list[LogRecord], bool]:

@@ -49,7 +49,7 @@ class Denied(RelayError):  # noqa: N818 - it says what happened
 class Link:
     """An edge process, as its certificate and its hello name it."""
 
-    __slots__ = ("apps", "boot", "identity", "node", "sessions", "site")
+    __slots__ = ("boot", "identity", "node", "sessions", "site")
 
     def __init__(self, identity: str, site: str, node: str, boot: str) -> None:
         self.identity = identity
@@ -57,8 +57,6 @@ class Link:
         self.node = node
         self.boot = boot
         self.sessions: dict[str, Session] = {}
-        self.apps: set[str] = set()
-        """Every app that it has, or had, a session of: nobody hears of others from it."""
 
 
 class Roster:
@@ -88,7 +86,6 @@ class Roster:
     def admit(self, link: int, grant: Grant) -> Session:
         """Take in a grant that this core has just made, or that was presented and holds."""
         sessions = self.links[link].sessions
-        self.links[link].apps.add(grant.app)
         session = sessions.get(grant.session)
         if session is None:
             session = sessions[grant.session] = Session(link, grant)

@@ -1,6 +1,6 @@
 """`POST /apps` and `DELETE /apps/{id}` for client test suites: apps that live in `tidegate.config`, so that every core knows them.
 
-Source: Ably protocol docs, 14. Never outside `dev`. Fixture channels are echoed; their members come with presence.
+Source: Ably protocol docs, 14. Never outside `dev`. Members of fixture channels are entered into the log, by a connection that never was.
 """
 
 from __future__ import annotations
@@ -13,13 +13,23 @@ import msgspec
 
 from core.registry import App, AppRecord, Key, Namespace, Registry, key_record
 from relay.model.capability import Capability
+from relay.model.channel import ChannelName, parse_channel
 from relay.model.errors import RelayError
+from relay.model.identity import WILDCARD
 from relay.model.keyring import Keyring
+from relay.model.message import PresenceAction, PresenceItem
+from relay.model.presence import presence_from_wire, settle_presence
 
 MAX_KEYS = 50
 """Keys of one sandbox app. Above it: 40000."""
 MAX_NAMESPACES = 50
 """Namespaces of one sandbox app. Above it: 40000."""
+MAX_CHANNELS = 50
+"""Fixture channels of one sandbox app. Above it: 40000."""
+MAX_MEMBERS = 20_000
+"""Most members of one channel that a sandbox app may ask for. Above it: 40000."""
+MAX_FIXTURE_BYTES = 131_072
+"""Members of one fixture channel, in bytes. Above it: 40009."""
 ACCOUNT = "sandbox"
 
 _EVERYTHING = '{"*":["*"]}'
@@ -44,8 +54,9 @@ def create_app(body: bytes, keyring: Keyring, random: Callable[[int], bytes], no
     name = asked.get("name") if isinstance(asked.get("name"), str) else f"sandbox {app_id}"
     records: Records = [key_record(keyring, key, created=now_ms) for key in keys]
     records += [(f"namespace:{app_id}:{one.id}", msgspec.json.encode(one)) for one in namespaces]
+    record = AppRecord(name=str(name), sandbox=True, created=now_ms, presence_members=_most_members(asked))
     # Last, so that whoever knows the app knows its keys.
-    records.append((f"app:{app_id}", msgspec.json.encode(AppRecord(name=str(name), sandbox=True, created=now_ms))))
+    records.append((f"app:{app_id}", msgspec.json.encode(record)))
     return records, {
         "appId": app_id,
         "id": f"{ACCOUNT}:{app_id}",
@@ -63,6 +74,20 @@ def create_app(body: bytes, keyring: Keyring, random: Callable[[int], bytes], no
         "connections": [{"name": "sole", "key": answers[0]["keyStr"]}] if answers else [],
         "channels": asked.get("channels", []),
     }
+
+
+def fixtures(body: bytes, connection_id: str) -> list[tuple[ChannelName, list[PresenceItem]]]:
+    """The members that `channels` of the app asks for, as they enter. Raises: RelayError 40000, 40010 and those of a change of presence."""
+    found = []
+    for spec in _list(_object(body), "channels", MAX_CHANNELS):
+        if not isinstance(spec, dict) or not isinstance(spec.get("presence", []), list):
+            raise RelayError(40000, "Invalid app: a channel must be an object, its presence a list")
+        members = [{**one, "action": PresenceAction.ENTER.value} if isinstance(one, dict) else one for one in spec.get("presence", [])]
+        if members:
+            items = presence_from_wire(members, json=True)
+            settle_presence(items, client_id=WILDCARD, connection_id=connection_id, max_bytes=MAX_FIXTURE_BYTES)
+            found.append((parse_channel(spec.get("name", "")), items))
+    return found
 
 
 def delete_app(app: App) -> Records:
@@ -116,6 +141,16 @@ def _key(app_id: str, number: int, spec: object, random: Callable[[int], bytes],
         "revocableTokens": key.revocable_tokens,
         "scopeId": f"app:{app_id}",
     }
+
+
+def _most_members(asked: dict[str, Any]) -> int | None:
+    """`limits.presence.maxMembers`; None if it is not there."""
+    value: Any = asked
+    for name in ("limits", "presence", "maxMembers"):
+        value = value.get(name) if isinstance(value, dict) else None
+    if value is not None and (type(value) is not int or not 1 <= value <= MAX_MEMBERS):
+        raise RelayError(40000, f"Invalid app: limits.presence.maxMembers must be 1 to {MAX_MEMBERS}")
+    return value
 
 
 def _namespace(spec: object) -> Namespace:

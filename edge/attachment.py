@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from edge.ably.channel_params import Backlog
 from edge.ably.codec import Wire
-from edge.ably.protocol import SUBSCRIBE, Action, Flag, modes_of
+from edge.ably.protocol import PRESENCE_SUBSCRIBE, SUBSCRIBE, Action, Flag, modes_of
+from edge.leaving import Entered
 from relay.model.capability import Operation
 from relay.model.channel import ChannelName
 from relay.model.errors import ErrorInfo
@@ -58,7 +59,10 @@ NEXT: dict[State, dict[Heard, State]] = {
 
 
 class Attachment:
-    __slots__ = ("after", "answers", "asked", "backlog", "channel", "connection", "echo", "granted", "params", "reads", "state", "text")
+    __slots__ = (
+        *("after", "answers", "asked", "backlog", "channel", "connection", "echo", "entered", "granted"),
+        *("params", "reads", "state", "sync_due", "sync_id", "text"),
+    )
 
     def __init__(self, connection: Connection, name: ChannelName, channel: Channel) -> None:
         self.connection = connection
@@ -79,6 +83,12 @@ class Attachment:
         """What the client wants to be told of the time before it attaches."""
         self.answers = 0
         """ATTACHs that are unanswered; each gets its own ATTACHED."""
+        self.entered: Entered | None = None
+        """The members that came through it."""
+        self.sync_due = False
+        """A SYNC is promised, and has not begun: it does when the attachment gets what comes live."""
+        self.sync_id = ""
+        """Of its latest SYNC."""
 
     # what the hub needs to know
 
@@ -109,6 +119,10 @@ class Attachment:
         """Whether messages go to it."""
         return self.granted & SUBSCRIBE != 0
 
+    @property
+    def receives_presence(self) -> bool:
+        return self.granted & PRESENCE_SUBSCRIBE != 0
+
     # what happens to it
 
     def step(self, heard: Heard) -> bool:
@@ -135,26 +149,32 @@ class Attachment:
         if not self.step(Heard.OPENED):
             return
         self.after = self.backlog = None
-        flags = self.granted | (Flag.RESUMED if resumed else 0) | (Flag.HAS_BACKLOG if backlog else 0)
-        self._tell(serial, flags, error)
+        self.sync_due = self.receives_presence and (self.sync_due or self.channel.presence.anyone)
+        granted = self.granted | (Flag.HAS_PRESENCE if self.sync_due else 0)
+        self._tell(serial, granted | (Flag.RESUMED if resumed else 0) | (Flag.HAS_BACKLOG if backlog else 0), error)
         for _ in range(self.answers - 1):
-            self._tell(serial, self.granted | Flag.RESUMED, None)
+            self._tell(serial, granted | Flag.RESUMED, None)
         self.answers = 0
 
     def asked_again(self, serial: str | None) -> None:
         """ATTACH on an attached channel: new params and modes, and no message lost (RTL16a)."""
         self.step(Heard.ATTACH_ASKED)
-        self._tell(serial, self.granted | Flag.RESUMED, None)
+        presence = self.channel.presence
+        anyone = self.receives_presence and presence.anyone
+        self._tell(serial, self.granted | Flag.RESUMED | (Flag.HAS_PRESENCE if anyone else 0), None)
+        if anyone:
+            presence.due(self)
 
     def modes_changed(self, serial: str | None) -> None:
         """Unsolicited ATTACHED with other modes, after a reauthentication."""
         if self.attached:
             self._tell(serial, self.granted | Flag.RESUMED, None)
 
-    def discontinued(self, serial: str | None, error: ErrorInfo) -> None:
-        """Unsolicited ATTACHED without RESUMED: messages were lost (RTL12)."""
+    def discontinued(self, serial: str | None, error: ErrorInfo, *, anyone: bool) -> None:
+        """Unsolicited ATTACHED without RESUMED: messages were lost (RTL12). If there may be members a SYNC follows, be it empty."""
         if self.attached:
-            self._tell(serial, self.granted, error)
+            self.sync_due = anyone and self.receives_presence
+            self._tell(serial, self.granted | (Flag.HAS_PRESENCE if self.sync_due else 0), error)
 
     def failed(self, error: ErrorInfo) -> None:
         """The core refuses. What may pass makes the client try again (DETACHED); what will not fails its channel (ERROR)."""

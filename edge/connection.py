@@ -11,26 +11,30 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge.ably.channel_params import METRICS_PARAM, attach_params, modes_asked, publish_params, rewind_asked
 from edge.ably.codec import JSON, MSGPACK, Malformed, ProtocolMessage, Wire, decode
 from edge.ably.connect import Credential, credential_of, is_dead, is_msgpack, parse_connect, parse_query
-from edge.ably.protocol import PUBLISH, Action, Flag, modes_of
+from edge.ably.protocol import PRESENCE, PUBLISH, Action, Flag, modes_of
 from edge.ably.websocket import PING
 from edge.admission import Admission
 from edge.attachment import Attachment, Heard
 from edge.desk import Desk
 from edge.events import ClientOpened
 from edge.hub import Channel, PendingAppend
+from edge.leaving import Entered, leave
 from edge.limits import InboundRate, Verdict
 from edge.links import Session
+from edge.members import Shown
+from edge.sync import Syncs
 from edge.turn import TICK, Timed
 from relay.link.frames import Admit, Admitted, Renew, Up
 from relay.model.capability import Operation
 from relay.model.channel import parse_channel
 from relay.model.errors import ErrorInfo, RelayError
-from relay.model.message import Message
+from relay.model.message import Message, PresenceItem, RecordBody
+from relay.model.presence import presence_from_wire, settle_presence
 from relay.model.publish import is_ephemeral, messages_from_wire, settle
 from relay.model.serials import message_serial
 
@@ -54,7 +58,7 @@ class State(enum.Enum):
 class Answer:
     """What one msgSerial will be answered with. Answers leave in the order of the publishes, whatever order they come in."""
 
-    __slots__ = ("append", "asked_at", "count", "done", "error", "serial", "serials")
+    __slots__ = ("append", "asked_at", "count", "done", "error", "serial", "serials", "text")
 
     def __init__(self, serial: int, asked_at: float) -> None:
         self.serial = serial
@@ -64,6 +68,19 @@ class Answer:
         self.done = False
         self.error: ErrorInfo | None = None
         self.serials: list[str] | None = None
+        self.text = ""
+        """The channel as the client spells it."""
+
+
+class Publish(NamedTuple):
+    """A MESSAGE or PRESENCE in stored form. `base` is that of the client's own ids, None if it supplied none."""
+
+    channel: str
+    size: int
+    messages: list[Message]
+    presence: list[PresenceItem]
+    base: str | None = None
+    ephemeral: bool = False
 
 
 class Connection(Timed):
@@ -73,6 +90,7 @@ class Connection(Timed):
         *("address", "admission", "answers", "attachments", "auth_asked", "client", "client_id", "desk", "early", "echo", "epoch"),
         *("expected", "heard_at", "heartbeats", "interval", "key", "msgpack", "next_beat", "opened_at", "rate", "renewal", "repeats"),
         *("session", "state", "tls", "unanswered_bytes", "unused", "version", "renew_at", "admitted_ms", "by_append", "doubt_at"),
+        *("remain_present_ms", "syncs"),
     )
 
     def __init__(self, desk: Desk, event: ClientOpened) -> None:
@@ -111,6 +129,8 @@ class Connection(Timed):
         self.auth_asked = False
         self.renew_at = 0.0
         self.admitted_ms = 0
+        self.remain_present_ms: int | None = None
+        self.syncs: Syncs | None = None
 
     @property
     def wire(self) -> Wire:
@@ -134,6 +154,7 @@ class Connection(Timed):
             self.refuse(error.info)
             return
         self.version, self.echo, self.heartbeats, self.client_id = asked.version, asked.echo, asked.heartbeats, asked.client_id
+        self.remain_present_ms = asked.remain_present_ms
         if asked.idle_interval_ms is not None:
             self.interval = asked.idle_interval_ms / 1000
         if (asked.resume or asked.recover) is not None:
@@ -150,6 +171,7 @@ class Connection(Timed):
                 resume=asked.resume,
                 recover=None if asked.resume else asked.recover,
                 address=event.address,
+                remain_present_ms=self.remain_present_ms,
             )
         )
         if self.state is State.CONNECTING:
@@ -288,7 +310,7 @@ class Connection(Timed):
         for answer in self.answers or ():
             if answer.append is not None:
                 desk.hub.abandon(answer.append)
-        self.answers = self.by_append = self.early = None
+        self.answers = self.by_append = self.early = self.syncs = None
         attachments, self.attachments = self.attachments, None
         for attachment in (attachments or {}).values():
             attachment.step(Heard.DETACH_ASKED)
@@ -334,6 +356,9 @@ class Connection(Timed):
                 turn.stats.messages_in += 1
                 turn.stats.bytes_in += len(data)
                 self._publish(message, within=verdict is Verdict.WITHIN)
+            case Action.PRESENCE:
+                turn.stats.bytes_in += len(data)
+                self._publish(message, within=verdict is Verdict.WITHIN)
             case Action.HEARTBEAT:
                 self.say(Action.HEARTBEAT, id=message.id)
             case Action.ATTACH:
@@ -350,15 +375,12 @@ class Connection(Timed):
                 # The client drops this transport on purpose, and will resume on another: the connection lives on.
                 turn.close(self.client, _NORMAL, "disconnect")
                 self._over(closed=False)
-            case Action.PRESENCE:
-                self._not_enabled(message, "presence is not enabled on this server")
             case Action.OBJECT:
                 self._not_enabled(message, "LiveObjects are not enabled on this server")
             case Action.ANNOTATION:
                 self._not_enabled(message, "annotations are not enabled on this server")
             case Action.SYNC:
-                # No channel has members: a sync that is complete at once, so that nobody waits for one.
-                self.say(Action.SYNC, channel=message.channel, channelSerial="0:", presence=[])
+                self._sync(message)
             case _:
                 return  # unknown and server-only actions are ignored (RSF1)
 
@@ -379,6 +401,7 @@ class Connection(Timed):
             self._end(Action.ERROR, ErrorInfo.of(80013, "malformed message: ATTACH without channel"))
             return
         before = (self.attachments or {}).get(text)
+        entered = before is not None and before.granted & PRESENCE
         try:
             attachment = self._permitted(text, message, before)
         except RelayError as error:
@@ -390,6 +413,8 @@ class Connection(Timed):
         if attachment is before:
             if attachment.attached:
                 channel = self._channel_of(attachment)
+                if entered and not attachment.granted & PRESENCE:
+                    self._withdraw(attachment)
                 channel.changed(attachment)
                 attachment.asked_again(channel.serial)
             else:
@@ -448,7 +473,57 @@ class Connection(Timed):
             self._forget(attachment, Heard.DETACH_ASKED)
         self.say(Action.DETACHED, channel=text)
 
+    def _sync(self, message: ProtocolMessage) -> None:
+        """The client wants to know the whole presence set again."""
+        attachment = (self.attachments or {}).get(message.channel or "")
+        if attachment is None or not attachment.attached:
+            return
+        if attachment.receives_presence:
+            attachment.channel.presence.due(attachment)
+        else:
+            self.say(Action.SYNC, channel=attachment.text, channelSerial="0:", presence=[])
+
+    def start_sync(self, attachment: Attachment) -> None:
+        """Send the whole presence set of its channel, as fast as the client takes it."""
+        if self.state is State.CONNECTED:
+            if self.syncs is None:
+                self.syncs = Syncs(self)
+            self.syncs.start(attachment)
+
+    def stop_sync(self, attachment: Attachment) -> bool:
+        """Whether one was under way."""
+        return self.syncs is not None and self.syncs.stop(attachment)
+
+    def drained(self) -> None:
+        """The client has taken everything written so far."""
+        if self.syncs is not None:
+            self.syncs.drained()
+
+    def _withdraw(self, attachment: Attachment) -> None:
+        """Its members leave: all that this connection has on the channel, unless another attachment to it is left."""
+        session = self.session
+        assert session is not None, "connected"
+        entered, attachment.entered = attachment.entered, None
+        leaving = dict.fromkeys(entered or ())
+        channel = attachment.channel
+        others = (other for other in (self.attachments or {}).values() if other is not attachment and other.granted & PRESENCE)
+        if not any(other.channel.key == channel.key for other in others):
+            leaving |= dict.fromkeys(channel.presence.members_of(session.id))
+        if leaving:
+            leave(self.desk.hub, session, channel.name, leaving, self.desk.new_id)
+
+    def channel_dropped(self, attachment: Attachment, error: ErrorInfo) -> None:
+        """Unsolicited DETACHED: the client attaches and enters again by itself (RTL13)."""
+        attachment.step(Heard.REFUSED)
+        if self.attachments is not None and self.attachments.get(attachment.text) is attachment:
+            del self.attachments[attachment.text]
+        attachment.channel.detach(attachment)
+        self.desk.turn.stats.refusals[error.code] += 1
+        self.say(Action.DETACHED, channel=attachment.text, error=error)
+
     def _forget(self, attachment: Attachment, why: Heard) -> None:
+        if self.state is State.CONNECTED:
+            self._withdraw(attachment)
         attachment.step(why)
         if self.attachments is not None and self.attachments.get(attachment.text) is attachment:
             del self.attachments[attachment.text]
@@ -456,6 +531,8 @@ class Connection(Timed):
 
     def channel_failed(self, attachment: Attachment, action: Action, error: ErrorInfo) -> None:
         """The core refused the channel; the attachment has been stepped already, and the hub has let go of it."""
+        if self.state is State.CONNECTED and action is Action.ERROR:
+            self._withdraw(attachment)
         if self.attachments is not None and self.attachments.get(attachment.text) is attachment:
             del self.attachments[attachment.text]
         if self.state is State.CONNECTED:
@@ -472,13 +549,13 @@ class Connection(Timed):
         answer, again = self._question(message)
         if answer is None:
             return
+        repeat = again or self.repeats > 0
         try:
-            name, messages, base, ephemeral = self._checked(message)
+            publish = self._presence(message, repeat=repeat) if message.action == Action.PRESENCE else self._messages(message)
         except RelayError as error:
             self._settle(answer, error=error.info)
             return
-        size = sum(64 + len(each.data or "") for each in messages)
-        repeat = again or self.repeats > 0
+        size, base = publish.size, publish.base
         self.repeats -= self.repeats > 0
         try:
             self._make_room(size, within=within)
@@ -490,28 +567,35 @@ class Connection(Timed):
             return
         session = self.session
         assert session is not None, "connected"
-        answer.count = len(messages)
+        answer.count = len(publish.messages)
+        answer.text = message.channel or ""
         self.unanswered_bytes += size
         if self.by_append is None:
             self.by_append = {}
         append = self.desk.hub.append(
             session,
-            name,
+            publish.channel,
             f"i:{base}" if base is not None else f"c:{session.id}:{answer.serial}",
-            messages,
+            publish.messages,
             self,
             size,
             # Only a first send on a connection without history can be told apart from a repetition by its id alone.
             fresh=base is None and not repeat and self.epoch == self.desk.links.losses,
-            ephemeral=ephemeral,
+            ephemeral=publish.ephemeral,
+            presence=publish.presence,
         )
         answer.append = append
         self.by_append[append.frame.req] = answer
+        attachment = (self.attachments or {}).get(answer.text) if publish.presence else None
+        if attachment is not None:
+            if attachment.entered is None:
+                attachment.entered = Entered()
+            attachment.entered.asked(publish.presence)
         if len(self.by_append) == 1:
             self._arm()
 
-    def _checked(self, message: ProtocolMessage) -> tuple[str, list[Message], str | None, bool]:
-        """The channel's name, the messages in stored form, the base of the client's own ids, ephemeral or not. Raises RelayError.
+    def _messages(self, message: ProtocolMessage) -> Publish:
+        """Raises RelayError.
 
         In this order: 40010, 40160, 40165, 40099, then what is said of the messages themselves.
         """
@@ -537,7 +621,31 @@ class Connection(Timed):
             max_bytes=self.desk.turn.limits.max_message_bytes,
             privileged=Operation.PRIVILEGED_HEADERS in operations,
         )
-        return name.name, messages, base, is_ephemeral(messages) or params.get("ephemeral") == "true"
+        size = sum(64 + len(each.data or "") for each in messages)
+        return Publish(name.name, size, messages, [], base, is_ephemeral(messages) or params.get("ephemeral") == "true")
+
+    def _presence(self, message: ProtocolMessage, *, repeat: bool) -> Publish:
+        """Raises RelayError.
+
+        In this order: 40010, 40160, 91001, 40165, then what is said of the changes themselves. What may be a repetition after a resume need
+        not wait for the channel to be attached again (RTL3d): what it says may be in the log already.
+        """
+        session = self.session
+        assert session is not None, "connected"
+        items = presence_from_wire([] if message.presence is None else message.presence, json=not self.msgpack)
+        name = parse_channel(message.channel or "")
+        if name.qualifier is not None:
+            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no members")
+        if Operation.PRESENCE not in session.capability.operations_on(name.name):
+            raise _denied()
+        attachment = (self.attachments or {}).get(name.text)
+        if attachment is None or not attachment.attached:
+            if not repeat:
+                raise RelayError(91001, "unable to change presence: the channel is not attached")
+        elif not attachment.granted & PRESENCE:
+            raise RelayError(40165, "operation not permitted: the channel was attached without the presence mode")
+        settle_presence(items, client_id=session.client_id, connection_id=session.id, max_bytes=self.desk.turn.limits.max_message_bytes)
+        return Publish(name.name, sum(64 + len(each.client_id) + len(each.data or "") for each in items), [], items)
 
     def _make_room(self, size: int, *, within: bool) -> None:
         """Raises RelayError: 42911 for what this connection has used up, 50003 for what the edge has."""
@@ -594,12 +702,33 @@ class Connection(Timed):
     def appended(self, append: PendingAppend, serial: str) -> None:
         answer = self._taken(append)
         if answer is not None:
+            if append.frame.presence:
+                self._presence_appended(append, answer.text, serial)
             self._settle(answer, serials=[message_serial(serial, index) for index in range(answer.count)])
 
     def append_refused(self, append: PendingAppend, error: ErrorInfo) -> None:
         answer = self._taken(append)
         if answer is not None:
+            attachment = (self.attachments or {}).get(answer.text) if append.frame.presence else None
+            if attachment is not None and attachment.entered is not None:
+                attachment.entered.refused(append.frame.presence)
             self._settle(answer, error=error)
+
+    def _presence_appended(self, append: PendingAppend, text: str, serial: str) -> None:
+        """Who may not read the channel is told of its own members all the same (RTP17a), and no record will do it."""
+        attachment = (self.attachments or {}).get(text)
+        if attachment is None or attachment.entered is None:
+            return
+        frame = append.frame
+        changed = attachment.entered.appended(frame.presence)
+        if attachment.reads or not attachment.attached or not changed:
+            return
+        body = RecordBody(frame.id.removeprefix("c:"), self.desk.turn.now_ms, frame.session)
+        shown = [
+            Shown(item.action, item.client_id, item.id or f"{body.id}:{index}", item.data, item.encoding, item.extras)
+            for index, item in changed
+        ]
+        self.desk.turn.write(self.client, self.wire.presence(body, shown, text, serial))
 
     def append_unknown(self, append: PendingAppend) -> None:
         """Nobody can say whether it is in the log: the client sends it again under its id, and the log decides."""
@@ -657,6 +786,7 @@ class Connection(Timed):
                 client_id=self.client_id,
                 session=session.id,
                 address=self.address,
+                remain_present_ms=self.remain_present_ms,
             )
         )
 
@@ -681,6 +811,8 @@ class Connection(Timed):
                 self._channel_error(attachment.text, _denied().info)
             elif attachment.attached and (attachment.granted, attachment.reads) != (before, read):
                 channel = self._channel_of(attachment)
+                if before & PRESENCE and not attachment.granted & PRESENCE:
+                    self._withdraw(attachment)
                 channel.changed(attachment)
                 attachment.modes_changed(channel.serial)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from edge.connection import Connection
 
 
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """The settings that decide how clients are answered; a part of `EdgeConfig`."""
 
@@ -30,25 +34,31 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 class Desk:
     __slots__ = (
-        *("addresses", "admissions", "connections", "hub", "links", "occupancies", "policy", "renewals"),
+        *("addresses", "admissions", "connections", "hub", "links", "occupancies", "policy", "random", "renewals"),
         *("server_id", "sessions", "stopping", "to_flush", "turn"),
     )
 
-    def __init__(self, policy: Policy, limits: EdgeLimits, tag: str) -> None:
-        """`tag`: text unlike that of any other edge process, for ids of what this one makes up."""
+    def __init__(self, policy: Policy, limits: EdgeLimits, random: Callable[[int], bytes]) -> None:
         self.policy = policy
+        self.random = random
         self.server_id = f"{policy.node}.{policy.site}"
         self.turn = Turn(limits)
         self.links = Links(self.turn)
         self.admissions = Admissions(self.turn, self.links)
-        self.hub = Hub(self.turn, self.links)
-        self.occupancies = self.hub.occupancies = Occupancies(self.turn, self.links, self.hub, tag)
-        self.addresses = Addresses(limits)
-        self.connections: dict[int, Connection] = {}
         self.sessions: dict[str, Connection] = {}
         """By connection id."""
+        self.hub = Hub(self.turn, self.links, self.sessions)
+        self.occupancies = self.hub.occupancies = Occupancies(self.turn, self.links, self.hub, self.new_id)
+        self.addresses = Addresses(limits)
+        self.connections: dict[int, Connection] = {}
         self.renewals: dict[int, tuple[int, Connection]] = {}
         """Unanswered `Renew`s: the link each was sent on, and who asked."""
         self.to_flush: dict[Connection, None] = {}
         """Connections with answers that can go out; they leave once an event is done, so that neighbours share one ACK."""
         self.stopping = False
+
+    def new_id(self) -> str:
+        """Ten characters that are safe in ids, and that nobody can guess."""
+        random = self.random(8)
+        number = int.from_bytes(random, "big")
+        return "".join(_ALPHABET[number >> shift & 63] for shift in range(0, len(random) * 8 - 5, 6))

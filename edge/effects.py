@@ -28,6 +28,13 @@ class Broadcast:
 
 
 @dataclass(frozen=True, slots=True)
+class TellWhenDrained:
+    """Post `Drained` once the client's socket has taken everything written so far. There is at most one such question for a client."""
+
+    client: int
+
+
+@dataclass(frozen=True, slots=True)
 class CloseClient:
     """Flush what was written, send a close frame with `code`, then close. `why` is the label on the metric."""
 
@@ -61,4 +68,4 @@ class Note:
     fields: dict[str, str | int | float | bool | None]
 
 
-Effect = Write | Broadcast | CloseClient | LinkSend | RestAnswer | Note
+Effect = Write | Broadcast | TellWhenDrained | CloseClient | LinkSend | RestAnswer | Note

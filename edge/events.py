@@ -42,6 +42,13 @@ class ClientPong:
 
 
 @dataclass(frozen=True, slots=True)
+class Drained:
+    """The answer to `TellWhenDrained`; none comes if the client is lost first."""
+
+    client: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClientLost:
     """The socket is gone. Comes once for each `ClientOpened`, also after `CloseClient`; nothing follows it."""
 
@@ -115,6 +122,7 @@ Event = (
     ClientOpened
     | ClientFrame
     | ClientPong
+    | Drained
     | ClientLost
     | LinkUp
     | LinkFrame

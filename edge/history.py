@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from edge.ably.codec import stored_messages
+from edge.ably.codec import stored_messages, stored_presence
 from relay.link.calls import HISTORY, MESSAGE, History, OneMessage, Read, decode_past
 from relay.link.frames import Page
 from relay.model.errors import RelayError
@@ -29,16 +29,18 @@ _decode_body = msgspec.msgpack.Decoder(RecordBody).decode
 
 
 def asked(segments: Sequence[str], params: Mapping[str, str], channel: str, limits: EdgeLimits) -> tuple[str, Read]:
-    """The read that a GET of `channels/{c}/messages`, `…/history` or `…/messages/{serial}` is. Raises RelayError 40000, 40003."""
-    if len(segments) > 3:
+    """The read that a GET of `channels/{c}/messages` (or `…/history`), `…/messages/{serial}` or `…/presence/history` is.
+
+    Raises RelayError 40000, 40003.
+    """
+    presence = segments[2] == "presence"
+    if len(segments) > 3 and not presence:
         return MESSAGE, OneMessage(channel=channel, serial=segments[3])
     direction = params.get("direction", "backwards")
     if direction not in _DIRECTIONS:
         raise RelayError(40003, "invalid direction: backwards or forwards")
     backwards = _DIRECTIONS[direction]
-    limit = _number(params, "limit", DEFAULT_LIMIT)
-    if limit is None or not 1 <= limit <= limits.page_messages:
-        raise RelayError(40003, f"invalid limit: 1 to {limits.page_messages}")
+    limit = limit_asked(params, limits)
     start, end = _number(params, "start", None), _number(params, "end", None)
     if start is not None and end is not None and start > end:
         raise RelayError(40000, "invalid range: start is after end")
@@ -55,7 +57,16 @@ def asked(segments: Sequence[str], params: Mapping[str, str], channel: str, limi
         upto=upto,
         until=until,
         cursor=params.get("cursor") or None,
+        presence=presence,
     )
+
+
+def limit_asked(params: Mapping[str, str], limits: EdgeLimits) -> int:
+    """Raises RelayError 40003."""
+    limit = _number(params, "limit", DEFAULT_LIMIT)
+    if limit is None or not 1 <= limit <= limits.page_messages:
+        raise RelayError(40003, f"invalid limit: 1 to {limits.page_messages}")
+    return limit
 
 
 def _number(params: Mapping[str, str], name: str, default: int | None) -> int | None:
@@ -70,7 +81,7 @@ def _number(params: Mapping[str, str], name: str, default: int | None) -> int | 
 def answer(
     read: Read, frame: Page, segment: str, now_ms: int, params: Mapping[str, str], *, msgpack: bool
 ) -> tuple[Any, tuple[tuple[str, str], ...]]:
-    """The body and the `link` headers of what a core has answered. `segment` is the third one of the path.
+    """The body and the `link` headers of what a core has answered. `segment` is the last one of the path.
 
     Raises RelayError 50001 for what cannot be read.
     """
@@ -86,7 +97,11 @@ def answer(
             body = _decode_body(item.body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise _unreadable() from None
-        messages = stored_messages(body, serial, item.first, item.last, msgpack=msgpack)
+        messages: list[Any]
+        if isinstance(read, History) and read.presence:
+            messages = stored_presence(body, item.first, item.last, msgpack=msgpack)
+        else:
+            messages = stored_messages(body, serial, item.first, item.last, msgpack=msgpack)
         found += reversed(messages) if backwards else messages
     if not isinstance(read, History):
         if not found:

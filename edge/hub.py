@@ -12,23 +12,27 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from edge.ably.channel_params import Backlog
-from edge.ably.codec import Wire
 from edge.attachment import Attachment
 from edge.effects import Broadcast
+from edge.groups import Group, Groups
 from edge.links import Links, Session
 from edge.occupancy import Occupancies
+from edge.presence import Presence
 from edge.turn import Timed, Turn
 from relay.link import calls
 from relay.link.frames import Append, Fetch, Lost, Open, Opened, Page, Positions, Record, Shut
 from relay.model.channel import log_key
 from relay.model.errors import ErrorInfo
-from relay.model.message import Kind, Message, RecordBody
+from relay.model.message import Kind, Message, PresenceItem, RecordBody
 from relay.model.serials import Serial
+
+if TYPE_CHECKING:
+    from edge.connection import Connection
 
 UNKNOWN = -2
 """No offset at all. -1 is one: the position before the first record."""
@@ -67,21 +71,6 @@ class State(enum.Enum):
     OPEN = enum.auto()
 
 
-class Group:
-    """The subscribers who get the same bytes: one format, one spelling of the channel."""
-
-    __slots__ = ("clients", "named_at", "quiet", "text", "wire")
-
-    def __init__(self, wire: Wire, text: str) -> None:
-        self.wire = wire
-        self.text = text
-        self.clients: dict[int, None] = {}
-        self.named_at = 0
-        """Number of the event that broadcast to `clients` last."""
-        self.quiet: dict[str, int] = {}
-        """Connection ids of those who do not want their own messages back."""
-
-
 class CatchUp:
     """One client's replay of what it missed: an open of its own, shut as soon as it has met the channel's."""
 
@@ -113,7 +102,7 @@ class Channel(Timed):
 
     __slots__ = (
         *("app", "appends", "catching", "covered", "groups", "held", "held_size", "hub", "joining"),
-        *("key", "last", "link", "moving", "name", "partition", "readers", "ref", "retry_at"),
+        *("key", "last", "link", "moving", "name", "partition", "presence", "readers", "ref", "retry_at"),
         *("shut_at", "state", "stream", "waiting", "witness"),
     )
 
@@ -136,7 +125,8 @@ class Channel(Timed):
         """Offset up to which the core has nothing that was not delivered: where to go on from after the loss of a core. A quiet channel's
         own last record may be older than what cores keep at hand."""
         self.witness: Attachment | None = None
-        self.groups: dict[tuple[bool, str], Group] = {}
+        self.groups = Groups()
+        self.presence = Presence(self)
         self.readers: dict[Attachment, None] = {}
         """Attached, and permitted to read."""
         self.waiting: dict[Attachment, float] = {}
@@ -171,6 +161,9 @@ class Channel(Timed):
 
     def _admit(self, attachment: Attachment) -> None:
         """The channel is open: attach at its head, or replay first."""
+        if self.presence.turns_away(attachment):
+            self.detach(attachment)
+            return
         after = attachment.after
         if attachment.backlog is not None:
             self._rewind(attachment, attachment.backlog)
@@ -203,35 +196,19 @@ class Channel(Timed):
         if not attachment.attached:  # refused meanwhile
             return
         self.readers[attachment] = None
-        if attachment.receives:
-            self._subscribe(attachment)
+        self._subscribe(attachment)
         if self.witness is None or self.witness.over:
             self._new_witness()
 
     def _subscribe(self, attachment: Attachment) -> None:
-        wire, text = attachment.wire, attachment.text
-        group = self.groups.get((wire.msgpack, text))
-        if group is None:
-            group = self.groups[wire.msgpack, text] = Group(wire, text)
-        elif group.named_at == self.hub.turn.number:
-            # An effect of this very event names `clients`, and is performed later: who joins now must not get what was before.
-            group.clients = dict(group.clients)
-            group.named_at = 0
-        group.clients[attachment.client] = None
-        if not attachment.echo:
-            group.quiet[attachment.session.id] = attachment.client
-        else:
-            group.quiet.pop(attachment.session.id, None)
+        """Deliver to it what its modes permit."""
+        if attachment.receives:
+            self.groups.enter(attachment, self.hub.turn.number)
+        self.presence.joined(attachment)
 
     def _unsubscribe(self, attachment: Attachment) -> None:
-        key = (attachment.wire.msgpack, attachment.text)
-        group = self.groups.get(key)
-        if group is not None:
-            group.clients.pop(attachment.client, None)
-            if group.quiet.get(attachment.session.id) == attachment.client:
-                del group.quiet[attachment.session.id]
-            if not group.clients:
-                del self.groups[key]
+        self.groups.leave(attachment)
+        self.presence.left(attachment)
 
     def changed(self, attachment: Attachment) -> None:
         """Its modes or its echo changed while attached. Whether it may read at all may have changed too."""
@@ -239,8 +216,7 @@ class Channel(Timed):
             self.detach(attachment)
         elif attachment in self.readers:
             self._unsubscribe(attachment)
-            if attachment.receives:
-                self._subscribe(attachment)
+            self._subscribe(attachment)
         elif attachment not in self.waiting and all(attachment is not other for _, other in self.joining):
             self.attach_quietly(attachment)
 
@@ -248,13 +224,17 @@ class Channel(Timed):
         """It may read from now on, and its client has had its ATTACHED before."""
         self.shut_at = None
         if self.state is State.OPEN:
-            self._join(attachment)
+            self._join_quietly(attachment)
         else:
             turn = self.hub.turn
             self.waiting[attachment] = turn.now + turn.limits.attach_wait_s
             turn.wheel.schedule(self, self._next_wake())
             if self.state is State.SHUT and self.retry_at is None:
                 self.open()
+
+    def _join_quietly(self, attachment: Attachment) -> None:
+        attachment.sync_due = attachment.sync_due or self.presence.anyone
+        self._join(attachment)
 
     def detach(self, attachment: Attachment, *, departing: bool = False) -> None:
         """It is gone. `departing`: its whole connection is, so that it can be no witness any longer."""
@@ -333,6 +313,7 @@ class Channel(Timed):
         self.shut_at = None
         self.last = UNKNOWN
         self.witness = None
+        self.presence.shut()
         self.hub.release(self)
 
     def _forget_refs(self, *, shut: bool) -> None:
@@ -343,6 +324,7 @@ class Channel(Timed):
             if shut and self.link is not None and not isinstance(replay, Rewinding):
                 turn.send(self.link, Shut(replay.ref))
         self.catching.clear()
+        self.presence.interrupted()
         if self.ref:
             self.hub.refs.pop(self.ref, None)
             if shut and self.link is not None:
@@ -414,14 +396,16 @@ class Channel(Timed):
             if head.offset < self.last:  # the log is not what it was: what counts is what it says now
                 self.last = UNKNOWN
             position = Serial(head.stream, head.partition, max([head.offset, *(record.offset for record in held)])).text
+            anyone = frame.members > 0 or any(record.kind == Kind.PRESENCE for record in held)
             for attachment in self.readers:
-                attachment.discontinued(position, error)
+                attachment.discontinued(position, error, anyone=anyone)
+        self.presence.opened(frame.members, anew=self.last == UNKNOWN or error is not None)
         self.deliver(held)
         self.last = max(self.last, head.offset)
         waiting = list(self.waiting)
         for attachment in waiting:
             if attachment.attached:
-                self._join(attachment)
+                self._join_quietly(attachment)
             else:
                 self._admit(attachment)
         if not (self.readers or self.waiting or self.joining):
@@ -430,6 +414,8 @@ class Channel(Timed):
             turn.wheel.schedule(self, self._next_wake())
 
     def refused(self, req: int, error: ErrorInfo) -> None:
+        if self.presence.refused(req):
+            return
         replay = self.catching.get(req)
         if replay is not None:
             self._end(replay)
@@ -505,7 +491,7 @@ class Channel(Timed):
     def _start_over(self) -> None:
         """More came while the channel was being opened again than can be held: attach everyone at its head, and say so."""
         for attachment in self.readers:
-            attachment.discontinued(None, _TOO_MUCH)
+            attachment.discontinued(None, _TOO_MUCH, anyone=True)
         self._forget_refs(shut=True)
         readers, self.readers = self.readers, {}
         for attachment in readers:
@@ -533,9 +519,13 @@ class Channel(Timed):
             for replay in list(self.catching.values()):
                 if not replay.hold(record, turn.limits.held_records, turn.limits.held_bytes):
                     self._give_up(replay)
+            if record.kind == Kind.PRESENCE:
+                self._flush(runs)
+                self.presence.record(record)
+                continue
             if not self.groups or record.kind != Kind.MESSAGE:
                 continue
-            body = self._decoded(record)
+            body = self.decoded(record)
             if body is None:
                 continue
             serial = Serial(self.stream, self.partition, offset).text
@@ -559,7 +549,7 @@ class Channel(Timed):
             turn.effects.append(Broadcast(group.clients, frames[0] if len(frames) == 1 else b"".join(frames)))
         runs.clear()
 
-    def _decoded(self, record: Record) -> RecordBody | None:
+    def decoded(self, record: Record) -> RecordBody | None:
         try:
             return _decode_body(record.body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -574,7 +564,9 @@ class Channel(Timed):
         self._end(replay)
         head = Serial.parse(frame.serial)
         reached = max(self.last, head.offset if head is not None else UNKNOWN)
-        missed = [replay.records[offset] for offset in sorted(replay.records)]
+        missed = [record for _, record in sorted(replay.records.items()) if record.kind == Kind.MESSAGE]
+        # A SYNC takes the place of what changed in the presence set: it begins once the client gets what comes live.
+        attachment.sync_due = any(record.kind == Kind.PRESENCE for record in replay.records.values())
         # A client that is told the head and dies before it has read the backlog would take the head for its position, and lose the backlog.
         # With RESUMED its own position is as good, since then it leaves the serial alone that it uses for history.
         position = replay.after.offset if frame.error is None and missed else reached
@@ -613,6 +605,7 @@ class Channel(Timed):
         """The past that a rewind asked for. ATTACHED at the position of the page, the backlog, what came since, then live."""
         replay = self.catching.get(frame.req)
         if not isinstance(replay, Rewinding):
+            self.presence.page(frame)
             return
         attachment, turn = replay.attachment, self.hub.turn
         backlog = attachment.backlog
@@ -639,7 +632,7 @@ class Channel(Timed):
         """What one client is sent for records that it was not yet subscribed for, each without the messages before an index."""
         frames = []
         for record, first in records if attachment.receives else ():
-            body = self._decoded(record) if record.kind == Kind.MESSAGE else None
+            body = self.decoded(record) if record.kind == Kind.MESSAGE else None
             if body is not None and not body.ephemeral and (attachment.echo or body.connection_id != attachment.session.id):
                 serial = Serial(self.stream, self.partition, record.offset).text
                 frames.append(attachment.wire.delivery(body, attachment.text, serial, first))
@@ -709,11 +702,18 @@ class Channel(Timed):
 class Hub:
     """All channels with readers, or with appends that are unanswered."""
 
-    __slots__ = ("appends", "channels", "links", "occupancies", "refs", "turn", "unanswered_bytes", "unrouted")
+    __slots__ = (
+        *("appends", "channels", "links", "occupancies", "presence_bytes", "refs", "sessions", "turn"),
+        *("unanswered_bytes", "unrouted"),
+    )
 
-    def __init__(self, turn: Turn, links: Links) -> None:
+    def __init__(self, turn: Turn, links: Links, sessions: dict[str, Connection]) -> None:
         self.turn = turn
         self.links = links
+        self.sessions = sessions
+        """The connections of this edge, by their id."""
+        self.presence_bytes = 0
+        """Of the presence sets of all channels."""
         self.channels: dict[bytes, Channel] = {}
         self.refs: dict[int, Channel] = {}
         self.appends: dict[int, PendingAppend] = {}
@@ -735,6 +735,7 @@ class Hub:
                 del self.channels[channel.key]
             self.unrouted.pop(channel, None)
             self.turn.wheel.cancel(channel)
+            channel.presence.shut()
 
     def positions(self, link: int, frame: Positions) -> None:
         """What the core has sent of its open channels. Those that are not open yet begin later than this."""
@@ -757,10 +758,11 @@ class Hub:
         fresh: bool,
         ephemeral: bool,
         connection_key: str | None = None,
+        presence: list[PresenceItem] | None = None,
     ) -> PendingAppend:
         """Send one publish to the core, or keep it until there is a link. The publisher is told how it ends, exactly once."""
         channel = self.channel(session.app, name)
-        frame = Append(self.turn.request(), session.id, name, publish_id, fresh, messages, ephemeral, connection_key)
+        frame = Append(self.turn.request(), session.id, name, publish_id, fresh, messages, ephemeral, connection_key, presence or [])
         append = PendingAppend(channel, frame, session, publisher, size)
         self.appends[frame.req] = append
         channel.appends[frame.req] = append

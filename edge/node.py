@@ -5,7 +5,6 @@ Read `events.py` and `effects.py` first.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 
 from edge.connection import Connection
@@ -16,6 +15,7 @@ from edge.events import (
     ClientLost,
     ClientOpened,
     ClientPong,
+    Drained,
     Event,
     LinkFrame,
     LinkFrames,
@@ -56,8 +56,8 @@ class EdgeNode:
 
     def __init__(self, policy: Policy, limits: EdgeLimits, boot: str, random: Callable[[int], bytes]) -> None:
         self.boot = boot
-        self._desk = Desk(policy, limits, base64.urlsafe_b64encode(random(6)).decode() + "_")
-        self._rest = Rest(self._desk, random)
+        self._desk = Desk(policy, limits, random)
+        self._rest = Rest(self._desk)
 
     def handle(self, event: Event, now: float, now_ms: int) -> list[Effect]:
         """`now` is monotonic time in seconds, `now_ms` the wall clock in milliseconds."""
@@ -80,6 +80,10 @@ class EdgeNode:
                 connection = desk.connections.get(client)
                 if connection is not None:
                     connection.heard_at = now
+            case Drained(client):
+                connection = desk.connections.get(client)
+                if connection is not None:
+                    connection.drained()
             case Tick():
                 pass
             case ClientOpened(client):

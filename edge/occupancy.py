@@ -11,7 +11,7 @@ its own clients, so that the larger of both is shown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -94,18 +94,18 @@ class _Watched:
 
 
 class Occupancies(Timed):
-    """Of one edge process. `tag` begins the ids of its messages, and is unlike that of any other."""
+    """Of one edge process. `new_id` makes ids of messages."""
 
     __slots__ = (
         *("_allowance", "_allowance_at", "_behind", "_emptied", "_hub", "_links", "_number"),
-        *("_shown", "_tag", "_tallies", "_turn", "_watched"),
+        *("_new_id", "_tallies", "_turn", "_watched"),
     )
 
-    def __init__(self, turn: Turn, links: Links, hub: Hub, tag: str) -> None:
+    def __init__(self, turn: Turn, links: Links, hub: Hub, new_id: Callable[[], str]) -> None:
         self._turn = turn
         self._links = links
         self._hub = hub
-        self._tag = tag
+        self._new_id = new_id
         self._tallies: dict[bytes, _Tally] = {}
         """By log key."""
         self._behind: dict[_Tally, None] = {}
@@ -114,7 +114,6 @@ class Occupancies(Timed):
         """Channels whose zeros have been reported, until when to remember them; the oldest first."""
         self._watched: dict[bytes, _Watched] = {}
         self._number = 0
-        self._shown = 0
         self._allowance = float(turn.limits.counts_per_s)
         self._allowance_at = 0.0
 
@@ -201,10 +200,13 @@ class Occupancies(Timed):
                 tally.link = None  # until a link comes up that serves it
                 continue
             self._allowance -= 1
+            session = ""
             if tally.attachments:
-                links.present(next(iter(tally.attachments)).session, link.id)
+                some = next(iter(tally.attachments)).session
+                links.present(some, link.id)
+                session = some.id
             self._number += 1
-            turn.send(link.id, Counts(self._number, tally.app, tally.name, list(tally.counts)))
+            turn.send(link.id, Counts(self._number, tally.app, tally.name, list(tally.counts), session))
             tally.link, tally.sent, tally.next_at = link.id, list(tally.counts), turn.now + turn.limits.counts_interval_s
             if not any(tally.counts):
                 self._remember(tally)
@@ -290,11 +292,10 @@ class Occupancies(Timed):
         wire, text = attachment.wire, attachment.text
         frame = frames.get((wire, text, param))
         if frame is None:
-            self._shown += 1
             frame = frames[wire, text, param] = wire.frame(
                 Action.MESSAGE,
                 channel=text,
-                id=f"{self._tag}{self._shown}:0",
+                id=f"{self._new_id()}:0",
                 timestamp=self._turn.now_ms,
                 messages=[{"name": NAME, "data": _encode({"metrics": shown}).decode(), "encoding": "json"}],
             )

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from edge import history
+from edge import history, presence_set
 from edge.ably.codec import Malformed, decode_body, encode_body, error_shape
 from edge.ably.connect import Credential, credential_of, parse_query, protocol_version
 from edge.admission import Admission
@@ -38,6 +38,9 @@ JSON = "application/json"
 MSGPACK = "application/x-msgpack"
 _GRANT_MARGIN_MS = 10_000
 """A remembered grant is not used so close to its end."""
+
+_SHOW_MEMBERS = (Operation.SUBSCRIBE, Operation.PRESENCE)
+"""Either permits to see a presence set."""
 
 CORS = (
     ("access-control-allow-origin", "*"),
@@ -71,6 +74,7 @@ class RestCall(Timed):
     """One request until its answer."""
 
     __slots__ = (
+        "members",
         *("address", "admission", "append", "body", "call", "client_id", "credential", "desk", "headers", "late", "messages", "msgpack"),
         *("name", "over", "params", "publish_id", "read", "rest", "segments", "session", "supplied", "then", "tls", "waits_for"),
     )
@@ -98,6 +102,8 @@ class RestCall(Timed):
         self.name = ""
         self.read: tuple[str, calls.Read] | None = None
         """The read of the past that it is, by its name on the link."""
+        self.members: list[calls.MemberItem] = []
+        """Of a presence set, what is there so far."""
         self.late = ErrorInfo.of(50003, "the request could not be answered in time", 503)
 
     # --- answers ---------------------------------------------------------------------------------------------------------------------
@@ -198,13 +204,10 @@ class _Asking:
 
 
 class Rest:
-    """`random` answers as many random bytes as asked."""
+    __slots__ = ("_asking", "_calls", "_fetches", "_grants", "desk")
 
-    __slots__ = ("_asking", "_calls", "_fetches", "_grants", "_random", "desk")
-
-    def __init__(self, desk: Desk, random: Callable[[int], bytes]) -> None:
+    def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self._random = random
         self._calls: dict[int, RestCall] = {}
         self._asking: dict[bytes, _Asking] = {}
         self._grants: OrderedDict[bytes, Session] = OrderedDict()
@@ -285,6 +288,8 @@ class Rest:
                 call.with_session(self._read)
             case "GET" | "HEAD", ["channels", _]:
                 call.with_session(self._status)
+            case "GET" | "HEAD", ["channels", _, "presence"] | ["channels", _, "presence", "history"]:
+                call.with_session(self._read)
             case "POST", ["keys", _, "requestToken"]:
                 self._request_token(call)
             case "POST", ["apps"] if self.desk.policy.sandbox:
@@ -331,7 +336,7 @@ class Rest:
         if self.desk.hub.unanswered_bytes + size > limits.total_unanswered_bytes:
             raise RelayError(50003, "this server has too many publishes under way; try again", 503)
         if base is None:
-            made = _text(self._random(8))
+            made = self.desk.new_id()
             call.publish_id, publish_id = f"{made}:0", f"s:{made}:0"
         else:
             call.publish_id, publish_id = base, f"i:{base}"
@@ -359,9 +364,14 @@ class Rest:
         name = parse_channel(call.segments[1])
         if name.qualifier is not None:
             raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no history")
-        if not session.capability.permits(Operation.HISTORY, name.name):
+        members = call.segments[2:] == ["presence"]
+        if not session.capability.permits_any(name.name, _SHOW_MEMBERS if members else (Operation.HISTORY,)):
             raise RelayError(40160, "operation not permitted with provided capability")
-        call.read = history.asked(call.segments, call.params, name.name, self.desk.turn.limits)
+        limits = self.desk.turn.limits
+        if members:
+            call.read = calls.MEMBERS, presence_set.asked(call.params, name.name, limits)
+        else:
+            call.read = history.asked(call.segments, call.params, name.name, limits)
         self._send_read(call)
 
     def _status(self, call: RestCall) -> None:
@@ -477,8 +487,21 @@ class Rest:
             return
         call.waits_for = None
         if call.read is not None:
+            links: tuple[tuple[str, str], ...] = ()
             try:
-                value, links = self._answer_read(call, call.read[1], frame)
+                if isinstance(call.read[1], calls.Status):
+                    value = details(call.read[1].channel, calls.decode_counts(frame.body))
+                elif isinstance(call.read[1], calls.Members):
+                    after, further = presence_set.taken(call.read[1], call.members, frame)
+                    if further is not None:
+                        call.read = calls.MEMBERS, further
+                        self._send_read(call)
+                        return
+                    value, links = presence_set.answer(call.members, after, call.params, self.desk.turn.limits, msgpack=call.msgpack)
+                else:
+                    value, links = history.answer(
+                        call.read[1], frame, call.segments[-1], self.desk.turn.now_ms, call.params, msgpack=call.msgpack
+                    )
             except RelayError as error:
                 call.fail(error.info)
                 return
@@ -489,12 +512,6 @@ class Rest:
             call.answer(frame.status, msgspec.json.decode(frame.body))
         else:
             call.answer_raw(frame.status, frame.body, JSON)
-
-    def _answer_read(self, call: RestCall, read: calls.Read, frame: Page) -> tuple[Any, tuple[tuple[str, str], ...]]:
-        """Body and links of what a core has answered to a read. Raises RelayError 50001."""
-        if isinstance(read, calls.Status):
-            return details(read.channel, calls.decode_counts(frame.body)), ()
-        return history.answer(read, frame, call.segments[2], self.desk.turn.now_ms, call.params, msgpack=call.msgpack)
 
     def fetch_refused(self, req: int, error: ErrorInfo) -> bool:
         """Whether `req` was a call."""
@@ -607,10 +624,3 @@ def _json_body(call: RestCall) -> msgspec.Raw:
         return msgspec.Raw(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError, ValueError, OverflowError):
         raise RelayError(40001, "the request body is not readable") from None
-
-
-def _text(random: bytes) -> str:
-    """Ten characters or so that are safe in ids."""
-    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-    number = int.from_bytes(random, "big")
-    return "".join(alphabet[number >> shift & 63] for shift in range(0, len(random) * 8 - 5, 6))

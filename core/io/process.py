@@ -34,8 +34,9 @@ from core.effects import (
     WriteConfig,
     WriteSession,
 )
-from core.events import EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Tick
+from core.events import EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Owned, StateRead, Tick
 from core.index import Index, MemoryIndex
+from core.io.congestion import Congestion
 from core.io.http import admin_app, metrics_app, watch, watch_kafka
 from core.io.index import RocksIndex
 from core.io.tail import Tails
@@ -46,7 +47,7 @@ from core.mappings import Mapping
 from core.node import CoreNode
 from core.registry import Registry, Streams
 from core.rules import Rule
-from relay.link.frames import Frame, Hello, Stream
+from relay.link.frames import Frame, Hello, Lane, Stream
 from relay.link.io.accept import LinkServer
 from relay.link.session import Ended
 from relay.runtime import tls
@@ -91,6 +92,7 @@ class CoreProcess:
         self._node: CoreNode | None = None
         self._driver: Driver[Event, Effect]
         self._links: LinkServer
+        self._congestion: Congestion
         self._index: Index
         self._producer: LogProducer
         self._ends: EndOffsets
@@ -98,13 +100,14 @@ class CoreProcess:
         self._sessions: SessionsLog
         self._rules: RuleRunner | None = None
         self._mappings: list[MappingRunner] = []
-        self._tails = Tails(config.node, config.limits)
+        self._tails: Tails
         self._log_ends: dict[int, int] = {}
         """Where the partitions of the log ended when Kafka was last asked."""
 
     async def start(self) -> None:
         config = self._config
         context = tls.link_server_context(config.link.certificate, config.link.private_key, config.link.ca)
+        self._tails = Tails(config.node, config.limits)
         await self._serve_http()
         topics = await self._reach_kafka()
         if topics is None:
@@ -203,6 +206,9 @@ class CoreProcess:
         tail = Tail(config.kafka, [topics.log], limits, loop, self._deliver)
         self._sessions = SessionsLog(config.kafka, topics.sessions, limits, loop, self._deliver)
         appends.use(self._producer)
+        for number in range(topics.log.partitions):
+            self._driver.post(StateRead(number, None, {}))
+        self._driver.post(Owned(frozenset(range(topics.log.partitions))))
         for name, part in (
             ("config log", self._config_log),
             ("sessions", self._sessions),
@@ -265,8 +271,13 @@ class CoreProcess:
             on_refused=lambda reason: refused.labels(reason).inc(),
             limits=link.limits,
         )
+        self._congestion = Congestion(self._links.bulk_queued, self._driver.post, link.limits.bulk_pause_bytes)
+        self._scope.on_stop("congestion", self._close_congestion)
         await self._links.start(link.host, link.port)
         self._scope.on_stop("links", self._links.close)
+
+    async def _close_congestion(self) -> None:
+        self._congestion.close()
 
     # --- events in, effects out ----------------------------------------------------------------------------------------------------
 
@@ -303,6 +314,8 @@ class CoreProcess:
         match effect:
             case LinkSend(link, frame, lane):
                 self._links.send(link, frame, lane)
+                if lane is Lane.BULK:
+                    self._congestion.sent(link)
             case Produce(ticket, partition, key, value, kind, publish_id):
                 self._producer.append(ticket, partition, key, value, kind, publish_id)
             case AskEnd(ask, partition):

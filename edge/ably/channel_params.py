@@ -27,15 +27,26 @@ def attach_params(asked: Any, qualifier: Mapping[str, str]) -> dict[str, str]:
             raise RelayError(40003, "params is not a map")
         for name, value in asked.items():
             if name in _RECOGNISED and value is not None:
-                if not isinstance(value, str):
-                    raise RelayError(40003, f"invalid value of channel param {name}: not a string")
-                params[name] = value
+                params[name] = _text(name, value)
     for name, value in _VALUES.items():
         if name in params and not value.match(params[name]):
             raise RelayError(40003, f"invalid value of channel param {name}")
     if params.get(METRICS_PARAM) not in _OCCUPANCY:
         params.pop(METRICS_PARAM, None)
     return params
+
+
+def _text(name: str, value: Any) -> str:
+    """SDKs send what the application gave them, and `{rewind: 1}` is as good as `{rewind: "1"}`. Raises RelayError 40003."""
+    match value:
+        case str():
+            return value
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case _:
+            raise RelayError(40003, f"invalid value of channel param {name}: not a string")
 
 
 def modes_asked(params: Mapping[str, str], flags: int | None) -> int:

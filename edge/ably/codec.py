@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edge.ably.protocol import Action
 from edge.ably.websocket import binary_frame, text_frame
 from relay.model.errors import ErrorInfo
-from relay.model.message import Message, RecordBody
+from relay.model.message import Message, PresenceAction, RecordBody
 from relay.model.publish import relayed_extras
 from relay.model.serials import message_serial
+
+if TYPE_CHECKING:
+    from edge.members import Member, Shown
+    from relay.link.calls import MemberItem
 
 
 class Malformed(Exception):  # noqa: N818 - as in "malformed message"
@@ -128,6 +132,38 @@ class Wire:
             )
         )
 
+    def presence(self, body: RecordBody, shown: list[Shown], channel: str, channel_serial: str) -> bytes:
+        """The PRESENCE that tells of changes which one record has made. Source: specification TP3."""
+        items = []
+        for change in shown:
+            data, encoding = _carried(change.data, change.encoding, self.msgpack)
+            item = _PresenceItem(int(change.action), change.id, change.client_id, data=data, encoding=encoding)
+            item.extras = relayed_extras(change.extras)
+            items.append(item)
+        return self._frame(
+            self._encode(
+                _PresenceDelivery(
+                    action=14,
+                    id=body.id,
+                    channel=channel,
+                    channel_serial=channel_serial,
+                    timestamp=body.timestamp,
+                    connection_id=body.connection_id,
+                    presence=items,
+                )
+            )
+        )
+
+    def members(self, members: Iterable[Member]) -> bytes:
+        """The `presence` array of a SYNC message."""
+        return self._encode([member_shape(member, msgpack=self.msgpack) for member in members])
+
+    def sync(self, channel: str, channel_serial: str, members: bytes) -> bytes:
+        """One SYNC message around what `members` has made. Source: specification RTP18."""
+        return self._frame(
+            self._encode({"action": 16, "channel": channel, "channelSerial": channel_serial, "presence": msgspec.Raw(members)})
+        )
+
 
 class _Outbound(msgspec.Struct, rename="camel", omit_defaults=True):
     """One message as subscribers get it. `action` has no default so that it is always written."""
@@ -168,18 +204,80 @@ def stored_messages(body: RecordBody, channel_serial: str, first: int, last: int
     return messages
 
 
-def _outbound(message: Message, serial: str, msgpack: bool) -> _Outbound:
-    data, encoding = message.data, message.encoding
+class _PresenceItem(msgspec.Struct, rename="camel", omit_defaults=True):
+    action: int
+    id: str
+    client_id: str
+    connection_id: str | None = None
+    timestamp: int | None = None
+    data: Any = None
+    encoding: str | None = None
+    extras: dict[str, Any] | None = None
+
+
+class _PresenceDelivery(msgspec.Struct, rename="camel", omit_defaults=True):
+    action: int
+    id: str
+    channel: str
+    channel_serial: str
+    timestamp: int
+    presence: list[_PresenceItem]
+    connection_id: str | None = None
+
+
+def member_shape(member: Member | MemberItem, *, msgpack: bool) -> _PresenceItem:
+    """A member as one who is present (TP2), whole in itself."""
+    data, encoding = _carried(member.data, member.encoding, msgpack)
+    return _PresenceItem(
+        action=int(PresenceAction.PRESENT),
+        id=member.id,
+        client_id=member.client_id,
+        connection_id=member.connection_id,
+        timestamp=member.timestamp,
+        data=data,
+        encoding=encoding,
+        extras=relayed_extras(member.extras),
+    )
+
+
+def stored_presence(body: RecordBody, first: int, last: int, *, msgpack: bool) -> list[_PresenceItem]:
+    """Changes `first` to `last` (inclusive) of one PRESENCE record, each whole in itself, as history shows them."""
+    items = []
+    for index in range(first, min(last + 1, len(body.presence))):
+        change = body.presence[index]
+        data, encoding = _carried(change.data, change.encoding, msgpack)
+        items.append(
+            _PresenceItem(
+                action=int(change.action),
+                id=change.id or f"{body.id}:{index}",
+                client_id=change.client_id,
+                connection_id=body.connection_id,
+                timestamp=body.timestamp,
+                data=data,
+                encoding=encoding,
+                extras=relayed_extras(change.extras),
+            )
+        )
+    return items
+
+
+def _carried(data: Any, encoding: str | None, msgpack: bool) -> tuple[Any, str | None]:
+    """Data and encoding as the format can carry them: JSON has no binary."""
     if not msgpack and isinstance(data, bytes):
         data = base64.b64encode(data).decode("ascii")
         encoding = f"{encoding}/base64" if encoding else "base64"
+    return data, encoding or None
+
+
+def _outbound(message: Message, serial: str, msgpack: bool) -> _Outbound:
+    data, encoding = _carried(message.data, message.encoding, msgpack)
     return _Outbound(
         action=message.action,
         serial=message.serial or serial,
         id=message.id,
         name=message.name,
         data=data,
-        encoding=encoding or None,
+        encoding=encoding,
         client_id=message.client_id,
         connection_id=message.connection_id,
         timestamp=message.timestamp,

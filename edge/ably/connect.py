@@ -40,6 +40,7 @@ class ConnectParams:
     resume: str | None
     recover: str | None
     credential: Credential | None
+    remain_present_ms: int | None = None
 
 
 def parse_query(query: str) -> dict[str, str]:
@@ -70,7 +71,7 @@ def protocol_version(text: str | None) -> int:
 
 
 def parse_connect(params: Mapping[str, str], headers: Mapping[str, str]) -> ConnectParams:
-    """Raises RelayError: 40017 (version), 40012 (clientId), 40101 (Authorization header not readable)."""
+    """Raises RelayError: 40017 (version), 40012 (clientId), 40003 (remainPresentFor), 40101 (Authorization header not readable)."""
     client_id = params.get("clientId")
     if client_id is not None and client_id in ("", "*"):
         raise RelayError(40012, "invalid clientId: it may be neither empty nor '*'")
@@ -84,6 +85,7 @@ def parse_connect(params: Mapping[str, str], headers: Mapping[str, str]) -> Conn
         resume=params.get("resume") or None,
         recover=params.get("recover") or None,
         credential=credential_of(params, headers),
+        remain_present_ms=_remain_present(params.get("remainPresentFor")),
     )
 
 
@@ -91,6 +93,15 @@ def _idle_interval(text: str | None) -> int | None:
     if text is None or not (text.isascii() and text.isdigit()) or len(text) > 9:
         return None
     return min(max(int(text), 5_000), 1_800_000)
+
+
+def _remain_present(text: str | None) -> int | None:
+    """Raises RelayError 40003. Less than a second is taken for a second; a core cuts what is too long."""
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+        raise RelayError(40003, "invalid remainPresentFor: not a number of milliseconds")
+    return max(int(text), 1_000)
 
 
 def credential_of(params: Mapping[str, str], headers: Mapping[str, str]) -> Credential | None:

@@ -61,6 +61,8 @@ class Mode(enum.IntFlag):
 # Plain integers: attachments hold and compare them for every client, and IntFlag arithmetic costs a microsecond.
 PUBLISH = int(Mode.PUBLISH)
 SUBSCRIBE = int(Mode.SUBSCRIBE)
+PRESENCE = int(Mode.PRESENCE)
+PRESENCE_SUBSCRIBE = int(Mode.PRESENCE_SUBSCRIBE)
 MODE_MASK = 0x36F0000
 DEFAULT_MODES = int(Mode.PRESENCE | Mode.PUBLISH | Mode.SUBSCRIBE | Mode.PRESENCE_SUBSCRIBE | Mode.ANNOTATION_PUBLISH)
 """What an ATTACH that asks for nothing gets: no ANNOTATION_SUBSCRIBE and no OBJECT modes."""

@@ -1,4 +1,8 @@
-"""One edge process: listener, links, metrics and the node between them."""
+"""One edge process: listener, links, metrics and the node between them.
+
+A defect of the node that a client's frame or request brings to light costs that client or request, one that a core's frame does costs that
+link. Any other (a tick, say) leaves deadlines that nobody can vouch for, so the process ends with status 1 and clients resume elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +19,39 @@ import structlog
 
 from edge.config import EdgeConfig
 from edge.desk import Policy
-from edge.effects import Broadcast, CloseClient, Effect, LinkSend, Note, RestAnswer, Write
-from edge.events import Event, Stopping, Tick
+from edge.effects import Broadcast, CloseClient, Effect, LinkSend, Note, RestAnswer, TellWhenDrained, Write
+from edge.events import (
+    ClientFrame,
+    ClientLost,
+    ClientOpened,
+    ClientPong,
+    Drained,
+    Event,
+    LinkFrame,
+    LinkFrames,
+    LinkUp,
+    RestAsked,
+    RestGone,
+    Stopping,
+    Tick,
+)
 from edge.io.http import Http, application
 from edge.io.metrics import EdgeCollector
 from edge.io.sockets import Sockets
 from edge.io.uplink import Uplink
 from edge.node import EdgeNode
 from relay.link.io.dial import new_boot, split_address
+from relay.link.session import Ended
 from relay.runtime import tls
 from relay.runtime.driver import Driver
 from relay.runtime.listener import Listener, Refusal
 from relay.runtime.metrics import Metrics
-from relay.runtime.shutdown import CannotStart, Scope, run
+from relay.runtime.shutdown import FAILED, CannotStart, Scope, run
 
 log = structlog.get_logger("edge")
 
+_INTERNAL = 1011
+"""Close code, RFC 6455, 7.4.1: the server met what it cannot go on from."""
 _GOODBYE_S = 0.5
 """How long DISCONNECTED may take to reach the clients at a shutdown."""
 
@@ -52,7 +73,7 @@ class Edge:
             site=config.site, node=config.node, dev=config.dev, sandbox=config.sandbox and config.dev, basic_auth=config.basic_auth
         )
         self.node = EdgeNode(policy, config.limits, boot, token_bytes)
-        self.driver: Driver[Event, Effect] = Driver(self.node, self.perform, Tick())
+        self.driver: Driver[Event, Effect] = Driver(self.node, self.perform, Tick(), self._failed)
         post = self.driver.post
         self.sockets = Sockets(config.limits, post)
         self.http = Http(config.limits, post, tls=not config.listen.plain)
@@ -72,9 +93,11 @@ class Edge:
         self.metrics = Metrics()
         self.metrics.registry.register(EdgeCollector(self.node, self.sockets, self.uplink.dialer.refusals, self.refusals))
         self._metrics_listener: Listener | None = None
+        self._scope: Scope | None = None
         self._handlers: dict[type, Any] = {
             Write: self.sockets.write,
             Broadcast: self.sockets.broadcast,
+            TellWhenDrained: self.sockets.tell_when_drained,
             CloseClient: self.sockets.close,
             LinkSend: self.uplink.send,
             RestAnswer: self.http.answer,
@@ -84,12 +107,30 @@ class Edge:
     def perform(self, effect: Effect) -> None:
         self._handlers[type(effect)](effect)
 
+    def _failed(self, event: Event, error: Exception) -> None:
+        """See the module's docstring."""
+        match event:
+            case ClientOpened(client) | ClientFrame(client) | ClientPong(client) | Drained(client) | ClientLost(client):
+                log.error("the node failed on a client: it is disconnected", on=type(event).__name__, exc_info=error)
+                self.sockets.close(CloseClient(client, _INTERNAL, "internal"))
+            case RestAsked(call) | RestGone(call):
+                log.error("the node failed on a request", on=type(event).__name__, exc_info=error)
+                self.http.answer(RestAnswer(call, 500, [], b""))
+            case LinkUp(link) | LinkFrame(link) | LinkFrames(link):
+                log.error("the node failed on a link: it is closed", on=type(event).__name__, link=link, exc_info=error)
+                self.uplink.dialer.close_link(link, Ended.INTERNAL)
+            case _:
+                log.error("the node failed: ending", on=type(event).__name__, exc_info=error)
+                if self._scope is not None:
+                    self._scope.ask_stop(FAILED)
+
     def _refused(self, reason: str) -> None:
         self.refusals[reason] += 1
 
     async def start(self, scope: Scope) -> Edge:
         """Listen and dial. Raises: CannotListen when an address is taken."""
         config = self.config
+        self._scope = scope
         if config.metrics.port >= 0:
             port = config.metrics.port + (self._worker or 0) if config.metrics.port else 0
             listener = Listener(context=None, app=self.metrics.app(), make_listener=_no_websocket)

@@ -13,8 +13,8 @@ from typing import Any
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
 from edge.ably.websocket import pong_frame
-from edge.effects import Broadcast, CloseClient, Write
-from edge.events import ClientFrame, ClientLost, ClientOpened, ClientPong, Event
+from edge.effects import Broadcast, CloseClient, TellWhenDrained, Write
+from edge.events import ClientFrame, ClientLost, ClientOpened, ClientPong, Drained, Event
 from edge.outbox import Outbox
 from relay.model.limits import EdgeLimits
 from relay.runtime.head import Request
@@ -31,7 +31,7 @@ _HEADERS = ("authorization", "ably-agent")
 class ClientSocket(WSListener):
     """One client's socket. Made before the upgrade is answered; `opening` is dropped once it is."""
 
-    __slots__ = ("client", "close_by", "fragments", "opening", "outbox", "pending", "raw", "sockets", "transport", "why")
+    __slots__ = ("asked", "client", "close_by", "fragments", "opening", "outbox", "pending", "raw", "sockets", "transport", "why")
 
     def __init__(self, sockets: Sockets, opening: ClientOpened) -> None:
         self.sockets = sockets
@@ -45,6 +45,8 @@ class ClientSocket(WSListener):
         self.fragments: bytearray | None = None
         self.close_by: float | None = None
         """Our close frame is out: when to stop waiting for the client's."""
+        self.asked = False
+        """The node wants to know when everything has been taken."""
         self.why = "lost"
 
     # --- in --------------------------------------------------------------------------------------------------------------------------
@@ -138,6 +140,9 @@ class ClientSocket(WSListener):
         waiting = outbox.take(self.sockets.loop.time())
         if waiting and self.raw is not None:
             self.raw.write(waiting)  # may pause at once again, with a new outbox
+        if self.asked:
+            self.sockets.awaited.append(self)
+            self.sockets.flush_soon()
         if self.close_by is not None and self.outbox is None:
             self._send_close(WSCloseCode.OK)
 
@@ -166,7 +171,7 @@ class ClientSocket(WSListener):
 class Sockets:
     """All clients of this process."""
 
-    __slots__ = ("_empty", "_flushing", "_last", "_sweep", "closing", "dirty", "limits", "loop", "open", "post", "slow")
+    __slots__ = ("_empty", "_flushing", "_last", "_sweep", "awaited", "closing", "dirty", "limits", "loop", "open", "post", "slow")
 
     def __init__(self, limits: EdgeLimits, post: Callable[[Event], None]) -> None:
         self.limits = limits
@@ -176,6 +181,8 @@ class Sockets:
         self.dirty: list[ClientSocket] = []
         self.slow: set[ClientSocket] = set()
         self.closing: set[ClientSocket] = set()
+        self.awaited: list[ClientSocket] = []
+        """Those who may have taken everything, and of whom the node wants to know."""
         self._empty: asyncio.Event | None = None
         self._last = 0
         self._flushing = False
@@ -209,6 +216,13 @@ class Sockets:
                 socket.push(frame)
         self.flush_soon()
 
+    def tell_when_drained(self, effect: TellWhenDrained) -> None:
+        socket = self.open.get(effect.client)
+        if socket is not None:
+            socket.asked = True
+            self.awaited.append(socket)
+            self.flush_soon()
+
     def close(self, effect: CloseClient) -> None:
         socket = self.open.get(effect.client)
         if socket is not None:
@@ -216,7 +230,7 @@ class Sockets:
             socket.close(effect.code)
 
     def flush_soon(self) -> None:
-        if not self._flushing and self.dirty:
+        if not self._flushing and (self.dirty or self.awaited):
             self._flushing = True
             self.loop.call_soon(self._flush)
 
@@ -231,6 +245,12 @@ class Sockets:
                 socket.raw.write(pending)
             else:
                 socket.flush()
+        if self.awaited:
+            awaited, self.awaited = self.awaited, []
+            for socket in awaited:
+                if socket.asked and socket.outbox is None and socket.raw is not None:
+                    socket.asked = False
+                    self.post(Drained(socket.client))
 
     # --- slow and closing ------------------------------------------------------------------------------------------------------------
 

@@ -117,7 +117,7 @@ class Status(Read, frozen=True, kw_only=True):
     """How many are on the channel. Needs `channel-metadata`."""
 
 
-READS = frozenset({HISTORY, MESSAGE, REWIND})
+READS = frozenset({HISTORY, MESSAGE, REWIND, MEMBERS})
 CALLS: dict[str, type[Call]] = {
     REQUEST_TOKEN: RequestToken,
     CREATE_APP: CreateApp,

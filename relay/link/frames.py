@@ -167,12 +167,16 @@ class Counts(Frame, tag=20):
 
     Sent on a change, at most once a second for each channel, and for every channel with attachments on a new link. `number` grows with
     each frame of the edge process, so that the last word is known whichever core it reached; all zero: no attachment is left.
+
+    `session` is one that is attached, presented on this link: without its rights nothing is believed of a channel that this edge process
+    has not reported before.
     """
 
     number: int
     app: str
     channel: str
     counts: list[int]
+    session: str = ""
 
 
 class Watch(Frame, tag=21):

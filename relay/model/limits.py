@@ -81,6 +81,23 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How long a request body may take to arrive. Beyond it: HTTP 408."""
     rest_grants: int = 10_000
     """Credentials of REST callers whose grant is remembered. Above it: the one used longest ago is presented to a core again."""
+    members_page: int = 500
+    """Members that an edge asks for at once while it loads a presence set; a core may send fewer."""
+    members_wait_s: float = 8.0
+    """How long such a page may take. Beyond it: the set is loaded from its beginning; clients wait for their SYNC meanwhile."""
+    presence_bytes: int = 536_870_912
+    """Presence sets of all open channels, in bytes of memory. Above it: the set that grew last is given up, and who wants to know it gets
+    DETACHED 50004 until there is room again (a tenth of this)."""
+    sync_page_members: int = 100
+    """Members in one SYNC message. At it: another one is begun."""
+    sync_page_bytes: int = 131_072
+    """The same, in bytes of memory; a member that is larger is sent alone."""
+    sync_window_bytes: int = 65_536
+    """SYNC messages for one client, in bytes. At it: the next one waits until the client's socket has taken these."""
+    leave_members: int = 500
+    """Members of one detaching client that leave in one record; more take several."""
+    leave_wait_s: float = 60.0
+    """How long an edge tries to make the members of a detached client leave. Beyond it: they stay until its connection ends."""
     departures: int = 10_000
     """Ended connections remembered, so that another core can be told if the one that was told dies. Above it: the oldest is forgotten, and
     its connection counts as dropped only once the edge itself has ended."""
@@ -114,6 +131,8 @@ class LinkLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Oldest live frame that may wait for credit or for the socket, in seconds. Beyond it: the link is closed as `slow`."""
     bulk_queue_bytes: int = 67_108_864
     """Bulk frames queued for one peer. Above it: the link is closed as `slow`."""
+    bulk_pause_bytes: int = 8_388_608
+    """Bulk frames queued for one edge at which a core pauses replays and pages for it, until half of them have gone."""
     bulk_stall_s: float = 30.0
     """Longest time in which nothing of a bulk queue could be sent, in seconds. Beyond it: the link is closed as `slow`."""
     ping_after_s: float = 1.0
@@ -227,8 +246,19 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The same, in bytes."""
     replay_turn_bytes: int = 65_536
     """Replayed bytes sent to one link in one turn of the loop."""
-    link_replays: int = 32
+    link_replays: int = 128
     """Replays of one link that run at once; further ones wait, and hold no records meanwhile."""
+    link_replay_bytes_per_s: int = 16_777_216
+    """Replayed bytes for one link, a second, so that catching up never fills its queue. Above it: replays wait."""
+    app_replays: int = 32
+    """Replays of one app on one link that run at once; further ones wait, and hold no records meanwhile."""
+    app_replay_bytes_per_s: int = 8_388_608
+    """Replayed bytes for one app on one link, a second. Above it: its replays wait, and those of other apps go on."""
+    app_replays_waiting: int = 10_000
+    """Replays of one app on one link that wait for their turn. Above it: Open is refused with 42912, and tried again later."""
+    recent_channels: int = 1_000_000
+    """Channels whose last record's position a core remembers, about 250 bytes each, an equal share for each partition. Above it: the one
+    that was quiet for longest is forgotten, and a client that comes back to such a channel after minutes may be told 90003."""
     position_wait_s: float = 10.0
     """How long an Open waits for the tail to reach its serial, in seconds. Beyond it: `Refused` 50003; the edge tries again."""
     link_reads: int = 256
@@ -253,6 +283,9 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How long members stay after their connection ended abruptly, unless the client asked otherwise (`remainPresentFor`). Then: LEAVE."""
     presence_grace_max_s: float = 120.0
     """Longest `remainPresentFor` that is granted. Above it: cut to this."""
+    presence_back_wait_s: float = 5.0
+    """How long a resume waits, in seconds, until it is in the log that the connection's members are no longer on their way out. Beyond it:
+    refused with 50003, and the client tries again."""
     members_page: int = 500
     """Members in one page of a presence set between core and edge. Above it: cut, and asked for again from there."""
     occupancy_entries: int = 1_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from relay.model.message import Kind
 from relay.model.occupancy import METRICS
 from tests.journeys.real import RealWorld
 from tests.journeys.world import World
@@ -142,6 +143,20 @@ def test_occupancy_is_no_part_of_the_channel(world: Anything) -> None:
     late.gets_nothing()
 
 
+def test_members_count_once_they_are_in_the_log(world: Anything) -> None:
+    watcher = attached(world, "occ-members", params={"occupancy": "metrics.presenceMembers", "modes": "subscribe"})
+    assert metrics_of(watcher.gets(MESSAGE)) == {"presenceMembers": 0}
+    member = attached(world, "occ-members", edge=1, clientId="ann", params={"modes": "presence"})
+    member.sends(action=14, channel="occ-members", msgSerial=0, presence=[{"action": 2}])
+    member.gets(1)
+    assert metrics_of(watcher.gets(MESSAGE)) == {"presenceMembers": 1}
+    assert status(world, "occ-members")["presenceMembers"] == 1
+    member.sends(action=14, channel="occ-members", msgSerial=1, presence=[{"action": 3}])
+    member.gets(1)
+    assert metrics_of(watcher.gets(MESSAGE)) == {"presenceMembers": 0}
+    watcher.gets_nothing()
+
+
 def test_binary_clients_and_two_spellings_each_get_their_own() -> None:
     world = World(edges=1, cores=1)
     client = connected(world, binary=True)
@@ -205,3 +220,51 @@ def test_nothing_is_left_when_everybody_has_gone() -> None:
     assert [len(edge.node._desk.occupancies) for edge in world.edges] == [0, 0]
     kept = dict(pair for pair in world.log.sessions if pair[0].startswith("counts:"))
     assert set(kept.values()) == {None}
+
+
+# --- lifecycle
+
+
+def lifecycle_of(world: World, channel: str) -> list[str]:
+    """Ids of the events of a channel, repetitions included."""
+    key = f"shop:{channel}".encode()
+    return [record.id for records in world.log.partitions for record in records if record.key == key and record.kind == Kind.LIFECYCLE]
+
+
+def test_a_channel_opens_and_closes_once_for_all_cores() -> None:
+    world = World(edges=2, cores=2)
+    first, second = attached(world, "life", edge=0), attached(world, "life", edge=1)
+    assert lifecycle_of(world, "life") == ["opened:life:1"]
+    first.drops()
+    world.wait(100.0)
+    second.drops()
+    world.wait(50.0)
+    assert world.rest("POST", "/channels/life/messages", {"name": "n"})[0] == 201
+    world.wait(50.0)
+    assert lifecycle_of(world, "life") == ["opened:life:1"]
+    world.wait(15.0)
+    assert lifecycle_of(world, "life") == ["opened:life:1", "closed:life:1"]
+    world.rest("POST", "/channels/life/messages", {"name": "n"})
+    assert lifecycle_of(world, "life")[2:] == ["opened:life:2"]
+
+
+def test_events_of_the_lifecycle_are_shown_to_no_client() -> None:
+    world = World(edges=1, cores=1)
+    reader = attached(world, "life-hidden", params={"rewind": "10"})
+    assert lifecycle_of(world, "life-hidden")
+    reader.gets_nothing()
+    assert world.rest("GET", "/channels/life-hidden/messages") == (200, [])
+
+
+def test_a_dead_owner_takes_no_channel_with_it() -> None:
+    for dead in (0, 1):
+        world = World(edges=1, cores=2)
+        clients = [attached(world, f"life-{n}") for n in range(8)]
+        world.kill_core(dead)
+        world.start_core(dead)
+        for n, client in enumerate(clients):
+            assert lifecycle_of(world, f"life-{n}") == [f"opened:life-{n}:1"]
+            client.drops()
+        world.wait(130.0)
+        for n in range(8):
+            assert list(dict.fromkeys(lifecycle_of(world, f"life-{n}"))) == [f"opened:life-{n}:1", f"closed:life-{n}:1"]

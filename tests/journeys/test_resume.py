@@ -16,7 +16,7 @@ from tests.journeys.test_journeys import ACK, ATTACH, ATTACHED, CLOSE, CLOSED, C
 from tests.journeys.world import Client, World
 
 AnyWorld = World | RealWorld
-RESUMED, HAS_BACKLOG = 4, 2
+RESUMED, HAS_BACKLOG, ATTACH_RESUME = 4, 2, 32
 
 
 @pytest.fixture
@@ -65,6 +65,33 @@ def test_rtn15_dropped_on_one_edge_resumed_on_the_other_with_everything_missed(w
     publishes(publisher, channel, 4)
     assert again.gets(MESSAGE)["messages"][0]["data"] == "4"
     again.gets_nothing()
+
+
+def test_rtl4j_a_rewind_happens_on_the_first_attach_and_on_no_resumed_one(world: AnyWorld, channel: str) -> None:
+    """Whether the client resumes with a position or has none yet: `{rewind: 1}`, a number, as applications write it."""
+    publisher = world_publisher(world)
+    publishes(publisher, channel, 0, 1)
+    client = world.client()
+    first = client.gets(CONNECTED)
+    client.sends(action=ATTACH, channel=channel, params={"rewind": 1})
+    assert client.gets(ATTACHED, params={"rewind": "1"})["flags"] & (RESUMED | HAS_BACKLOG) == HAS_BACKLOG
+    frame = client.gets(MESSAGE)
+    assert frame["messages"][0]["data"] == "1"
+    client.drops()
+    publishes(publisher, channel, 2, 3)
+    again = world.client(edge=1, resume=key_of(first))
+    again.gets(CONNECTED, connectionId=first["connectionId"])
+    again.sends(action=ATTACH, channel=channel, channelSerial=frame["channelSerial"], params={"rewind": 1}, flags=ATTACH_RESUME)
+    assert again.gets(ATTACHED)["flags"] & (RESUMED | HAS_BACKLOG) == RESUMED | HAS_BACKLOG
+    assert [again.gets(MESSAGE)["messages"][0]["data"] for _ in range(2)] == ["2", "3"]
+    other = world.client()
+    other.gets(CONNECTED)
+    other.sends(action=ATTACH, channel=channel, params={"rewind": 1}, flags=ATTACH_RESUME)
+    assert not other.gets(ATTACHED)["flags"] & (RESUMED | HAS_BACKLOG)
+    publishes(publisher, channel, 4)
+    for reader in (again, other):
+        assert reader.gets(MESSAGE)["messages"][0]["data"] == "4"
+        reader.gets_nothing()
 
 
 def test_rtn19a2_publishes_sent_again_after_a_resume_are_acknowledged_with_their_first_serials(world: AnyWorld, channel: str) -> None:
@@ -198,6 +225,42 @@ def test_6_4_messages_older_than_what_is_kept_are_90003_and_the_connection_80008
     assert not frame["flags"] & RESUMED
     assert frame["error"]["code"] == 90003
     assert again.gets(MESSAGE)["messages"][0]["data"] == "2"
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_3_5_a_client_of_a_channel_on_which_nothing_has_happened_misses_nothing_however_long_it_was_away(restart: bool) -> None:
+    """The channel's last record is older than all that cores keep, and nobody else has the channel open."""
+    world = World(edges=2, cores=2)
+    publisher = world_publisher(world)
+    client = attached(world, "quiet")
+    publishes(publisher, "quiet", 0)
+    first = position = client.gets(MESSAGE)["channelSerial"]
+    client.drops()
+    for number in range(1, 200):  # on every partition, so that what is kept goes on
+        publishes(publisher, f"busy-{number % 16}", number)
+        world.wait(5)
+    if restart:
+        for core in (0, 1):
+            world.kill_core(core)
+            world.start_core(core)
+            world.wait(5)
+    for edge in (0, 1):
+        again = world.client(edge=edge)
+        again.gets(CONNECTED)
+        again.sends(action=ATTACH, channel="quiet", channelSerial=position)
+        frame = again.gets(ATTACHED)
+        assert (frame["flags"] & (RESUMED | HAS_BACKLOG), frame.get("error")) == (RESUMED, None)
+        publishes(publisher, "quiet", 200 + edge)
+        frame = again.gets(MESSAGE)
+        assert frame["messages"][0]["data"] == str(200 + edge)
+        again.gets_nothing()
+        position = frame["channelSerial"]
+        again.drops()
+        world.wait(600)
+    late = world.client()
+    late.gets(CONNECTED)
+    late.sends(action=ATTACH, channel="quiet", channelSerial=first)
+    assert late.gets(ATTACHED)["error"]["code"] == 90003
 
 
 @pytest.mark.parametrize("cores", [1, 2])

@@ -29,22 +29,27 @@ from core.events import (
     EdgeUp,
     EndOffset,
     Looked,
+    Owned,
     Reported,
     SessionRead,
     SessionWritten,
+    StateRead,
     Tailed,
 )
 from core.events import Event as CoreEvent
 from core.events import Tick as CoreTick
+from core.fold import Fold
 from core.index import MemoryIndex
+from core.lifecycle import PartitionLifecycle
 from core.log import LogRecord
 from core.node import CoreNode
+from core.presence import PartitionPresence
 from core.registry import App, Key, Registry, Streams
 from edge.ably.websocket import PING, payload_of
 from edge.desk import Policy
-from edge.effects import Broadcast, CloseClient, RestAnswer, Write
+from edge.effects import Broadcast, CloseClient, RestAnswer, TellWhenDrained, Write
 from edge.effects import LinkSend as EdgeSends
-from edge.events import ClientFrame, ClientLost, ClientOpened, ClientPong, LinkFrames, LinkLost, LinkUp, RestAsked
+from edge.events import ClientFrame, ClientLost, ClientOpened, ClientPong, Drained, LinkFrames, LinkLost, LinkUp, RestAsked
 from edge.events import Event as EdgeEvent
 from edge.events import Tick as EdgeTick
 from edge.node import EdgeNode
@@ -52,7 +57,8 @@ from relay.link.codec import encode
 from relay.link.frames import BULK, Lane, Stream, ToCore, ToEdge, Welcome
 from relay.model.capability import Capability
 from relay.model.keyring import Keyring
-from relay.model.limits import EdgeLimits
+from relay.model.limits import CoreLimits, EdgeLimits
+from relay.model.message import Kind
 
 APP = "shop"
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -85,6 +91,18 @@ class Log:
         self.frozen = False
         self.held: list[tuple[Core, CoreEvent]] = []
 
+    def state(self, partition: int, checkpoint: int) -> dict[bytes, bytes]:
+        """What the owners of a partition have written of it up to `checkpoint`."""
+        fold, view, lifecycle = Fold(1_000_000, b"state"), PartitionPresence(), PartitionLifecycle(CoreLimits())
+        view.journal = lifecycle.journal = journal = {}
+        for record in self.partitions[partition][:checkpoint]:
+            first = fold.see(partition, record.key, record.id, record.timestamp, record.offset) is None
+            if first and record.kind == Kind.LIFECYCLE:
+                lifecycle.apply(record)
+            elif first and record.kind != Kind.MESSAGE:
+                view.apply(record, 0.0)
+        return {key: value for key, value in journal.items() if value is not None}
+
 
 class Core:
     def __init__(self, world: World, name: str) -> None:
@@ -108,6 +126,9 @@ class Core:
         for key, value in dict(world.log.sessions).items():  # compacted: the last of each key
             self.inbox.append(SessionRead(key, value))
         for number, records in enumerate(world.log.partitions):
+            checkpoint = world.random.choice([None, len(records), world.random.randint(0, len(records))])
+            state = {} if checkpoint is None else world.log.state(number, checkpoint)
+            self.inbox.append(StateRead(number, checkpoint, state))
             if records:
                 self.inbox.append(Tailed(list(records)))
             self.inbox.append(Looked(number, 0, len(records)))
@@ -148,6 +169,7 @@ class World:
         self._numbers = itertools.count(1)
         self.cores = [Core(self, f"core-{n + 1}") for n in range(cores)]
         self.edges = [Edge(self, f"edge-{n + 1}") for n in range(edges)]
+        self._share()
         self.run()
         for edge in self.edges:
             for core in self.cores:
@@ -190,6 +212,7 @@ class World:
         for wire in [w for w in self.wires.values() if w.core is core]:
             del self.wires[wire.number]
             wire.edge.inbox.append(LinkLost(wire.number, "connection reset"))
+        self._share()
         self.run()
 
     def kill_edge(self, number: int) -> None:
@@ -209,6 +232,7 @@ class World:
 
     def start_core(self, number: int) -> None:
         core = self.cores[number] = Core(self, self.cores[number].name)
+        self._share()
         self.run()
         for edge in self.edges:
             self._connect(edge, core)
@@ -242,6 +266,12 @@ class World:
             self._later(core, event)
         self.log.held.clear()
         self.run()
+
+    def _share(self) -> None:
+        """The cores that live share the partitions; each hears of it when its turn comes."""
+        alive = [core for core in self.cores if core.alive]
+        for index, core in enumerate(alive):
+            core.inbox.append(Owned(frozenset(range(index, STREAM.partitions, len(alive)))))
 
     # --- the wire and the log --------------------------------------------------------------------------------------------------------
 
@@ -288,6 +318,8 @@ class World:
                     for client in clients:
                         if client != skip:
                             edge.clients[client].arrives(frame)
+                case TellWhenDrained(client):
+                    edge.inbox.append(Drained(client))
                 case CloseClient(client, code):
                     edge.clients[client].closed = code
                     edge.inbox.append(ClientLost(client, "closed"))

@@ -124,6 +124,11 @@ class LinkServer:
         if sockets is not None:
             sockets.send(frame, lane)
 
+    def bulk_queued(self, link: int) -> int:
+        """Bytes that wait on the bulk lane of a link; 0 for one that is lost."""
+        sockets = self._links.get(link)
+        return 0 if sockets is None else sockets.bulk.session.queued
+
     def close_link(self, link: int, why: str) -> None:
         """End a link. `why` goes to the edge and to `on_lost`, which is called before this returns."""
         sockets = self._links.get(link)

@@ -18,9 +18,11 @@ from core.events import (
     EndOffset,
     Event,
     Looked,
+    Owned,
     Reported,
     SessionRead,
     SessionWritten,
+    StateRead,
     Tailed,
     Tick,
 )
@@ -69,15 +71,18 @@ class Dialogue:
         self,
         *,
         ready: bool = True,
+        owner: bool = True,
+        restored: bool = True,
         limits: CoreLimits | None = None,
         sandbox: bool = False,
         static: list[App] | None = None,
         name: str = "core-1",
+        index: MemoryIndex | None = None,
     ) -> None:
         self.now, self.now_ms = 1000.0, START_MS
         self.keyring = Keyring(RING)
         self.registry = Registry(apps() if static is None else static, self.keyring)
-        self.index = MemoryIndex()
+        self.index = MemoryIndex() if index is None else index
         self.node = CoreNode(
             name=name,
             streams=Streams([STREAM]),
@@ -96,6 +101,11 @@ class Dialogue:
         """Other cores that read what this one writes."""
         self.written: list[SessionRead] = []
         """What this core has written to the sessions topic."""
+        if owner:
+            self.happens(Owned(frozenset(range(STREAM.partitions))))
+        if restored:
+            for partition in range(STREAM.partitions):
+                self.happens(StateRead(partition, None, {}))
         if ready:
             for partition in range(STREAM.partitions):
                 self.happens(Looked(partition, 0, 0))

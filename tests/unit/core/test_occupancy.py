@@ -37,9 +37,18 @@ def counts(connections: int, **others: int) -> list[int]:
 
 
 def report(
-    core: Dialogue, number: int, connections: int, *, channel: str = "room", app: str = "shop", link: int = 1, **others: int
+    core: Dialogue,
+    number: int,
+    connections: int,
+    *,
+    channel: str = "room",
+    app: str = "shop",
+    link: int = 1,
+    by: str | None = None,
+    **more: int,
 ) -> None:
-    core.edge_sends(Counts(number, app, channel, counts(connections, **others)), link)
+    session = next(iter(core.node._roster.links[link].sessions), "") if by is None else by
+    core.edge_sends(Counts(number, app, channel, counts(connections, **more), session), link)
     core.sessions_round()
 
 
@@ -127,16 +136,21 @@ def test_the_counts_of_an_edge_end_with_its_lease_and_come_back_with_it(core: Di
     assert total(core)["connections"] == 4
 
 
-def test_an_edge_is_believed_about_apps_of_its_own_clients_only(core: Dialogue) -> None:
-    core.admitted()
-    report(core, 1, 1, app="bank")
-    assert total(core, b"bank:room")["connections"] == 0
-    assert core.counted("occupancy.wrong_app") == 1
-    # What it was believed about it may take back through any core.
-    report(core, 2, 1)
+def test_an_edge_is_believed_about_channels_that_a_client_of_its_could_attach_to(core: Dialogue) -> None:
+    session, chats = core.admitted().session, core.admitted(f"shop.chat:{SECRET}").session
+    report(core, 1, 1, app="bank", by=session)
+    report(core, 2, 1, by=chats)
+    report(core, 3, 1, by="nobodyhere")
+    report(core, 4, 1, by="")
+    assert (total(core)["connections"], total(core, b"bank:room")["connections"]) == (0, 0)
+    assert core.counted("occupancy.no_witness") == 4
+    report(core, 5, 1, by=chats, channel="chat:x")
+    assert total(core, b"shop:chat:x")["connections"] == 1
+    # What it was believed about it may take back through any core, whoever is left there.
+    report(core, 6, 1)
     core.happens(EdgeLost(1, "gone"))
     core.edge_up(2)
-    report(core, 3, 0, link=2)
+    report(core, 7, 0, link=2, by="")
     assert total(core)["connections"] == 0
 
 
@@ -149,12 +163,10 @@ def test_an_edge_is_believed_about_apps_of_its_own_clients_only(core: Dialogue) 
         Counts(1, "shop", "room", counts(1 << 40)),
         Counts(0, "shop", "room", counts(1)),
         Counts(1 << 60, "shop", "room", counts(1)),
-        Counts(1, "shop", ":room", counts(1)),
-        Counts(1, "shop", "", counts(1)),
     ],
 )
 def test_a_report_that_cannot_be_meant_is_counted_and_left_out(core: Dialogue, frame: Counts) -> None:
-    core.admitted()
+    frame.session = core.admitted().session
     core.take(WriteSession)
     core.edge_sends(frame)
     assert core.take(WriteSession) == []
@@ -171,10 +183,10 @@ def test_a_record_that_cannot_be_read_is_counted_and_left_out(core: Dialogue, va
 def test_what_one_edge_reports_is_bounded_and_the_newest_of_each_channel_waits() -> None:
     core = Dialogue(limits=CoreLimits(link_counts_per_s=10, link_counts=30))
     core.edge_up()
-    core.admitted()
+    session = core.admitted().session
     core.take(WriteSession)
     for number in range(1, 101):
-        core.edge_sends(Counts(number, "shop", f"c{number % 40}", counts(number)))
+        core.edge_sends(Counts(number, "shop", f"c{number % 40}", counts(number), session))
     assert core.counted("occupancy.refused") > 0
     assert len(core.take(WriteSession)) == 10
     for _ in range(5):
@@ -193,11 +205,11 @@ def test_above_the_bound_further_channels_are_left_out_of_the_counts() -> None:
 
 
 def test_a_write_that_fails_is_tried_again_unless_there_is_newer_word(core: Dialogue) -> None:
-    core.admitted()
+    session = core.admitted().session
     core.sessions_round()
-    core.edge_sends(Counts(1, "shop", "room", counts(1)))
+    core.edge_sends(Counts(1, "shop", "room", counts(1), session))
     (write,) = core.take(WriteSession)
-    core.edge_sends(Counts(2, "shop", "room", counts(2)))
+    core.edge_sends(Counts(2, "shop", "room", counts(2), session))
     assert core.take(WriteSession) == []  # one at a time
     core.happens(SessionWritten(write.ticket, ok=False))
     core.tick(1.0)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 import msgspec
 import pytest
 
 from core.effects import AskEnd, LinkSend
-from core.events import EndOffset, Gap, Tailed, Tick
+from core.events import Congested, EdgeLost, EndOffset, Gap, Tailed, Tick
+from core.index import MemoryIndex
 from core.replay import EXPIRED
-from relay.link.frames import Depart, Lane, Lost, Opened, Record, Renew, Shut
+from relay.link.frames import Depart, Lane, Lost, Opened, Record, Refused, Renew, Shut
+from relay.model.channel import log_key, partition_of
 from relay.model.limits import CoreLimits
 from relay.model.message import Message, RecordBody
 from relay.model.serials import Serial
-from tests.unit.core.dialogue import STREAM, Dialogue, serial, token
+from tests.unit.core.dialogue import OTHER_EDGE, SECRET, STREAM, Dialogue, serial, token
 
 
 def core_with_reader(**more) -> tuple[Dialogue, str]:
@@ -198,6 +203,173 @@ def test_every_link_with_the_channel_open_gets_the_record_and_no_other():
     core.sent(1), core.sent(2)
     writes(core, "a", 1)
     assert [len(core.sent(link)) for link in (1, 2, 3)] == [1, 1, 0]
+
+
+# --- what is known without a read
+
+
+class CountingIndex(MemoryIndex):
+    """Counts reads. What it holds and from where is no read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    def read_after(self, *place):
+        self.reads += 1
+        return super().read_after(*place)
+
+    def read_before(self, *place):
+        self.reads += 1
+        return super().read_before(*place)
+
+    def head(self, *place):
+        self.reads += 1
+        return super().head(*place)
+
+
+def neighbours(channel: str) -> Iterator[str]:
+    """Other channels of the same partition."""
+    place = partition_of(log_key("shop", channel), STREAM.partitions)
+    return (name for name in (f"b{n}" for n in range(1000)) if partition_of(log_key("shop", name), STREAM.partitions) == place)
+
+
+def test_a_channel_that_was_quiet_is_resumed_however_old_the_serial_is():
+    core, _ = core_with_reader(index=CountingIndex())
+    (last,) = writes(core, "a", 1)
+    other = next(neighbours("a"))
+    for hour in range(3):
+        core.tick(3600)
+        writes(core, other, 2, start=2 * hour)
+    session = core.admitted().session
+    assert core.index.covers_from(STREAM.id, last.partition) > last.offset + 1
+    req = core.open("a", session, after=serial(last))
+    opened = core.answer(req)
+    assert (opened.error, opened.serial > serial(last)) == (None, True)
+    assert core.index.reads == 0
+    (live,) = writes(core, "a", 1, start=1)
+    assert core.sent() == [Record(req, live.offset, 0, live.value)]
+
+
+def test_a_channel_with_one_record_since_is_not():
+    core, _ = core_with_reader(index=CountingIndex())
+    first, _ = writes(core, "a", 2)
+    core.tick(3600)
+    session = core.admitted().session
+    req = core.open("a", session, after=serial(first))
+    assert core.answer(req).error.code == 90003
+    assert core.index.reads == 0, "nothing of the channel is held either"
+
+
+def test_what_is_not_remembered_of_quiet_channels_is_not_claimed():
+    core, _ = core_with_reader(limits=CoreLimits(recent_channels=STREAM.partitions))
+    (last,) = writes(core, "a", 1)
+    for name in islice(neighbours("a"), 2):
+        writes(core, name, 1)
+    core.tick(3600)
+    session = core.admitted().session
+    assert core.answer(core.open("a", session, after=serial(last))).error.code == 90003
+
+
+def test_forged_serials_cost_no_read_of_the_index():
+    """Wrong ones are told by the marks, and right ones of a channel with nothing to replay by what is known of its last record."""
+    core, _ = core_with_reader(index=CountingIndex())
+    (old,) = writes(core, "a", 1)
+    core.tick(3600)
+    session = core.admitted().session
+    records = writes(core, next(neighbours("a")), 300)
+    forged = {
+        "garbage": 90005,
+        "": 90005,
+        Serial("zzzzzzzz", old.partition, old.offset).text: 90005,
+        Serial(STREAM.id, (old.partition + 1) % STREAM.partitions, 1).text: 90005,
+        Serial(STREAM.id, old.partition, 10**15).text: 90005,
+        Serial(STREAM.id, old.partition, -1).text: 90003,
+        serial(records[5]): None,
+        serial(records[-1]): None,
+    }
+    for after, code in forged.items():
+        for _ in range(25):
+            req = core.open("a", session, after=after)
+            core.answer_ends()
+            core.turns()
+            error = core.answer(req).error
+            assert (None if error is None else error.code) == code, after
+    assert core.index.reads == 0
+
+
+# --- replays take turns
+
+
+def test_replays_of_an_app_and_of_a_link_have_so_many_bytes_a_second():
+    limits = CoreLimits(app_replay_bytes_per_s=100_000, link_replay_bytes_per_s=150_000, replay_turn_bytes=10_000)
+    core, session = core_with_reader(limits=limits)
+    bank = core.admitted(f"bank.all:{SECRET}").session
+    for app, witness in (("shop", session), ("bank", bank)):
+        for name in "abcd":
+            records = [core.record(name, b"v" * 10_000, f"s:{name}:{n}", app=app) for n in range(51)]
+            core.happens(Tailed(records))
+            core.open(name, witness, after=serial(records[0]), app=app)
+    sent = []
+    for _ in range(40):
+        core.turns()
+        sent.append(sum(len(frame.body) for frame in core.sent() if isinstance(frame, Record)))
+        due = core.node.next_deadline()
+        assert due is not None
+        assert due > core.now, "it sleeps until there is something to do"
+        core.tick(1.0)
+    assert sum(sent) == 8 * 500_000
+    for seconds in range(1, 20):
+        assert sum(sent[:seconds]) <= 150_000 * (seconds + 1) + 10_000
+    assert sum(sent[:6]) >= 150_000 * 5, "both apps go on at once"
+    assert len(core.node._replays) == 0
+
+
+def test_a_link_that_does_not_take_what_was_sent_gets_nothing_of_the_past_and_all_that_is_live():
+    core, session = core_with_reader(limits=CoreLimits(replay_turn_bytes=1_000))
+    bank = core.edge_up(2, OTHER_EDGE)
+    other = core.admitted(link=bank).session
+    records = writes(core, "a", 11, size=1_000)
+    live = core.open("b", session)
+    core.answer(live)
+    for link, witness in ((1, session), (bank, other)):
+        core.open("a", witness, after=serial(records[0]), link=link)
+    for _ in range(3):
+        core.tick()
+    core.happens(Congested(1, on=True))
+    before = len(core.sent(1))
+    assert 1 <= before <= 3
+    core.turns()
+    assert len(core.sent(bank)) == 11, "the others go on"
+    writes(core, "b", 1)
+    assert [frame.ref for frame in core.sent(1)] == [live]
+    core.happens(Congested(1, on=False))
+    core.turns()
+    assert len(core.sent(1)) == 11 - before
+    core.happens(Congested(1, on=True))
+    core.happens(EdgeLost(1, "slow"))
+    core.happens(Congested(1, on=True))
+    core.edge_up(1)
+    again = core.open("a", core.admitted().session, after=serial(records[0]))
+    core.turns()
+    assert core.answer(again).error is None, "a new link has room"
+
+
+def test_an_app_that_has_too_many_replays_waiting_is_told_to_come_back_and_another_is_not():
+    core, session = core_with_reader(limits=CoreLimits(app_replays=1, app_replays_waiting=3))
+    bank = core.admitted(f"bank.all:{SECRET}").session
+    (first, *_) = writes(core, "a", 5)
+    reqs = [core.open("a", session, after=serial(first)) for _ in range(5)]
+    refused = [core.answer(req) for req in reqs[3:]]
+    assert {type(answer) for answer in refused} == {Refused}
+    assert {answer.error.code for answer in refused} == {42912}
+    records = [core.record("a", app="bank") for _ in range(2)]
+    core.happens(Tailed(records))
+    other = core.open("a", bank, after=serial(records[0]), app="bank")
+    core.turns()
+    frames = core.sent()
+    assert sorted(frame.req for frame in frames if isinstance(frame, Opened)) == [*reqs[:3], other]
+    assert core.node.status()["channels"] == 4
 
 
 def test_a_shut_channel_is_silent_also_in_the_middle_of_a_replay():

@@ -46,6 +46,7 @@ def ask(core: Dialogue, what: str, call: Any) -> int:
 def create(core: Dialogue, body: Any, to: list[Dialogue] | None = None) -> Any:
     req = ask(core, CREATE_APP, CreateApp(msgspec.Raw(json.dumps(body).encode())))
     core.config_writes(to)
+    core.kafka_round()
     answer = core.answer(req)
     return json.loads(answer.body) if isinstance(answer, Page) else answer
 

@@ -10,8 +10,8 @@ import pytest
 
 from edge.ably.websocket import payload_of
 from edge.desk import Policy
-from edge.effects import Broadcast, CloseClient, Effect, LinkSend, RestAnswer, Write
-from edge.events import ClientFrame, ClientLost, ClientOpened, Event, LinkFrames, LinkLost, LinkUp, RestAsked, Tick
+from edge.effects import Broadcast, CloseClient, Effect, LinkSend, RestAnswer, TellWhenDrained, Write
+from edge.events import ClientFrame, ClientLost, ClientOpened, Drained, Event, LinkFrames, LinkLost, LinkUp, RestAsked, Tick
 from edge.node import EdgeNode
 from relay.link.frames import (
     Admit,
@@ -81,6 +81,10 @@ class Edge:
         self.next_client = self.next_link = self.next_call = 0
         self.sessions = 0
         self.offset = 100
+        self.full: list[int] = []
+        """Clients of whom the node wants to know when they have taken everything."""
+        self.slow = False
+        """Clients take nothing, until the test says so with `drain`."""
         for number in range(cores):
             self.link_up(f"core-{number}")
 
@@ -100,6 +104,8 @@ class Edge:
                     for client in clients:
                         if client != skip:
                             self._client(client).written(frame)
+                case TellWhenDrained(client):
+                    self.full.append(client)
                 case CloseClient(client, code):
                     assert self._client(client).closed is None, "closed twice"
                     self._client(client).closed = code
@@ -114,7 +120,15 @@ class Edge:
                 case RestAnswer(call):
                     assert call not in self.answers, "answered twice"
                     self.answers[call] = effect
+        if not self.slow:
+            self.drain()
         return effects
+
+    def drain(self) -> None:
+        """Every client has taken what it was sent."""
+        full, self.full = self.full, []
+        for client in full:
+            self.post(Drained(client))
 
     def _client(self, number: int) -> Client:
         client = self.clients[number]

@@ -54,6 +54,15 @@ def test_3_3_recognised_params_are_repeated_unchanged_and_others_vanish(edge: Ed
     assert attached["params"] == {"modes": "subscribe", "delta": "vcdiff"}
 
 
+@pytest.mark.parametrize("format_", ["json", "msgpack"])
+def test_params_that_an_application_gave_as_numbers_are_as_good_as_text(edge: Edge, format_: str) -> None:
+    client = edge.connect(f"key=a.b:c&v=6&format={format_}")
+    edge.sends(client, action=10, channel="c", params={"rewindLimit": 5, "echo": False, "delta": None})
+    for opening in edge.take(Open):
+        edge.core(Opened(opening.req, edge.serial("c", 7)))
+    edge.gets(client, action=11, params={"rewindLimit": "5", "echo": "false"})
+
+
 @pytest.mark.parametrize(
     ("channel", "capability", "fields", "code"),
     [
@@ -65,6 +74,10 @@ def test_3_3_recognised_params_are_repeated_unchanged_and_others_vanish(edge: Ed
         ("c", {"c": ["history"]}, {}, 40160),
         ("c", {"c": ["publish"]}, {"flags": 262144}, 40160),
         ("c", {"*": ["*"]}, {"params": {"rewind": "soon"}}, 40003),
+        ("c", {"*": ["*"]}, {"params": {"rewind": -1}}, 40003),
+        ("c", {"*": ["*"]}, {"params": {"rewind": 1.5}}, 40003),
+        ("c", {"*": ["*"]}, {"params": {"rewind": True}}, 40003),
+        ("c", {"*": ["*"]}, {"params": {"modes": ["subscribe"]}}, 40003),
         ("c", {"*": ["*"]}, {"params": 7}, 40003),
     ],
 )

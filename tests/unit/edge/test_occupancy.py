@@ -322,6 +322,7 @@ def test_status_of_a_qualified_channel_leaves_out_its_params(edge: Edge) -> None
 
 
 def test_a_report_is_as_the_link_has_it(edge: Edge) -> None:
-    edge.attach(edge.connect(), "c")
+    client = edge.connect()
+    edge.attach(client, "c")
     ((link, frame),) = edge.reports
-    assert (link, frame) == (1, Counts(1, "app", "c", [1, 1, 1, 1, 1, 0, 0]))
+    assert (link, frame) == (1, Counts(1, "app", "c", [1, 1, 1, 1, 1, 0, 0], client.session))

@@ -1,0 +1,283 @@
+"""Attendance: who is present on the channels of all partitions that a core serves, as its tail has read them.
+
+Each partition has its view (`core.presence`). Records before the checkpoint of `tidegate.state` are judged by what they say of each other,
+for the index; from the checkpoint on the view that was restored goes on. What the fold says of a record decides whether it is shown at all,
+and how: a record that changed nothing is left out, one of which only a part counted is shown with that part, and a leave with the member's
+last data. So whoever applies what is shown, in the order of the log, has the same set.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import msgspec
+
+from core.events import StateRead
+from core.log import LogRecord
+from core.presence import Change, Holder, Member, PartitionPresence, decode_body
+from relay.link.calls import MemberItem, MemberPage, Members
+from relay.model.errors import RelayError
+from relay.model.limits import CoreLimits
+from relay.model.message import Kind, PresenceAction, PresenceItem
+
+FOLDED = frozenset({Kind.PRESENCE, Kind.GONE, Kind.BACK, Kind.EDGE_GONE, Kind.EDGE_BACK})
+"""Kinds of records that are the fold's."""
+FIXTURE = "fixture"
+"""In the place of an edge's boot id: members that no connection holds, and that stay until they are taken away."""
+
+_FILLED_BYTES = 262_144
+"""Last data that is added to one record of leaves. Beyond it a leave has none, and who follows the channel knows it anyway."""
+_ENTERED = 50_000
+
+_encode_body = msgspec.msgpack.Encoder().encode
+
+
+class Tails(Protocol):
+    """What is asked of the node."""
+
+    def tail_position(self, partition: int) -> int: ...
+
+
+class _Arrival:
+    """Enters and updates of one append that the tail has not read yet."""
+
+    __slots__ = ("clients", "connection", "key", "offset", "partition", "size")
+
+    def __init__(self, partition: int, key: bytes, connection: str, clients: list[str], size: int) -> None:
+        self.partition = partition
+        self.key = key
+        self.connection = connection
+        self.clients = clients
+        self.size = size
+        self.offset: int | None = None
+        """Once it is reported durable."""
+
+
+class Attendance:
+    def __init__(self, partitions: Iterable[int], limits: CoreLimits, tails: Tails) -> None:
+        self._limits = limits
+        self._tails = tails
+        self.views = {number: PartitionPresence() for number in partitions}
+        self._before: dict[int, tuple[int, PartitionPresence]] = {}
+        """Until the tail has reached the checkpoint of a partition: that offset, and what judges the records before it."""
+        self._unread = set(self.views)
+        self._arrivals: dict[int, _Arrival] = {}
+        """By ticket."""
+        self._by_key: dict[bytes, dict[int, _Arrival]] = {}
+        self._by_connection: dict[str, dict[int, _Arrival]] = {}
+        self.entered: deque[str] = deque(maxlen=_ENTERED)
+        """Connections whose entering was read lately; the oldest goes first."""
+
+    @property
+    def restored(self) -> bool:
+        """The state of every partition has come."""
+        return not self._unread
+
+    # --- the log -----------------------------------------------------------------------------------------------------------------------
+
+    def restore(self, event: StateRead, now: float) -> None:
+        """Before the first record of the partition."""
+        if event.partition not in self.views:
+            return
+        view = self.views[event.partition] = PartitionPresence()
+        view.restore(event.records, now)
+        if event.checkpoint is not None:
+            self._before[event.partition] = (event.checkpoint, PartitionPresence(lenient=True))
+        self._unread.discard(event.partition)
+
+    def read(self, record: LogRecord, now: float) -> LogRecord | None:
+        """The next record of its partition that is the fold's, duplicates left out: what to show of it, if anything."""
+        view = self.views[record.partition]
+        before = self._before.get(record.partition)
+        if before is not None and record.offset >= before[0]:
+            before = None
+            del self._before[record.partition]
+        changes = (view if before is None else before[1]).apply(record, now)
+        if not changes:
+            return None
+        if before is None and any(change.action != PresenceAction.LEAVE for change in changes):
+            self.entered.append(changes[0].connection)
+        return _shown(record, changes)
+
+    # --- the sets ----------------------------------------------------------------------------------------------------------------------
+
+    def count(self, partition: int, key: bytes) -> int:
+        """Members of a channel."""
+        channel = self.views[partition].channels.get(key)
+        return 0 if channel is None else len(channel)
+
+    @property
+    def channels(self) -> int:
+        """Channels with members."""
+        return sum(len(view.channels) for view in self.views.values())
+
+    @property
+    def members(self) -> int:
+        """Members of all of them."""
+        return sum(len(channel) for view in self.views.values() for channel in view.channels.values())
+
+    @property
+    def gone(self) -> int:
+        """Connections whose grace runs, counted once for each channel."""
+        return sum(len(view.gone) for view in self.views.values())
+
+    def holders(self, connection: str) -> Iterator[tuple[int, Holder]]:
+        """The connection on each channel where it has members, by partition."""
+        for number, view in self.views.items():
+            holders = view.by_connection.get(connection)
+            if holders:
+                for holder in list(holders.values()):
+                    yield number, holder
+
+    def no_earlier(self, partition: int, key: bytes, connection: str, items: list[PresenceItem], now_ms: int) -> int:
+        """A time for leaves under a server-made id: clients compare it with the member's, which may be of a core whose clock is ahead."""
+        channel = self.views[partition].channels.get(key)
+        if channel is None:
+            return now_ms
+        members = [channel.find(connection, item.client_id) for item in items]
+        return max([now_ms, *(member.state.timestamp for member in members if member is not None)])
+
+    def page(self, partition: int, key: bytes, call: Members, serial: str) -> MemberPage:
+        """A piece of a channel's set as it is at `serial`, the position of the tail. Raises: RelayError 40003."""
+        if call.limit < 1:
+            raise RelayError(40003, "invalid limit")
+        limit, size = min(call.limit, self._limits.members_page), 0
+        found: list[MemberItem] = []
+        for member in self._matching(partition, key, call):
+            size += member.size
+            if len(found) == limit or (found and size > self._limits.read_bytes):
+                return MemberPage(serial, found, found[-1].number)
+            found.append(_item(member))
+        return MemberPage(serial, found)
+
+    def _matching(self, partition: int, key: bytes, call: Members) -> Iterable[Member]:
+        channel = self.views[partition].channels.get(key)
+        if channel is None:
+            return ()
+        if call.connection_id is None and call.client_id is None:
+            return channel.after(call.after)
+        holders = list(channel.holders.values())
+        if call.connection_id is not None:
+            holders = [holder for holder in holders if holder.connection == call.connection_id]
+        members: list[Member] = []
+        for holder in holders:
+            if call.client_id is None:
+                members += holder.members.values()
+            elif call.client_id in holder.members:
+                members.append(holder.members[call.client_id])
+        return sorted((member for member in members if member.number > call.after), key=lambda member: member.number)
+
+    # --- what is on its way ------------------------------------------------------------------------------------------------------------
+
+    def check_room(self, partition: int, key: bytes, connection: str, items: list[PresenceItem], most: int) -> None:
+        """Whether the channel's set has room for what enters. Enters that were appended here and not read yet count; those of other cores
+        do not, so that the bound may be passed by as many. Raises: RelayError 91003, 91006."""
+        entering = [item for item in items if item.action != PresenceAction.LEAVE]
+        if not entering:
+            return
+        self._forget_read(key)
+        channel = self.views[partition].channels.get(key)
+        coming = self._by_key.get(key, {}).values()
+        size = sum(arrival.size for arrival in coming) + sum(map(_size, entering))
+        if channel is not None:
+            size += channel.size
+            for item in entering:
+                known = channel.find(connection, item.client_id)
+                size -= 0 if known is None else known.size
+        if size > self._limits.presence_bytes:
+            raise RelayError(91006, "Unable to enter member to presence channel; maximum size of the presence set exceeded")
+        members = 0 if channel is None else len(channel)
+        if members + len(entering) + sum(len(arrival.clients) for arrival in coming) <= most:
+            return
+        places = {(arrival.connection, client) for arrival in coming for client in arrival.clients}
+        new = {(connection, item.client_id) for item in entering} - places
+        if channel is not None:
+            new = {place for place in new if channel.find(*place) is None}
+            places = {place for place in places if channel.find(*place) is None}
+        if new and members + len(places) + len(new) > most:
+            raise RelayError(91003, f"Unable to enter member to presence channel; maximum number of {most} members exceeded")
+
+    def sent(self, ticket: int, partition: int, key: bytes, connection: str, items: list[PresenceItem]) -> None:
+        """The append has been handed over."""
+        entering = [item for item in items if item.action != PresenceAction.LEAVE]
+        if entering:
+            arrival = _Arrival(partition, key, connection, [item.client_id for item in entering], sum(map(_size, entering)))
+            self._arrivals[ticket] = arrival
+            self._by_key.setdefault(key, {})[ticket] = arrival
+            self._by_connection.setdefault(connection, {})[ticket] = arrival
+
+    def reported(self, ticket: int, offset: int | None) -> None:
+        """`offset` None: it was not taken, or its fate is unknown."""
+        arrival = self._arrivals.get(ticket)
+        if arrival is not None:
+            arrival.offset = offset
+            if offset is None or offset < self._tails.tail_position(arrival.partition):
+                self._forget(ticket, arrival)
+
+    def coming(self, connection: str) -> Iterator[tuple[int, bytes, list[str]]]:
+        """(partition, log key, clientIds) of what it has entered and the tail has not read yet, as far as it was appended here."""
+        for ticket, arrival in list(self._by_connection.get(connection, {}).items()):
+            if arrival.offset is not None and arrival.offset < self._tails.tail_position(arrival.partition):
+                self._forget(ticket, arrival)
+            else:
+                yield arrival.partition, arrival.key, arrival.clients
+
+    def sweep(self) -> None:
+        for key in list(self._by_key):
+            self._forget_read(key)
+
+    def _forget_read(self, key: bytes) -> None:
+        for ticket, arrival in list(self._by_key.get(key, {}).items()):
+            if arrival.offset is not None and arrival.offset < self._tails.tail_position(arrival.partition):
+                self._forget(ticket, arrival)
+
+    def _forget(self, ticket: int, arrival: _Arrival) -> None:
+        del self._arrivals[ticket]
+        of_key, of_connection = self._by_key[arrival.key], self._by_connection[arrival.connection]
+        del of_key[ticket], of_connection[ticket]
+        if not of_key:
+            del self._by_key[arrival.key]
+        if not of_connection:
+            del self._by_connection[arrival.connection]
+
+
+def _size(item: PresenceItem) -> int:
+    """What the member will count in its set."""
+    return 64 + len(item.client_id) + len(item.data or "")
+
+
+def _item(member: Member) -> MemberItem:
+    state = member.state
+    return MemberItem(
+        number=member.number,
+        connection_id=member.holder.connection,
+        client_id=member.client_id,
+        id=state.id,
+        timestamp=state.timestamp,
+        offset=state.offset,
+        data=state.data,
+        encoding=state.encoding,
+        extras=state.extras,
+    )
+
+
+def _shown(record: LogRecord, changes: list[Change]) -> LogRecord:
+    """The record as it is shown: mostly as it is."""
+    body = decode_body(record.value)
+    if len(changes) == len(body.presence) and all(
+        item.action == change.action and (item.data is None) == (change.state.data is None)
+        for item, change in zip(body.presence, changes, strict=True)
+    ):
+        return record
+    told = {item.client_id for item in body.presence if item.data is not None}
+    items, filled = [], 0
+    for action, _, client_id, state in changes:
+        data, encoding = state.data, state.encoding
+        if client_id not in told:
+            filled += len(data or "")
+            if filled > _FILLED_BYTES:
+                data = encoding = None
+        items.append(PresenceItem(action=action, client_id=client_id, id=state.id, data=data, encoding=encoding, extras=state.extras))
+    return record._replace(value=_encode_body(msgspec.structs.replace(body, presence=items)))
