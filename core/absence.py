@@ -24,8 +24,6 @@ from core.presence import Holder
 from relay.model.limits import PROTOCOL, CoreLimits
 from relay.model.message import Kind, PresenceAction, PresenceItem, RecordBody
 
-_ON_THEIR_WAY = 500
-"""Records of one partition that this module has appended and not heard of: a quarter of what a partition takes from everybody."""
 _PER_TURN = 250
 _SCANNED_PER_SWEEP = 5_000
 _SUSPECTS = 50_000
@@ -348,7 +346,7 @@ class Absence:
         return bool(self._due) and self._has_room(self._due[0][0])
 
     def _has_room(self, partition: int) -> bool:
-        return self._on_their_way[partition] < _ON_THEIR_WAY
+        return self._on_their_way[partition] < self._limits.presence_leaves
 
     def turn(self, now: float, now_ms: int) -> None:
         """Some of the leaves that are due."""

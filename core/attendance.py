@@ -8,7 +8,7 @@ last data. So whoever applies what is shown, in the order of the log, has the sa
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
@@ -30,6 +30,7 @@ FIXTURE = "fixture"
 _FILLED_BYTES = 262_144
 """Last data that is added to one record of leaves. Beyond it a leave has none, and who follows the channel knows it anyway."""
 _ENTERED = 50_000
+_EXPIRED = 50_000
 
 _encode_body = msgspec.msgpack.Encoder().encode
 
@@ -69,6 +70,8 @@ class Attendance:
         self._by_connection: dict[str, dict[int, _Arrival]] = {}
         self.entered: deque[str] = deque(maxlen=_ENTERED)
         """Connections whose entering was read lately; the oldest goes first."""
+        self._expired: OrderedDict[tuple[bytes, str, str], tuple[int, float]] = OrderedDict()
+        """Members (log key, connection, clientId) whose grace ended lately: offset of the leave, and when it was read."""
 
     @property
     def restored(self) -> bool:
@@ -97,9 +100,34 @@ class Attendance:
         changes = (view if before is None else before[1]).apply(record, now)
         if not changes:
             return None
+        self._note_expired(record, changes, now)
         if before is None and any(change.action != PresenceAction.LEAVE for change in changes):
             self.entered.append(changes[0].connection)
         return _shown(record, changes)
+
+    def _note_expired(self, record: LogRecord, changes: list[Change], now: float) -> None:
+        for action, connection, client_id, _ in changes:
+            place = (record.key, connection, client_id)
+            if action != PresenceAction.LEAVE:
+                continue
+            self._expired.pop(place, None)
+            if decode_body(record.value).cause is not None:
+                self._expired[place] = (record.offset, now)
+                if len(self._expired) > _EXPIRED:
+                    self._expired.popitem(last=False)
+
+    def expired_since(
+        self, key: bytes, connection: str, items: list[PresenceItem], offset: int
+    ) -> tuple[int, list[tuple[int, PresenceItem]]]:
+        """Which of the enters and updates that are in the log at `offset` were undone by the end of a grace: the last such leave, and the
+        items with their places."""
+        found, last = [], -1
+        for index, item in enumerate(items):
+            known = self._expired.get((key, connection, item.client_id))
+            if item.action != PresenceAction.LEAVE and known is not None and known[0] > offset:
+                found.append((index, item))
+                last = max(last, known[0])
+        return last, found
 
     # --- the sets ----------------------------------------------------------------------------------------------------------------------
 
@@ -224,7 +252,10 @@ class Attendance:
             else:
                 yield arrival.partition, arrival.key, arrival.clients
 
-    def sweep(self) -> None:
+    def sweep(self, now: float) -> None:
+        late = now - self._limits.connection_state_ttl_s - self._limits.presence_grace_max_s
+        while self._expired and next(iter(self._expired.values()))[1] <= late:
+            self._expired.popitem(last=False)
         for key in list(self._by_key):
             self._forget_read(key)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from core import sandbox
 from core.absence import Absence, Wait
 from core.admission import Admission, UnknownCredential, Verified, check_status
 from core.attendance import FIXTURE, FOLDED, Attendance
+from core.barriers import Barriers
 from core.channel import Channels, OpenChannel
 from core.connections import BAD_KEY, TRIES, Claim, ConnectionRecord, Connections
 from core.connections import State as ConnectionState
@@ -83,6 +85,7 @@ from relay.link.frames import (
     Admitted,
     Append,
     Appended,
+    Barrier,
     Counts,
     Credit,
     Depart,
@@ -95,6 +98,7 @@ from relay.link.frames import (
     Page,
     Positions,
     Present,
+    Reached,
     Record,
     Refused,
     Renew,
@@ -287,6 +291,7 @@ class CoreNode:
         """Log keys of channels that operators watch."""
         self._replays = Replays(index, limits, self)
         self._reads = Reads(index, limits, self)
+        self._barriers = Barriers(limits, emit=self._emit, number=self._number)
         self._attendance = Attendance(self._partitions, limits, self)
         self._absence = Absence(self._attendance, self._connections, limits, self.counters, self, emit=self._emit, number=self._number)
         self._admission = Admission(registry, keyring, limits, random(32), insecure_basic=dev)
@@ -410,6 +415,8 @@ class CoreNode:
             "channels": len(self._channels),
             "replays": len(self._replays),
             "reads": len(self._reads),
+            "barriers": len(self._barriers),
+            "barriersOverdue": self._barriers.overdue,
             "appends": len(self._pending),
             "appendBytes": sum(size for _, size in self._load.values()),
             "admits": sum(map(len, self._admits.values())),
@@ -503,6 +510,8 @@ class CoreNode:
                 self._open(link, frame)
             case Shut():
                 self._shut(link, frame.ref)
+            case Barrier():
+                self._barrier(link, frame)
             case Depart():
                 self._depart(link, frame)
             case Up():
@@ -959,7 +968,7 @@ class CoreNode:
         self._channels.add(channel)
         partition = self._partitions[channel.partition]
         if frame.after is None:
-            self._opened(channel, None)
+            self._barriers.wait(channel.partition, partial(self._open_at_head, channel), self._now)
             return
         serial = Serial.parse(frame.after)
         if serial is None or serial.stream != channel.stream.id or serial.partition != channel.partition:
@@ -972,6 +981,21 @@ class CoreNode:
             ask = self._number()
             partition.ahead[ask] = _Ahead(channel, serial.offset, self._now + self._limits.position_wait_s)
             self._out.append(AskEnd(ask, channel.partition))
+
+    def _open_at_head(self, channel: OpenChannel) -> None:
+        if self._channels.get(channel.link, channel.ref) is channel:
+            self._opened(channel, None)
+
+    def _barrier(self, link: int, frame: Barrier) -> None:
+        channel = self._channels.get(link, frame.ref)
+        if channel is None:
+            self._reached(link, frame.req)
+        else:
+            self._barriers.wait(channel.partition, partial(self._reached, link, frame.req), self._now)
+
+    def _reached(self, link: int, req: int) -> None:
+        if link in self._roster.links:
+            self._send(link, Reached(req), Lane.LIVE)
 
     def _checked_open(self, link: int, frame: Open) -> OpenChannel:
         """The channel, if the witness may read it on this link. Raises: RelayError."""
@@ -1198,15 +1222,25 @@ class CoreNode:
         self._check_id(frame.id, session, None)
         if server_made and (not leaving or frame.id[2:].startswith(grant.session)):
             raise Denied("bad_id", 40031, "Invalid publish id")
-        if frame.fresh or self._fold.first(partition, key, frame.id) is None:  # what is in already is not refused for what came after
+        publish_id = frame.id[2:]
+        first = None if frame.fresh else self._fold.first(partition, key, frame.id)
+        if first is not None:
+            # The client sends again what was not acknowledged. It is in the log, but may be undone: its members left while it was away.
+            leave, undone = self._attendance.expired_since(key, grant.session, frame.presence, first)
+            if undone:
+                frame.id = f"{frame.id}:{leave}"
+                frame.presence = [msgspec.structs.replace(item, id=item.id or f"{publish_id}:{index}") for index, item in undone]
+                first = None
+        if first is None:  # what is in already is not refused for what came after
             app = self._registry.app(grant.app)
             most = None if app is None else app.presence_members
             self._attendance.check_room(partition, key, grant.session, frame.presence, most or self._limits.presence_members)
+        at = self._now_ms
+        if server_made:
+            at = self._attendance.no_earlier(partition, key, grant.session, frame.presence, at)
         body = RecordBody(
-            id=frame.id[2:],
-            timestamp=self._attendance.no_earlier(partition, key, grant.session, frame.presence, self._now_ms)
-            if server_made
-            else self._now_ms,
+            id=publish_id,
+            timestamp=at,
             connection_id=grant.session,
             presence=frame.presence,
             incarnation=grant.incarnation,
@@ -1333,8 +1367,7 @@ class CoreNode:
                 pending = partition.verdicts.pop(offset, None)
                 if pending is not None:
                     self._finish(pending, Appended(pending.req, self._serial(number, offset if first is None else first)))
-            if partition.ahead:
-                moved.add(number)
+            moved.add(number)
             if first is not None:
                 self.duplicates += 1
                 continue
@@ -1365,7 +1398,9 @@ class CoreNode:
         if accepted:
             self._index.put(accepted)
         for number in moved:
-            self._catch_up(self._partitions[number])
+            self._barriers.read(number, self._partitions[number].position)
+            if self._partitions[number].ahead:
+                self._catch_up(self._partitions[number])
         if self._reads.behind:
             self._reads.catch_up()
 
@@ -1387,6 +1422,7 @@ class CoreNode:
             return
         partition.looked = True
         partition.position = max(partition.position, event.position)
+        self._barriers.read(event.partition, partition.position)
         partition.recency.complete_from(event.start)
         if partition.floor is None:
             self._set_floor(partition, event.partition, 0 if event.start == 0 and event.position == 0 else partition.position)
@@ -1404,6 +1440,7 @@ class CoreNode:
                 self._close(link, "the log was made anew")
             return
         partition.position = max(partition.position, event.resumed)
+        self._barriers.read(event.partition, partition.position)
         partition.recency.gap(event.resumed)
         self._index.lost(event.stream, event.partition, event.resumed)
         if partition.floor is not None:
@@ -1422,8 +1459,10 @@ class CoreNode:
         if event.partition < 0:
             (self._sessions_answered if event.partition == SESSIONS_END else self._config_answered)(event)
             return
-        self._out.extend(self._reads.ended(event.ask, event.offset))
         partition = self._partitions.get(event.partition)
+        if partition is not None and self._barriers.ended(event.ask, event.partition, event.offset, partition.position, self._now):
+            return
+        self._out.extend(self._reads.ended(event.ask, event.offset))
         waiting = None if partition is None else partition.ahead.get(event.ask)
         if partition is None or waiting is None or event.offset is None or waiting.after < event.offset:
             return  # there is such a record, and the tail will come to it; or nobody knows, and time will tell
@@ -1563,10 +1602,11 @@ class CoreNode:
             self._lose_witness(session)
         self._check_witnesses()
         self._out.extend(self._reads.sweep(self._now))
+        self._barriers.sweep(self._now)
         self._connections.sweep(self._now, self._now_ms)
         self._occupancy.sweep(self._now)
         self._lifecycle.sweep(self._now, self._now_ms)
-        self._attendance.sweep()
+        self._attendance.sweep(self._now)
         if self.ready:
             for wait in self._absence.sweep(self._now, self._now_ms):
                 self._claimed(wait.job, False, present=True)

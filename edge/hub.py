@@ -18,6 +18,7 @@ import msgspec
 
 from edge.ably.channel_params import Backlog
 from edge.attachment import Attachment
+from edge.barriers import Barriers
 from edge.effects import Broadcast
 from edge.groups import Group, Groups
 from edge.links import Links, Session
@@ -25,7 +26,7 @@ from edge.occupancy import Occupancies
 from edge.presence import Presence
 from edge.turn import Timed, Turn
 from relay.link import calls
-from relay.link.frames import Append, Fetch, Lost, Open, Opened, Page, Positions, Record, Shut
+from relay.link.frames import Append, Fetch, Lost, Open, Opened, Page, Positions, Reached, Record, Shut
 from relay.model.channel import log_key
 from relay.model.errors import ErrorInfo
 from relay.model.message import Kind, Message, PresenceItem, RecordBody
@@ -101,9 +102,9 @@ class Channel(Timed):
     """One channel on this edge: its link, its readers, its unanswered appends."""
 
     __slots__ = (
-        *("app", "appends", "catching", "covered", "groups", "held", "held_size", "hub", "joining"),
+        *("app", "appends", "barriers", "catching", "covered", "groups", "held", "held_size", "hub", "joining"),
         *("key", "last", "link", "moving", "name", "partition", "presence", "readers", "ref", "retry_at"),
-        *("shut_at", "state", "stream", "waiting", "witness"),
+        *("settled", "shut_at", "state", "stream", "waiting", "witness"),
     )
 
     def __init__(self, hub: Hub, app: str, name: str, key: bytes) -> None:
@@ -134,6 +135,9 @@ class Channel(Timed):
         self.joining: list[tuple[int, Attachment]] = []
         """Attached by a replay that ran ahead of this channel: they join once it has passed that offset."""
         self.catching: dict[int, CatchUp] = {}
+        self.barriers = Barriers(self)
+        self.settled: frozenset[Attachment] = frozenset()
+        """Those for whom the channel is being opened at its head: the core sees to it that this includes what was acknowledged before."""
         self.held: dict[int, Record] = {}
         """Records that came before `Opened` said where they begin."""
         self.held_size = 0
@@ -151,13 +155,24 @@ class Channel(Timed):
         """A reader wants in. It hears `opened` or `failed`, now or later."""
         self.shut_at = None
         turn = self.hub.turn
-        if self.state is State.OPEN:
-            self._admit(attachment)
-            return
         self.waiting[attachment] = turn.now + turn.limits.attach_wait_s
         turn.wheel.schedule(self, self._next_wake())
-        if self.state is State.SHUT and self.retry_at is None:
+        if self.state is State.OPEN:
+            self._admit_settled(attachment)
+        elif self.state is State.SHUT and self.retry_at is None:
             self.open()
+
+    def _admit_settled(self, attachment: Attachment) -> None:
+        """The set of members that it is told of must include what was acknowledged before it came."""
+        if attachment.receives_presence:
+            self.barriers.hold(attachment)
+        else:
+            self._admit(attachment)
+
+    def reached(self, frame: Reached) -> None:
+        for attachment in self.barriers.reached(frame.req):
+            if attachment in self.waiting and not attachment.attached:
+                self._admit(attachment)
 
     def _admit(self, attachment: Attachment) -> None:
         """The channel is open: attach at its head, or replay first."""
@@ -233,6 +248,7 @@ class Channel(Timed):
                 self.open()
 
     def _join_quietly(self, attachment: Attachment) -> None:
+        """Its client has had its ATTACHED before, when less was known of who is present."""
         attachment.sync_due = attachment.sync_due or self.presence.anyone
         self._join(attachment)
 
@@ -302,7 +318,9 @@ class Channel(Timed):
         after = None
         if self.last == UNKNOWN or not (self.readers or self.joining):
             self.last = UNKNOWN
+            self.settled = frozenset(self.waiting)
         else:
+            self.settled = frozenset()
             after = Serial(self.stream, self.partition, max(self.last, self.covered)).text
         turn.send(link, Open(self.ref, self.app, self.name, self.witness.session.id, after))
         self.hub.occupancies.opening(self)
@@ -325,6 +343,7 @@ class Channel(Timed):
                 turn.send(self.link, Shut(replay.ref))
         self.catching.clear()
         self.presence.interrupted()
+        self.barriers.forget()
         if self.ref:
             self.hub.refs.pop(self.ref, None)
             if shut and self.link is not None:
@@ -406,8 +425,11 @@ class Channel(Timed):
         for attachment in waiting:
             if attachment.attached:
                 self._join_quietly(attachment)
-            else:
+            elif attachment in self.settled:
                 self._admit(attachment)
+            else:
+                self._admit_settled(attachment)
+        self.settled = frozenset()
         if not (self.readers or self.waiting or self.joining):
             turn = self.hub.turn
             self.shut_at = turn.now + turn.limits.channel_linger_s
@@ -584,7 +606,7 @@ class Channel(Timed):
         self.joining = [(reached, attachment) for reached, attachment in ahead if reached >= offset]
         for reached, attachment in ahead:
             if reached < offset:
-                self._join(attachment)
+                self._join_quietly(attachment)
 
     def _rewind(self, attachment: Attachment, backlog: Backlog) -> None:
         """Ask for what came before, and keep what comes meanwhile."""

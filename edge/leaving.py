@@ -47,9 +47,15 @@ class Entered:
         """The items, with their places, that have changed something: all but leaves of those who were no members."""
         changed = []
         for index, item in enumerate(items):
-            if item.action != PresenceAction.LEAVE or self._attempts.pop(item.client_id, 0):
-                changed.append((index, item))
+            if item.action != PresenceAction.LEAVE:
+                self._attempts.setdefault(item.client_id, 1)  # it was asked for before a leave that came between
+            elif not self._attempts.pop(item.client_id, 0):
+                continue
+            changed.append((index, item))
         return changed
+
+    def __contains__(self, client_id: str) -> bool:
+        return client_id in self._attempts
 
 
 def leave(hub: Hub, session: Session, channel: str, client_ids: Iterable[str], new_id: Callable[[], str]) -> None:
@@ -107,4 +113,11 @@ class Leaving(Timed):
             turn.note("members could not be made to leave", code=code, members=len(self._items))
 
     def wake(self) -> None:
-        self.send()
+        """Once more, but not for those whom the connection has entered again since."""
+        connection = self._hub.sessions.get(self._session.id)
+        for attachment in (connection.attachments or {}).values() if connection is not None else ():
+            entered = attachment.entered
+            if entered is not None and attachment.channel.app == self._session.app and attachment.channel.name == self._channel:
+                self._items = [item for item in self._items if item.client_id not in entered]
+        if self._items:
+            self.send()

@@ -37,6 +37,7 @@ from relay.link.frames import (
     Opened,
     Page,
     Positions,
+    Reached,
     Record,
     Refused,
     Revoke,
@@ -169,6 +170,10 @@ class EdgeNode:
                     self._rest.page(frame)
                 elif channel.link == link:
                     channel.page(frame)
+            case Reached(req):
+                channel = hub.refs.get(req)
+                if channel is not None and channel.link == link:
+                    channel.reached(frame)
             case Positions():
                 hub.positions(link, frame)
             case Occupancy(ref):
@@ -264,6 +269,11 @@ class EdgeNode:
     def unanswered(self) -> int:
         """Publishes without answer."""
         return len(self._desk.hub.appends)
+
+    @property
+    def presence_bytes(self) -> int:
+        """The presence sets of all open channels."""
+        return self._desk.hub.presence_bytes
 
     @property
     def admissions(self) -> int:

@@ -190,6 +190,13 @@ class Watch(Frame, tag=21):
     session: str = ""
 
 
+class Barrier(Frame, tag=22):
+    """Answer `Reached` once every record of an open channel that was acknowledged before, by whichever core, has been sent."""
+
+    req: int
+    ref: int
+
+
 # --- core → edge ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -329,7 +336,13 @@ class Occupancy(Frame, tag=43):
     counts: list[int]
 
 
-ToCore = Credit | Hello | Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up | Counts | Watch
+class Reached(Frame, tag=44):
+    """Answer to `Barrier`. Also when Kafka did not say in time where the log ends: then nobody knows better."""
+
+    req: int
+
+
+ToCore = Credit | Hello | Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up | Counts | Watch | Barrier
 ToEdge = (
     Credit
     | Welcome
@@ -346,6 +359,7 @@ ToEdge = (
     | Superseded
     | Positions
     | Occupancy
+    | Reached
 )
 
 BULK: frozenset[type[Frame]] = frozenset({Admit, Renew, Fetch, Admitted, Page})

@@ -28,6 +28,7 @@ from relay.link.frames import (
     Admitted,
     Append,
     Appended,
+    Barrier,
     Counts,
     Credit,
     Depart,
@@ -43,6 +44,7 @@ from relay.link.frames import (
     Page,
     Positions,
     Present,
+    Reached,
     Record,
     Refused,
     Renew,
@@ -56,8 +58,10 @@ from relay.link.frames import (
 )
 from relay.model.limits import LinkLimits
 
-FromEdge = Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up | Counts | Watch
-FromCore = Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain | Superseded | Positions | Occupancy
+FromEdge = Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up | Counts | Watch | Barrier
+FromCore = (
+    Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain | Superseded | Positions | Occupancy | Reached
+)
 
 CREDIT_SIZE = 17
 """No message with one `Credit` is longer than this, and few others are as short: only those are looked at for one."""

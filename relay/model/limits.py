@@ -261,6 +261,10 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     that was quiet for longest is forgotten, and a client that comes back to such a channel after minutes may be told 90003."""
     position_wait_s: float = 10.0
     """How long an Open waits for the tail to reach its serial, in seconds. Beyond it: `Refused` 50003; the edge tries again."""
+    barrier_s: float = 5.0
+    """How long an attach waits to see all that was acknowledged before it, in seconds. Beyond it: it is answered without."""
+    barrier_waiters: int = 200_000
+    """Attaches that wait so. Above it: the same."""
     link_reads: int = 256
     """Reads of the past (history, rewind, single messages) of one link that are unanswered. Above it: `Refused` 42910."""
     read_wait_s: float = 10.0
@@ -283,6 +287,9 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How long members stay after their connection ended abruptly, unless the client asked otherwise (`remainPresentFor`). Then: LEAVE."""
     presence_grace_max_s: float = 120.0
     """Longest `remainPresentFor` that is granted. Above it: cut to this."""
+    presence_leaves: int = 500
+    """Records of one partition that a core has appended of its own accord (ends of graces, mostly) and that are un-reported. Above it:
+    further graces end a little later, so that publishers keep their part of `partition_budget_records`."""
     presence_back_wait_s: float = 5.0
     """How long a resume waits, in seconds, until it is in the log that the connection's members are no longer on their way out. Beyond it:
     refused with 50003, and the client tries again."""

@@ -92,7 +92,10 @@ class RealClient:
             self._run(self._socket.send(data, text=not self._binary), ANSWER_S)
 
     def gets(self, action: int, **members: Any) -> dict[str, Any]:
-        return world.expect(self._next(ANSWER_S), action, members)
+        return world.expect(self.takes(), action, members)
+
+    def takes(self) -> dict[str, Any]:
+        return self._next(ANSWER_S)
 
     def gets_nothing(self) -> None:
         try:

@@ -160,8 +160,13 @@ class Dialogue:
         return answer
 
     def open(self, channel: str, witness: str, after: str | None = None, link: int = 1, app: str = "shop") -> int:
+        """At the head the core asks first where the log ends: it is told that it has read that far."""
         req = self.req()
+        asked = self.take(AskEnd)
         self.edge_sends(Open(req, app, channel, witness, after), link)
+        if after is None:
+            self.answer_ends(lambda _: 0)
+        self.effects += asked
         return req
 
     def append(

@@ -181,6 +181,7 @@ def test_more_channels_than_a_link_may_have():
 def test_a_request_number_names_one_channel_at_a_time(core):
     session = core.admitted().session
     core.edge_sends(Open(7, "shop", "a", session))
+    core.answer_ends()
     core.answer(7)
     core.edge_sends(Open(7, "shop", "b", session))
     assert core.answer(7).error.code == 40000

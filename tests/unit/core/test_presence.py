@@ -115,6 +115,21 @@ def test_a_dead_edge_takes_its_connections_unless_they_moved(log: Log) -> None:
     assert log.presence("a", LEAVE, "ann", cause=log.offset - 1)
 
 
+def test_a_connection_that_comes_to_a_gone_edge_shares_its_fate(log: Log) -> None:
+    log.presence("a", ENTER, "ann")
+    log.presence("b", ENTER, "bob", edge="e2")
+    log.append(Kind.EDGE_GONE, key=b"", edge="e2")
+    cause = log.offset - 1
+    log.append(Kind.BACK, connection_id="a", incarnation=1, edge="e2")
+    assert set(log.view.gone) == {(KEY, "a"), (KEY, "b")}, "it was on its way when the edge went"
+    log.append(Kind.EDGE_BACK, key=b"", edge="e2")
+    assert not log.view.gone
+    assert log.presence("a", LEAVE, "ann", cause=cause) == []
+    log.append(Kind.EDGE_GONE, key=b"", edge="e2")
+    log.presence("a", ENTER, "cid", incarnation=2, edge="e2", serial=1)
+    assert log.presence("a", LEAVE, "ann", "cid", cause=log.offset - 2)
+
+
 def test_state_and_the_log_after_it_are_the_same_view(log: Log) -> None:
     log.presence("a", ENTER, "ann", "bob", data=b"\x00\xff")
     log.presence("b", ENTER, "ann", edge="e2")

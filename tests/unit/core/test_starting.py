@@ -44,6 +44,7 @@ def test_what_edges_ask_meanwhile_waits_in_its_order():
     assert core.sent() == []
     look_back(core)
     core.turns()
+    core.answer_ends()
     assert sorted(type(frame).__name__ for frame in core.sent()) == ["Admitted", "Opened"]
     assert req == 11
 

@@ -18,10 +18,12 @@ from relay.link.frames import (
     Admitted,
     Append,
     Appended,
+    Barrier,
     Counts,
     Frame,
     Open,
     Opened,
+    Reached,
     Record,
     Refused,
     Stream,
@@ -31,7 +33,7 @@ from relay.link.frames import (
 from relay.model.channel import log_key, partition_of
 from relay.model.errors import ErrorInfo
 from relay.model.limits import EdgeLimits
-from relay.model.message import Message, RecordBody
+from relay.model.message import Message, PresenceItem, RecordBody
 from relay.model.serials import Serial
 
 STREAM = "abcdefgh"
@@ -85,6 +87,10 @@ class Edge:
         """Clients of whom the node wants to know when they have taken everything."""
         self.slow = False
         """Clients take nothing, until the test says so with `drain`."""
+        self.barriers: list[tuple[int, int]] = []
+        """Barriers that cores have not answered: link and number."""
+        self.behind = False
+        """Cores answer no barrier, until the test says so with `reach`."""
         for number in range(cores):
             self.link_up(f"core-{number}")
 
@@ -109,6 +115,8 @@ class Edge:
                 case CloseClient(client, code):
                     assert self._client(client).closed is None, "closed twice"
                     self._client(client).closed = code
+                case LinkSend(link, Barrier(req)):
+                    self.barriers.append((link, req))
                 case LinkSend(link, link_frame):
                     assert link in self.sent, "sent on a link that is not up"
                     # As on the wire: what is changed afterwards was not sent.
@@ -120,9 +128,18 @@ class Edge:
                 case RestAnswer(call):
                     assert call not in self.answers, "answered twice"
                     self.answers[call] = effect
+        if not self.behind:
+            self.reach()
         if not self.slow:
             self.drain()
         return effects
+
+    def reach(self) -> None:
+        """Cores have sent all that was acknowledged before they were asked."""
+        waiting, self.barriers = self.barriers, []
+        for link, req in waiting:
+            if link in self.sent:
+                self.post(LinkFrames(link, [Reached(req)]))
 
     def drain(self) -> None:
         """Every client has taken what it was sent."""
@@ -262,11 +279,13 @@ class Edge:
     def serial(self, channel: str, offset: int) -> str:
         return Serial(STREAM, partition_of(log_key(APP, channel), PARTITIONS), offset).text
 
-    def attach(self, client: Client, channel: str, *, head: int = 50, link: int = 1, **fields: Any) -> tuple[Open, dict[str, Any]]:
+    def attach(
+        self, client: Client, channel: str, *, head: int = 50, link: int = 1, members: int = 0, **fields: Any
+    ) -> tuple[Open, dict[str, Any]]:
         """ATTACH to a channel that was not open, answered by the core. Answers the Open and the ATTACHED."""
         self.sends(client, action=10, channel=channel, **fields)
         opening = self.take(Open, link=link)[-1]
-        self.core(Opened(opening.req, self.serial(opening.channel, head)), link=link)
+        self.core(Opened(opening.req, self.serial(opening.channel, head), members=members), link=link)
         return opening, self.gets(client, action=11, channel=channel)
 
     def record(
@@ -274,6 +293,13 @@ class Edge:
     ) -> Record:
         body = RecordBody(id, self.now_ms, connection, list(messages) or [Message(name="n", data="d")], ephemeral=ephemeral)
         return Record(ref, offset, 0, msgspec.msgpack.encode(body))
+
+    def change(
+        self, ref: int, offset: int, connection: str, *items: PresenceItem, id: str | None = None, cause: int | None = None
+    ) -> Record:
+        """The record of a change of presence: by the connection itself, unless it has another id."""
+        body = RecordBody(id or f"{connection}:{offset}", self.now_ms, connection, presence=list(items), cause=cause)
+        return Record(ref, offset, 1, msgspec.msgpack.encode(body))
 
     def appended(self, append: Append, offset: int, *, link: int = 1) -> str:
         serial = self.serial(append.channel, offset)

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from edge.ably.protocol import DEFAULT_MODES, Flag
 from relay.link.frames import Admit, Append, Appended, Depart, Drain, Open, Opened, Present, Record, Shut
 from relay.model.errors import ErrorInfo
 from relay.model.limits import EdgeLimits
@@ -70,10 +71,11 @@ def test_more_than_can_be_held_while_reopening_is_lost_continuity() -> None:
     link = edge.link_up()
     (again,) = edge.take(Open, link=link)
     edge.core(*[edge.record(again.req, 60 + number) for number in range(12)], link=link)
-    edge.gets(client, action=11, code=90004)
+    edge.gets(client, action=11, code=90004, flags=DEFAULT_MODES | Flag.HAS_PRESENCE)  # who is present is not known yet
     (fresh,) = edge.take(Open, link=link)
     assert fresh.after is None
     edge.core(Opened(fresh.req, edge.serial("c", 80)), edge.record(fresh.req, 81), link=link)
+    edge.gets(client, action=16, presence=[])
     edge.gets(client, action=15, channelSerial=edge.serial("c", 81))
 
 

@@ -227,7 +227,7 @@ def test_a_publish_unanswered_for_20_s_disconnects(edge: Edge) -> None:
     edge.gets(client, action=6, code=50003)
 
 
-@pytest.mark.parametrize("action", [14, 19, 21])
+@pytest.mark.parametrize("action", [19, 21])
 def test_what_is_not_enabled_is_nacked_never_ignored(edge: Edge, action: int) -> None:
     client = edge.connect()
     edge.sends(client, action=action, channel="c", msgSerial=0, presence=[{"action": 2}])

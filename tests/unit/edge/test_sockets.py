@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from picows import WSCloseCode, WSMsgType
 
-from edge.effects import Broadcast, CloseClient, Write
-from edge.events import ClientFrame, ClientLost, ClientOpened, ClientPong, Event
+from edge.effects import Broadcast, CloseClient, TellWhenDrained, Write
+from edge.events import ClientFrame, ClientLost, ClientOpened, ClientPong, Drained, Event
 from edge.io.sockets import CLOSE_WAIT_S, ClientSocket, Sockets
 from edge.limits import group_of
 from edge.outbox import Outbox
@@ -185,6 +185,33 @@ def test_while_the_socket_takes_no_more_frames_wait_and_leave_in_order(play: Any
         await asyncio.sleep(0)
         assert transport.written == [b"abc", b"d"]
         assert not wire.sockets.slow
+
+    play(script)
+
+
+def test_the_node_is_told_once_when_a_client_has_taken_everything(play: Any) -> None:
+    async def script(wire: Wire) -> None:
+        quick, _ = wire.connect()
+        slow, transport = wire.connect()
+        lost, gone = wire.connect()
+        slow.pause_writing()
+        lost.pause_writing()
+        wire.events.clear()
+        for socket in (quick, slow, lost):
+            wire.sockets.write(Write(socket.client, b"a"))
+            wire.sockets.tell_when_drained(TellWhenDrained(socket.client))
+        assert wire.events == []
+        await asyncio.sleep(0)
+        assert wire.events == [Drained(quick.client)]
+        gone.disconnect(False)
+        slow.resume_writing()
+        await asyncio.sleep(0)
+        assert wire.events == [Drained(quick.client), ClientLost(lost.client, "lost"), Drained(slow.client)]
+        assert transport.written == [b"a"]
+        wire.sockets.tell_when_drained(TellWhenDrained(99))
+        wire.sockets.tell_when_drained(TellWhenDrained(slow.client))
+        await asyncio.sleep(0)
+        assert wire.events[3:] == [Drained(slow.client)]
 
     play(script)
 

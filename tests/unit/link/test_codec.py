@@ -47,6 +47,7 @@ to_core = st.one_of(
     struct(f.Up, session=text, incarnation=st.integers(0, 9)),
     struct(f.Counts, number=number, app=text, channel=text, counts=st.lists(number, max_size=7)),
     struct(f.Watch, ref=number, on=st.booleans()),
+    struct(f.Barrier, req=number, ref=number),
 )
 to_edge = st.one_of(
     struct(f.Admitted, req=number, session=text, key=text, grant=st.binary(), app=text, client_id=st.none() | text, capability=text,
@@ -61,6 +62,7 @@ to_edge = st.one_of(
     struct(f.Revoke, session=text, error=error),
     struct(f.Drain, why=text),
     struct(f.Superseded, session=text, incarnation=st.integers(0, 9)),
+    struct(f.Reached, req=number),
     struct(f.Occupancy, ref=number, counts=st.lists(number, max_size=8)),
 )  # fmt: skip
 
