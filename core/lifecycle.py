@@ -63,7 +63,7 @@ class PartitionLifecycle:
     `journal`, if the caller sets one, takes the state records that bring `tidegate.state` up to date: key → value, None for a tombstone.
     """
 
-    __slots__ = ("_before", "_closed", "_most", "channels", "journal", "unreadable")
+    __slots__ = ("_closed", "_most", "channels", "journal", "unreadable")
 
     def __init__(self, limits: CoreLimits) -> None:
         self._most = limits.lifecycle_closed
@@ -73,7 +73,6 @@ class PartitionLifecycle:
         self.unreadable = 0
         self._closed: OrderedDict[bytes, None] = OrderedDict()
         """Closed channels, the one closed longest ago first."""
-        self._before = 0
 
     def is_open(self, key: bytes) -> bool:
         known = self.channels.get(key)
@@ -86,8 +85,6 @@ class PartitionLifecycle:
 
     def apply(self, record: LogRecord) -> LifecycleBody | None:
         """The next LIFECYCLE record of the partition, duplicates left out. What happened, None if it counts for nothing."""
-        if record.offset < self._before:
-            return None
         body = decode_body(record.value)
         if body is None or body.n < 1:
             self.unreadable += 1
@@ -130,10 +127,9 @@ class PartitionLifecycle:
         if self.journal is not None:
             self.journal[state.lifecycle_key(key)] = None if value is None else state.encode(value)
 
-    def restore(self, records: dict[bytes, bytes], checkpoint: int | None) -> None:
-        """Take over the state of the partition at its checkpoint (`lifecycle` records; others are left alone). What `apply` is given from
-        before the checkpoint is in it, and changes nothing."""
-        self._before = checkpoint or 0
+    def restore(self, records: dict[bytes, bytes]) -> None:
+        """Take over the state of the partition at its checkpoint (`lifecycle` records; others are left alone). The records before it may be
+        applied again, from any of them on: once all have been, the state is the same."""
         found: list[tuple[bytes, LifecycleState]] = []
         for key, value in records.items():
             match state.decode(key, value):
@@ -178,8 +174,8 @@ class Lifecycle:
 
     # --- the log ---------------------------------------------------------------------------------------------------------------------
 
-    def restore(self, partition: int, records: dict[bytes, bytes], checkpoint: int | None) -> None:
-        self._view(partition).restore(records, checkpoint)
+    def restore(self, partition: int, records: dict[bytes, bytes]) -> None:
+        self._view(partition).restore(records)
 
     def read(self, record: LogRecord, now: float, now_ms: int) -> LifecycleBody | None:
         """A LIFECYCLE record, duplicates left out. What happened, None if it counts for nothing."""

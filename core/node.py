@@ -365,7 +365,7 @@ class CoreNode:
                 (self._congested.add if event.on and event.link in self._roster.links else self._congested.discard)(event.link)
             case StateRead():
                 self._attendance.restore(event, now)
-                self._lifecycle.restore(event.partition, event.records, event.checkpoint)
+                self._lifecycle.restore(event.partition, event.records)
                 self._check_ready()
             case Owned():
                 self._owned(event)

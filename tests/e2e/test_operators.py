@@ -63,6 +63,13 @@ class Tail:
                 return event
         raise AssertionError("it did not come")
 
+    def all_of(self, **wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """One event of each kind that fits, in any order."""
+        while wanted:
+            event = self.until(lambda event: event["event"] in wanted)
+            if wanted[event["event"]](event):
+                del wanted[event["event"]]
+
     def event(self, kind: str, **members: Any) -> dict[str, Any]:
         return self.until(lambda event: event["event"] == kind and all(event.get(name) == value for name, value in members.items()))
 
@@ -110,15 +117,26 @@ def test_tail_shows_messages_and_occupancy_of_one_channel_as_they_come(running: 
         client.gets(4)
         client.sends(action=10, channel="ops:room")
         client.gets(11)
-        assert tail.event("occupancy")["metrics"]["subscribers"] == 1
+        tail.all_of(
+            occupancy=lambda event: event["metrics"]["subscribers"] == 1,
+            lifecycle=lambda event: (event["name"], event["number"]) == ("channel.opened", 1),
+        )
         assert world.rest("POST", "/channels/ops:elsewhere/messages", {"name": "other", "data": "no"})[0] == 201
         assert world.rest("POST", "/channels/ops:room/messages", [{"name": "a", "data": {"n": 1}}, {"name": "b", "data": "x"}])[0] == 201
         first = tail.event("message")
         assert (first["name"], first["data"], first["encoding"]) == ("a", '{"n":1}', "json")
         second = tail.event("message")
         assert (second["name"], second["data"], second["serial"]) == ("b", "x", first["serial"])
-        client.drops()
-        assert tail.until(lambda event: event["event"] == "occupancy" and event["metrics"]["connections"] == 0)
+        client.sends(action=14, channel="ops:room", msgSerial=0, presence=[{"action": 2, "clientId": "ann", "data": "hi"}])
+        tail.all_of(
+            occupancy=lambda event: event["metrics"]["presenceMembers"] == 1,
+            presence=lambda event: (event["action"], event["clientId"], event["data"]) == ("enter", "ann", "hi"),
+        )
+        client.sends(action=7)
+        tail.all_of(
+            occupancy=lambda event: event["metrics"]["connections"] == event["metrics"]["presenceMembers"] == 0,
+            presence=lambda event: event["action"] == "leave",
+        )
     finally:
         tail.stop()
 

@@ -200,19 +200,29 @@ def lifecycle_record(offset: int, name: str, number: int, key: bytes = KEY, valu
     return LogRecord("s", 0, offset, START_MS + offset, key, msgspec.msgpack.encode(body) if value is None else value, Kind.LIFECYCLE, "x")
 
 
-def test_the_state_is_what_the_records_add_up_to() -> None:
+def test_the_state_is_what_the_records_add_up_to_however_many_are_read_again() -> None:
+    other = b"shop:other"
+    steps = [
+        (OPENED, 1, KEY),
+        (CLOSED, 1, KEY),
+        (OPENED, 2, KEY),
+        (OPENED, 1, other),
+        (CLOSED, 1, other),
+        (OPENED, 2, other),
+        (CLOSED, 2, other),
+    ]
+    log = [lifecycle_record(offset, name, number, key) for offset, (name, number, key) in enumerate(steps)]
     view = PartitionLifecycle(CoreLimits())
     view.journal = {}
-    steps = [(OPENED, 1), (CLOSED, 1), (OPENED, 2)]
-    for offset, (name, number) in enumerate(steps):
-        assert view.apply(lifecycle_record(offset, name, number)) is not None
-    view.apply(lifecycle_record(3, OPENED, 1, b"shop:other"))
-    view.apply(lifecycle_record(4, CLOSED, 1, b"shop:other"))
-    restored = PartitionLifecycle(CoreLimits())
-    restored.restore({key: value for key, value in view.journal.items() if value is not None}, 5)
-    assert restored.channels == view.channels
-    assert restored.apply(lifecycle_record(1, CLOSED, 2)) is None  # from before the checkpoint
-    assert restored.is_open(KEY)
+    for record in log:
+        assert view.apply(record) is not None
+    assert [(key, known.open, known.number) for key, known in view.channels.items()] == [(KEY, True, 2), (other, False, 2)]
+    for start in range(len(log) + 1):
+        restored = PartitionLifecycle(CoreLimits())
+        restored.restore({key: value for key, value in view.journal.items() if value is not None})
+        for record in log[start:]:
+            restored.apply(record)
+        assert restored.channels == view.channels
     restored.journal = {}
     restored.forget(START_MS + 100)
     assert list(restored.channels) == [KEY]
