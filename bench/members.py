@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import ssl
 import statistics
 import sys
@@ -145,8 +144,7 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=80)
     parser.add_argument("--kafka", default="local")
     options = parser.parse_args()
-    os.environ["TIDEGATE_LIMITS__PRESENCE_MEMBERS"] = str(options.members)
-    with product(None if options.kafka == "embedded" else options.kafka) as server:
+    with product(None if options.kafka == "embedded" else options.kafka, "--presence-members", str(options.members)) as server:
         return 0 if uvloop.run(measure(server, options.members, options.connections)) else 1
 
 

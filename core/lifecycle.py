@@ -65,8 +65,8 @@ class PartitionLifecycle:
 
     __slots__ = ("_closed", "_most", "channels", "journal", "unreadable")
 
-    def __init__(self, limits: CoreLimits) -> None:
-        self._most = limits.lifecycle_closed
+    def __init__(self, most_closed: int = CoreLimits().lifecycle_closed) -> None:
+        self._most = most_closed
         self.channels: dict[bytes, LifecycleState] = {}
         """By log key; a channel that is not in it has never been open, or not for a long time."""
         self.journal: dict[bytes, bytes | None] | None = None
@@ -281,5 +281,5 @@ class Lifecycle:
     def _view(self, partition: int) -> PartitionLifecycle:
         view = self.views.get(partition)
         if view is None:
-            view = self.views[partition] = PartitionLifecycle(self._limits)
+            view = self.views[partition] = PartitionLifecycle(self._limits.lifecycle_closed)
         return view

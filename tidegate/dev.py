@@ -72,6 +72,8 @@ class DevOptions:
     """Each `TOPIC=CHANNEL`."""
     rules: Sequence[str] = ()
     """Each `FILTER=TOPIC`."""
+    presence_members: int | None = None
+    """Members that one channel may have; None: what cores do without a setting."""
     sandbox: bool = False
     demo: bool = False
     as_json: bool = False
@@ -238,7 +240,6 @@ class Dev:
             "dev": True,
             "sandbox": self.options.sandbox,
             "index_dir": str(self.directory / f"index-{n}"),
-            "rules_on": "core-1",
             "link": {"host": "127.0.0.1", "port": link, **self._identity(f"core-{n}")},
             "admin": {"host": "127.0.0.1", "port": admin},
             "metrics": {"host": "127.0.0.1", "port": metrics},
@@ -248,6 +249,7 @@ class Dev:
                 {
                     "id": APP,
                     "name": "development",
+                    **({} if self.options.presence_members is None else {"presence_members": self.options.presence_members}),
                     "keys": [{"id": "key", "secret": secret, "capability": '{"[*]*":["*"]}'}],
                     "rules": [
                         {

@@ -212,13 +212,13 @@ def test_the_state_is_what_the_records_add_up_to_however_many_are_read_again() -
         (CLOSED, 2, other),
     ]
     log = [lifecycle_record(offset, name, number, key) for offset, (name, number, key) in enumerate(steps)]
-    view = PartitionLifecycle(CoreLimits())
+    view = PartitionLifecycle()
     view.journal = {}
     for record in log:
         assert view.apply(record) is not None
     assert [(key, known.open, known.number) for key, known in view.channels.items()] == [(KEY, True, 2), (other, False, 2)]
     for start in range(len(log) + 1):
-        restored = PartitionLifecycle(CoreLimits())
+        restored = PartitionLifecycle()
         restored.restore({key: value for key, value in view.journal.items() if value is not None})
         for record in log[start:]:
             restored.apply(record)
@@ -231,7 +231,7 @@ def test_the_state_is_what_the_records_add_up_to_however_many_are_read_again() -
 
 @pytest.mark.parametrize("value", [b"", b"\xc1", msgspec.msgpack.encode({"id": "x"}), msgspec.msgpack.encode([1])])
 def test_what_no_core_has_written_changes_nothing(value: bytes) -> None:
-    view = PartitionLifecycle(CoreLimits())
+    view = PartitionLifecycle()
     assert view.apply(lifecycle_record(0, OPENED, 1, value=value)) is None
     assert view.apply(lifecycle_record(1, "channel.burnt", 1)) is None
     assert view.apply(lifecycle_record(2, OPENED, 0)) is None
