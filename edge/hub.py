@@ -22,6 +22,7 @@ from edge.barriers import Barriers
 from edge.effects import Broadcast
 from edge.groups import Group, Groups
 from edge.links import Links, Session
+from edge.occupancy import Occupancies
 from edge.presence import Presence
 from edge.turn import Timed, Turn
 from relay.link import calls
@@ -326,6 +327,7 @@ class Channel(Timed):
             self.settled = frozenset()
             after = Serial(self.stream, self.partition, max(self.last, self.covered)).text
         turn.send(link, Open(self.ref, self.app, self.name, self.witness.session.id, after))
+        self.hub.occupancies.opening(self)
 
     def shut(self) -> None:
         self._forget_refs(shut=True)
@@ -730,7 +732,10 @@ class Channel(Timed):
 class Hub:
     """All channels with readers, or with appends that are unanswered."""
 
-    __slots__ = ("appends", "channels", "links", "presence_bytes", "refs", "sessions", "turn", "unanswered_bytes", "unrouted")
+    __slots__ = (
+        *("appends", "channels", "links", "occupancies", "presence_bytes", "refs", "sessions", "turn"),
+        *("unanswered_bytes", "unrouted"),
+    )
 
     def __init__(self, turn: Turn, links: Links, sessions: dict[str, Connection]) -> None:
         self.turn = turn
@@ -744,6 +749,7 @@ class Hub:
         self.appends: dict[int, PendingAppend] = {}
         self.unrouted: dict[Channel, None] = {}
         self.unanswered_bytes = 0
+        self.occupancies: Occupancies
 
     def channel(self, app: str, name: str) -> Channel:
         key = log_key(app, name)

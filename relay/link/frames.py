@@ -167,19 +167,27 @@ class Counts(Frame, tag=20):
 
     Sent on a change, at most once a second for each channel, and for every channel with attachments on a new link. `number` grows with
     each frame of the edge process, so that the last word is known whichever core it reached; all zero: no attachment is left.
+
+    `session` is one that is attached, presented on this link: without its rights nothing is believed of a channel that this edge process
+    has not reported before.
     """
 
     number: int
     app: str
     channel: str
     counts: list[int]
+    session: str = ""
 
 
 class Watch(Frame, tag=21):
-    """Whether the occupancy of an open channel is wanted: `Occupancy` follows at once, then on every change. Ends with `Shut`."""
+    """Whether the occupancy of an open channel is wanted: `Occupancy` follows at once, then on every change. Ends with `Shut`.
+
+    `session` is one whose grant, presented on this link, permits it to know (`channel-metadata`). There is no answer to a refusal.
+    """
 
     ref: int
     on: bool
+    session: str = ""
 
 
 class Barrier(Frame, tag=22):
