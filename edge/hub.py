@@ -23,6 +23,7 @@ from edge.effects import Broadcast
 from edge.groups import Group, Groups
 from edge.links import Links, Session
 from edge.members import leaves_of
+from edge.occupancy import Occupancies
 from edge.presence import Presence
 from edge.turn import Timed, Turn
 from relay.link import calls
@@ -176,22 +177,22 @@ class Channel(Timed):
             self._admit(attachment)
 
     def reached(self, frame: Reached) -> None:
-        ready = self.barriers.reached(frame.req)
-        if self.joining:
-            # What their replays ran ahead to is here, too: they need not wait for a record that comes after it.
-            named = set(ready)
-            joining, self.joining = self.joining, []
-            for offset, attachment in joining:
-                if attachment in named:
-                    self._join_quietly(attachment)
-                else:
-                    self.joining.append((offset, attachment))
-        for attachment in ready:
+        ahead = {attachment for _, attachment in self.joining}
+        passed = []
+        for attachment, offset, records in self.barriers.reached(frame.req):
+            if attachment in ahead:
+                passed.append(attachment)
             if attachment in self.waiting and not attachment.attached:
-                self._admit(attachment)
+                self._admit(attachment, offset, records)
+        if passed:
+            # What their replays ran ahead to is here, too: they need not wait for a record that comes after it.
+            named = set(passed)
+            self.joining = [(offset, attachment) for offset, attachment in self.joining if attachment not in named]
+            for attachment in passed:
+                self._join_quietly(attachment)
 
-    def _admit(self, attachment: Attachment) -> None:
-        """The channel is open: attach at its head, or replay first."""
+    def _admit(self, attachment: Attachment, head: int | None = None, since: Sequence[Record] = ()) -> None:
+        """The channel is open: attach at its head (`head`, with the records that came `since`), or replay first."""
         if self.presence.turns_away(attachment):
             self.detach(attachment)
             return
@@ -200,7 +201,11 @@ class Channel(Timed):
             self._rewind(attachment, attachment.backlog)
             return
         if after is None:
-            attachment.opened(self.serial, resumed=False, backlog=False, error=None)
+            at = Serial(self.stream, self.partition, self.last if head is None else head).text
+            attachment.opened(at, resumed=False, backlog=False, error=None)
+            for written in self._frames_for(attachment, [(record, 0) for record in since], ephemeral=True):
+                self.hub.turn.write(attachment.client, written)
+                self.hub.turn.stats.deliveries += 1
             self._join(attachment)
             return
         position = Serial.parse(after)
@@ -341,6 +346,7 @@ class Channel(Timed):
             self.settled = frozenset()
             after = Serial(self.stream, self.partition, max(self.last, self.covered)).text
         turn.send(link, Open(self.ref, self.app, self.name, self.witness.session.id, after))
+        self.hub.occupancies.opening(self)
 
     def shut(self) -> None:
         self._forget_refs(shut=True)
@@ -439,21 +445,23 @@ class Channel(Timed):
             for attachment in self.readers:
                 attachment.discontinued(position, error, anyone=anyone)
         self.presence.opened(frame.members, anew=self.last == UNKNOWN or error is not None)
+        if self.last == UNKNOWN:
+            self.last = head.offset
+        settled, self.settled = self.settled, frozenset()
+        for attachment in list(self.waiting):
+            if attachment in settled and not attachment.attached:
+                self._admit(attachment)
         self.deliver(held)
         self.last = max(self.last, head.offset)
         if self.joining:
             self._promote(self.last + 1)
             for _, attachment in self.joining:
                 self._join_soon(attachment)
-        waiting = list(self.waiting)
-        for attachment in waiting:
+        for attachment in list(self.waiting):
             if attachment.attached:
                 self._join_quietly(attachment)
-            elif attachment in self.settled:
-                self._admit(attachment)
-            else:
+            elif attachment not in settled:
                 self._admit_settled(attachment)
-        self.settled = frozenset()
         self._linger()
 
     def refused(self, req: int, error: ErrorInfo) -> None:
@@ -562,6 +570,8 @@ class Channel(Timed):
             if self.joining:
                 self._flush(runs)
                 self._promote(offset)
+            if self.barriers.ref:
+                self.barriers.saw(record)
             for replay in list(self.catching.values()):
                 if not replay.hold(record, turn.limits.held_records, turn.limits.held_bytes):
                     self._give_up(replay)
@@ -620,7 +630,7 @@ class Channel(Timed):
         attachment.opened(
             Serial(self.stream, self.partition, position).text, resumed=frame.error is None, backlog=backlog, error=frame.error
         )
-        for written in self._frames_for(attachment, [(record, 0) for record in missed]):
+        for written in self._frames_for(attachment, [(record, 0) for record in missed], leaves=True):
             self.hub.turn.write(attachment.client, written)
             self.hub.turn.stats.deliveries += 1
         self._join_after(attachment, max([reached, *replay.records]))
@@ -675,29 +685,30 @@ class Channel(Timed):
             turn.stats.deliveries += 1
         self._join_after(attachment, max([head.offset, *replay.records]))
 
-    def _frames_for(self, attachment: Attachment, records: Iterable[tuple[Record, int]]) -> list[bytes]:
+    def _frames_for(
+        self, attachment: Attachment, records: Iterable[tuple[Record, int]], *, ephemeral: bool = False, leaves: bool = False
+    ) -> list[bytes]:
         """What one client is sent for records that it was not yet subscribed for, each without the messages before an index.
 
-        Of changes of presence only leaves: ably-js does not begin anew with a SYNC if its last one was cut off, but goes on with that, and
-        would keep for ever who was named then and has left since.
+        Of changes of presence only leaves, if at all: ably-js does not begin anew with a SYNC if its last one was cut off, but goes on with
+        that, and would keep for ever who was named then and has left since.
         """
         frames = []
         for record, first in records:
-            body = self.decoded(record)
-            if body is None:
-                continue
-            serial = Serial(self.stream, self.partition, record.offset).text
-            if record.kind == Kind.PRESENCE:
-                leaves = leaves_of(body) if attachment.receives_presence else []
-                if leaves:
-                    frames.append(attachment.wire.presence(body, leaves, attachment.text, serial))
-            elif (
-                record.kind == Kind.MESSAGE
-                and attachment.receives
-                and not body.ephemeral
-                and (attachment.echo or body.connection_id != attachment.session.id)
-            ):
+            if record.kind == Kind.MESSAGE and attachment.receives:
+                body = self.decoded(record)
+                if body is None or (body.ephemeral and not ephemeral):
+                    continue
+                if not attachment.echo and body.connection_id == attachment.session.id:
+                    continue
+                serial = Serial(self.stream, self.partition, record.offset).text
                 frames.append(attachment.wire.delivery(body, attachment.text, serial, first))
+            elif record.kind == Kind.PRESENCE and leaves and attachment.receives_presence:
+                body = self.decoded(record)
+                gone = leaves_of(body) if body is not None else []
+                if body is not None and gone:
+                    serial = Serial(self.stream, self.partition, record.offset).text
+                    frames.append(attachment.wire.presence(body, gone, attachment.text, serial))
         return frames
 
     def _join_after(self, attachment: Attachment, reached: int) -> None:
@@ -779,7 +790,10 @@ class Channel(Timed):
 class Hub:
     """All channels with readers, or with appends that are unanswered."""
 
-    __slots__ = ("appends", "channels", "links", "presence_bytes", "refs", "sessions", "turn", "unanswered_bytes", "unrouted")
+    __slots__ = (
+        *("appends", "channels", "links", "occupancies", "presence_bytes", "refs", "sessions", "turn"),
+        *("unanswered_bytes", "unrouted"),
+    )
 
     def __init__(self, turn: Turn, links: Links, sessions: dict[str, Connection]) -> None:
         self.turn = turn
@@ -793,6 +807,7 @@ class Hub:
         self.appends: dict[int, PendingAppend] = {}
         self.unrouted: dict[Channel, None] = {}
         self.unanswered_bytes = 0
+        self.occupancies: Occupancies
 
     def channel(self, app: str, name: str) -> Channel:
         key = log_key(app, name)
