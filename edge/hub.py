@@ -44,6 +44,10 @@ _RETRY_S = 1.0
 """Between two attempts to open a channel that the core refused for a reason that passes."""
 
 
+_Made = dict[tuple[bool, str, int | None], tuple[bytes, int]]
+"""By format, spelling and offset: MESSAGEs as they are written, and how many."""
+
+
 class Publisher(Protocol):
     """Whoever waits for the answer to an append."""
 
@@ -179,11 +183,12 @@ class Channel(Timed):
     def reached(self, frame: Reached) -> None:
         ahead = {attachment for _, attachment in self.joining}
         passed = []
+        made: _Made = {}
         for attachment, offset, records in self.barriers.reached(frame.req):
             if attachment in ahead:
                 passed.append(attachment)
             if attachment in self.waiting and not attachment.attached:
-                self._admit(attachment, offset, records)
+                self._admit(attachment, offset, records, made)
         if passed:
             # What their replays ran ahead to is here, too: they need not wait for a record that comes after it.
             named = set(passed)
@@ -191,8 +196,9 @@ class Channel(Timed):
             for attachment in passed:
                 self._join_quietly(attachment)
 
-    def _admit(self, attachment: Attachment, head: int | None = None, since: Sequence[Record] = ()) -> None:
-        """The channel is open: attach at its head (`head`, with the records that came `since`), or replay first."""
+    def _admit(self, attachment: Attachment, head: int | None = None, since: Sequence[Record] = (), made: _Made | None = None) -> None:
+        """The channel is open: attach at its head (`head`, with the records that came `since`), or replay first. `made` is what others
+        were sent since the same head: thousands may have waited together."""
         if self.presence.turns_away(attachment):
             self.detach(attachment)
             return
@@ -203,9 +209,18 @@ class Channel(Timed):
         if after is None:
             at = Serial(self.stream, self.partition, self.last if head is None else head).text
             attachment.opened(at, resumed=False, backlog=False, error=None)
-            for written in self._frames_for(attachment, [(record, 0) for record in since], ephemeral=True):
-                self.hub.turn.write(attachment.client, written)
-                self.hub.turn.stats.deliveries += 1
+            if since:
+                shared = made if attachment.echo and attachment.receives else None
+                key = (attachment.wire.msgpack, attachment.text, head)
+                frames = shared.get(key) if shared is not None else None
+                if frames is None:
+                    each = self._frames_for(attachment, [(record, 0) for record in since], ephemeral=True)
+                    frames = b"".join(each), len(each)
+                    if shared is not None:
+                        shared[key] = frames
+                if frames[1]:
+                    self.hub.turn.write(attachment.client, frames[0])
+                    self.hub.turn.stats.deliveries += frames[1]
             self._join(attachment)
             return
         position = Serial.parse(after)
