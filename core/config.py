@@ -2,7 +2,6 @@
 
 node = "core-1"
 index_dir = "/var/lib/tidegate/index"
-rules_on = "core-1"
 
 [link]
 port = 9001
@@ -194,15 +193,13 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """All settings of one core."""
 
     node: str
-    """The name in this core's certificate and in logs."""
+    """The name in this core's certificate and in logs. No two cores have the same: they would end each other's transactions."""
     dev: bool = False
     """Permits what is unsafe outside a developer's machine: readable secrets, short ones, API keys without TLS, `sandbox`."""
     sandbox: bool = False
     """`POST /apps` and `DELETE /apps/{id}`, so that client test suites provision themselves. Only with `dev`."""
     index_dir: str = ""
     """Where the index of recent records is kept; emptied at start. Empty: in memory."""
-    rules_on: str = ""
-    """The core (by `node`) that runs the rules. Name the same one in the settings of all cores; mappings run on every core."""
     link: LinkListen
     admin: Listen
     metrics: Listen

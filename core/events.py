@@ -105,11 +105,13 @@ class SessionWritten:
 @dataclass(frozen=True, slots=True)
 class StateRead:
     """What `tidegate.state` says of one partition, read before the tail starts. `checkpoint` is the offset from which the log goes on, None
-    if no owner has ever written one; `records` are key → value (`core.state`), without the checkpoint."""
+    if no owner has ever written one; `records` are key → value (`core.state`), without the checkpoint. `quiet_from`: a channel of which
+    the tail reads nothing, and of which there is no `last` record, had its last record before that offset; None: nothing is known."""
 
     partition: int
     checkpoint: int | None
     records: dict[bytes, bytes]
+    quiet_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

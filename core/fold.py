@@ -84,6 +84,12 @@ class Fold:
         known = window.table.get(hash((self._secret, key, publish_id)))
         return None if known is None else known[1]
 
+    def forget(self, partition: int) -> None:
+        """The partition is read no further, or from elsewhere."""
+        window = self._windows.pop(partition, None)
+        if window is not None:
+            self.ids -= len(window.table)
+
     def _turn(self, window: _Window, timestamp: int) -> None:
         """Begin a new bucket, and forget those that no later record can look at."""
         if window.bucket:

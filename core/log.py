@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
+from relay.model.message import RecordBody
+
+EPHEMERAL_TAIL = msgspec.msgpack.encode("ephemeral") + msgspec.msgpack.encode(True)
+"""How the body of an ephemeral record ends: its last field, in msgpack."""
+
+_decode_body = msgspec.msgpack.Decoder(RecordBody).decode
+
 
 class LogRecord(NamedTuple):
     """`timestamp` is broker time (LogAppendTime) in milliseconds; `id` the publish id (header); `key` is `app:channel` in UTF-8."""
@@ -16,3 +25,13 @@ class LogRecord(NamedTuple):
     value: bytes
     kind: int
     id: str
+
+
+def body_is_ephemeral(value: bytes) -> bool:
+    """Whether a record's body says so. `ephemeral` is the last field, so that most records cost one comparison and no decoding."""
+    if not value.endswith(EPHEMERAL_TAIL):
+        return False
+    try:
+        return _decode_body(value).ephemeral
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # not one of ours, but somebody wrote it
+        return False

@@ -56,7 +56,8 @@ from core.events import (
 from core.fold import SKEW_MS, WINDOW_MS, Fold
 from core.history import Reads
 from core.index import Index
-from core.log import LogRecord
+from core.log import EPHEMERAL_TAIL, LogRecord, body_is_ephemeral
+from core.quiet import lasts
 from core.recency import Recency
 from core.registry import Registry, Streams
 from core.replay import EXPIRED, OTHER_SITE, Replays
@@ -130,7 +131,6 @@ _WITNESS_TRIES = 256
 _WITNESSES_PER_SWEEP = 200
 _CONFIG_RETRY_S = 1.0
 _EXPIRE_INDEX_S = 10.0
-_EPHEMERAL_TAIL = msgspec.msgpack.encode("ephemeral") + msgspec.msgpack.encode(True)
 
 _BUSY = ErrorInfo.of(50004, "The service is busy; try again")
 _STARTING = ErrorInfo.of(50320, "The core is not ready; try another")
@@ -141,14 +141,13 @@ _NOT_RESUMED = ErrorInfo.of(50003, "The connection could not be resumed in time;
 _ON_BEHALF = "Malformed message; invalid connectionId"
 
 _encode_body = msgspec.msgpack.Encoder().encode
-_decode_body = msgspec.msgpack.Decoder(RecordBody).decode
 _encode_json = msgspec.json.Encoder().encode
 
 
 class _Partition:
     """How far the tail has read one partition of the log, and who waits for it to read further."""
 
-    __slots__ = ("ahead", "floor", "looked", "position", "recency", "sound_after_ms", "verdicts")
+    __slots__ = ("ahead", "floor", "looked", "position", "quiet_from", "recency", "sound_after_ms", "verdicts")
 
     def __init__(self, recent: int) -> None:
         self.position = 0
@@ -164,6 +163,8 @@ class _Partition:
         """Opens after a serial that the tail has not reached, by the number of their question for the end."""
         self.recency = Recency(recent)
         """The last record of each channel that a replay would bring: no duplicates, and nothing ephemeral."""
+        self.quiet_from: int | None = None
+        """As the state has it: see `StateRead`."""
 
 
 class _Pending:
@@ -342,8 +343,7 @@ class CoreNode:
             case Congested():
                 (self._congested.add if event.on and event.link in self._roster.links else self._congested.discard)(event.link)
             case StateRead():
-                self._attendance.restore(event, now)
-                self._check_ready()
+                self._state_read(event)
             case Owned():
                 self._absence.owned = event.partitions & self._partitions.keys()
         return out
@@ -1332,7 +1332,7 @@ class CoreNode:
             if holders is not None:
                 for channel in holders:
                     out.append(LinkSend(channel.link, Record(channel.ref, offset, record.kind, record.value), Lane.LIVE))
-            if not (record.value.endswith(_EPHEMERAL_TAIL) and _is_ephemeral(record.value)):
+            if not (record.value.endswith(EPHEMERAL_TAIL) and body_is_ephemeral(record.value)):
                 partition.recency.saw(record.key, offset)
                 if partition.floor is not None:
                     accepted.append(record)
@@ -1358,6 +1358,16 @@ class CoreNode:
         partition.floor = offset
         self._index.begin(self._stream.id, number, offset)
 
+    def _state_read(self, event: StateRead) -> None:
+        partition = self._partitions.get(event.partition)
+        if partition is None:
+            return
+        self._attendance.restore(event, self._now)
+        partition.quiet_from = event.quiet_from
+        for key, last in lasts(event.records).items():
+            partition.recency.restore(key, last.offset)
+        self._check_ready()
+
     def _looked(self, event: Looked) -> None:
         partition = self._partitions.get(event.partition)
         if partition is None or partition.looked:
@@ -1366,6 +1376,8 @@ class CoreNode:
         partition.position = max(partition.position, event.position)
         self._barriers.read(event.partition, partition.position)
         partition.recency.complete_from(event.start)
+        if partition.quiet_from is not None:
+            partition.recency.complete_from(partition.quiet_from)
         if partition.floor is None:
             self._set_floor(partition, event.partition, 0 if event.start == 0 and event.position == 0 else partition.position)
         self._check_ready()
@@ -1476,11 +1488,3 @@ class CoreNode:
         if self._now >= self._expire_index_at:
             self._expire_index_at = self._now + _EXPIRE_INDEX_S
             self._index.expire(self._now_ms)
-
-
-def _is_ephemeral(value: bytes) -> bool:
-    """Whether the body of a record that ends like it says so. It is the last field, so that other records cost one comparison."""
-    try:
-        return _decode_body(value).ephemeral
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # not one of ours, but somebody wrote it
-        return False

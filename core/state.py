@@ -20,11 +20,17 @@ import msgspec
 
 
 class Checkpoint(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
-    """Everything of log stream `stream` before `offset` is in the state. `time`: broker time of the last record before it, milliseconds."""
+    """Everything of log stream `stream` before `offset` is in the state. `time`: broker time of the last record before it, milliseconds.
+
+    `quiet_from`: a channel that was quiet for a while at the checkpoint, and of which there is no `last` record, had its last record
+    before that offset (`core.quiet`). `core` is the name of the owner that wrote this, whose transaction may still be open.
+    """
 
     stream: str
     offset: int
     time: int = 0
+    quiet_from: int = 0
+    core: str = ""
     v: int = 1
 
 

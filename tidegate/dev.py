@@ -240,7 +240,6 @@ class Dev:
             "dev": True,
             "sandbox": self.options.sandbox,
             "index_dir": str(self.directory / f"index-{n}"),
-            "rules_on": "core-1",
             "link": {"host": "127.0.0.1", "port": link, **self._identity(f"core-{n}")},
             "admin": {"host": "127.0.0.1", "port": admin},
             "metrics": {"host": "127.0.0.1", "port": metrics},

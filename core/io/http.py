@@ -108,17 +108,22 @@ class MappingNumbers(Protocol):
     skipped: Counter[str]
 
 
-class RuleNumbers(Protocol):
-    """What is asked of `core.kafka.rule_runner.RuleRunner`."""
+class OwnerNumbers(Protocol):
+    """What is asked of `core.kafka.owner.OwnerRunner`."""
 
+    owned: frozenset[int]
+    records: int
+    states: int
+    commits: int
+    refused: int
     lost: int
     written: Counter[str]
     dropped: Counter[tuple[str, str]]
 
 
-def watch_kafka(metrics: Metrics, rules: RuleNumbers | None, mappings: Sequence[MappingNumbers]) -> None:
-    """Show what rules and mappings have done. Once for each core."""
-    metrics.registry.register(_RunnerNumbers(rules, mappings))
+def watch_kafka(metrics: Metrics, owner: OwnerNumbers, mappings: Sequence[MappingNumbers]) -> None:
+    """Show what the owner of partitions, rules and mappings have done. Once for each core."""
+    metrics.registry.register(_RunnerNumbers(owner, mappings))
 
 
 def _probes(ready: Callable[[], bool]) -> list[Route]:
@@ -162,18 +167,26 @@ def _snake(name: str) -> str:
 class _RunnerNumbers(Collector):
     """Their threads go on counting meanwhile: what they count in is copied before it is gone through."""
 
-    def __init__(self, rules: RuleNumbers | None, mappings: Sequence[MappingNumbers]) -> None:
-        self._rules = rules
+    def __init__(self, owner: OwnerNumbers, mappings: Sequence[MappingNumbers]) -> None:
+        self._owner = owner
         self._mappings = mappings
 
     def describe(self) -> Iterator[Metric]:
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        if self._rules is not None:
-            yield _family("rule_records", "Records written by rules", ["rule"], {(k,): v for k, v in list(self._rules.written.items())})
-            yield _family("rule_dropped", "Records that a rule could not write, by reason", ["rule", "reason"], self._rules.dropped)
-            yield _family("rule_lost", "Records of the log that retention took before the rules", [], {(): self._rules.lost})
+        owner = self._owner
+        yield GaugeMetricFamily(f"{PREFIX}owner_partitions", "Partitions that this core owns", value=len(owner.owned))
+        for name, text, value in (
+            ("owner_records", "Records of the log that were read as their owner", owner.records),
+            ("owner_states", "Records written to tidegate.state, checkpoints left out", owner.states),
+            ("owner_commits", "Transactions of the owner", owner.commits),
+            ("owner_refused", "Transactions that were refused because another core had taken over", owner.refused),
+            ("owner_lost", "Records of the log that retention took before any owner read them", owner.lost),
+        ):
+            yield _family(name, text, [], {(): value})
+        yield _family("rule_records", "Records written by rules", ["rule"], {(k,): v for k, v in list(owner.written.items())})
+        yield _family("rule_dropped", "Records that a rule could not write, by reason", ["rule", "reason"], dict(owner.dropped))
         yield _family("mapping_records", "Records read by mappings", ["group"], {(m.group,): m.read for m in self._mappings})
         skipped = {(m.group, reason): count for m in self._mappings for reason, count in list(m.skipped.items())}
         yield _family("mapping_skipped", "Records that became no message, by reason", ["group", "reason"], skipped)

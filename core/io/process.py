@@ -22,16 +22,29 @@ import structlog
 
 from core.config import CoreConfig
 from core.effects import AskConfigEnd, AskEnd, AskSessionsEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig, WriteSession
-from core.events import EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Owned, StateRead, Tick
+from core.events import EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Tick
 from core.index import Index, MemoryIndex
 from core.io.congestion import Congestion
 from core.io.http import admin_app, members_route, metrics_app, watch, watch_kafka
 from core.io.index import RocksIndex
-from core.kafka import ConfigLog, EndOffsets, LogProducer, SessionsLog, Tail, TopicMisconfigured, Topics, Unreachable, prepare_topics
+from core.kafka import (
+    ConfigLog,
+    EndOffsets,
+    LogProducer,
+    OwnerRunner,
+    SessionsLog,
+    Tail,
+    TopicMisconfigured,
+    Topics,
+    Unreachable,
+    prepare_topics,
+    read_state,
+)
 from core.kafka.mapping_runner import LogAppends, MappingRunner
-from core.kafka.rule_runner import RuleRunner
+from core.kafka.state_log import told
 from core.mappings import Mapping
 from core.node import CoreNode
+from core.ownership import PartitionState
 from core.registry import Registry, Streams
 from core.rules import Rule
 from relay.link.calls import MemberPage
@@ -58,7 +71,7 @@ SILENT_S = 10.0
 PROBE = 0
 """The number under which Kafka is asked; those of the node are positive."""
 RUNNERS_CLOSE_S = 4.0
-"""How long rules and mappings, all at once, may take to commit and leave. Beyond it they go on from their last commit elsewhere."""
+"""How long owner and mappings, all at once, may take to commit and leave. Beyond it they go on from their last commit elsewhere."""
 
 
 def run_core(config: CoreConfig) -> int:
@@ -87,7 +100,7 @@ class CoreProcess:
         self._ends: EndOffsets
         self._config_log: ConfigLog
         self._sessions: SessionsLog
-        self._rules: RuleRunner | None = None
+        self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
 
     async def start(self) -> None:
@@ -133,7 +146,8 @@ class CoreProcess:
             and self._node.ready
             and not self._scope.stopping
             and self._kafka_answers()
-            and (self._rules is None or self._rules.ready)
+            and self._owner is not None
+            and self._owner.ready
             and all(mapping.ready for mapping in self._mappings)
         )
 
@@ -186,22 +200,24 @@ class CoreProcess:
         self._config_log = ConfigLog(config.kafka, topics.config, limits, loop, self._deliver)
         self._producer = LogProducer(config.kafka, topics.log, limits, loop, appends.sort(self._deliver))
         self._ends = EndOffsets(config.kafka, topics.log, limits, loop, self._deliver)
-        tail = Tail(config.kafka, [topics.log], limits, loop, self._deliver)
         self._sessions = SessionsLog(config.kafka, topics.sessions, limits, loop, self._deliver)
         appends.use(self._producer)
-        for number in range(topics.log.partitions):
-            self._driver.post(StateRead(number, None, {}))
-        self._driver.post(Owned(frozenset(range(topics.log.partitions))))
         for name, part in (
             ("config log", self._config_log),
             ("sessions", self._sessions),
             ("producer", self._producer),
             ("ends", self._ends),
-            ("tail", tail),
         ):
             part.start()
             self._scope.on_stop(name, part.close)
         self._scope.spawn("kafka probe", self._probe())
+        # Before the log, of which it is the sum so far.
+        found = await self._read_state(topics)
+        self._deliver([*told(found)])
+        checkpoints = {(topics.log.topic, number): partition.checkpoint for number, partition in found.items()}
+        tail = Tail(config.kafka, [topics.log], limits, loop, self._deliver, checkpoints)
+        tail.start()
+        self._scope.on_stop("tail", tail.close)
         await self._config_log.ready()
         await self._sessions.ready()
         while True:
@@ -211,23 +227,39 @@ class CoreProcess:
             except Unreachable as error:
                 await self._wait_for_kafka(error)
 
-        self._scope.on_stop("rules and mappings", self._close_runners)
-        if config.rules_on == config.node:
-            rules = [Rule(app.id, rule, prefix=config.kafka.prefix) for app in config.apps for rule in app.rules]
-            self._rules = RuleRunner(config.kafka, topics.log, rules, site=config.node, limits=limits, create_topics=config.dev)
-            self._rules.start()
+        self._scope.on_stop("owner and mappings", self._close_runners)
+        self._owner = owner = OwnerRunner(
+            config.kafka,
+            topics.log,
+            topics.state,
+            [Rule(app.id, rule, prefix=config.kafka.prefix) for app in config.apps for rule in app.rules],
+            core=config.node,
+            limits=limits,
+            loop=loop,
+            deliver=self._deliver,
+            begun=all(partition.checkpoint is not None for partition in found.values()),
+            create_topics=config.dev,
+        )
+        owner.start()
         for app in config.apps:
             for each in app.mappings:
                 mapping = Mapping(app.id, each, prefix=config.kafka.prefix, max_message_bytes=limits.max_message_bytes)
                 runner = MappingRunner(config.kafka, mapping, appends, limits=limits, loop=loop, create_topics=config.dev)
                 runner.start()
                 self._mappings.append(runner)
-        watch_kafka(self._metrics, self._rules, self._mappings)
+        watch_kafka(self._metrics, owner, self._mappings)
 
     async def _close_runners(self) -> None:
         """All at once: with a broker that hangs each of them takes its time."""
-        runners = [*self._mappings, *([] if self._rules is None else [self._rules])]
+        runners = [*self._mappings, *([] if self._owner is None else [self._owner])]
         await asyncio.gather(*(runner.close(RUNNERS_CLOSE_S) for runner in runners))
+
+    async def _read_state(self, topics: Topics) -> dict[int, PartitionState]:
+        while True:
+            try:
+                return await _unawaited_at_the_end(lambda: read_state(self._config.kafka, topics.state, topics.log))
+            except Unreachable as error:
+                await self._wait_for_kafka(error)
 
     async def _probe(self) -> None:
         """Ask Kafka something now and then, so that readiness knows of an outage while nobody publishes."""

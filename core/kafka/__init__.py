@@ -1,6 +1,6 @@
 """All that Tidegate asks of Apache Kafka; the only package that imports confluent_kafka.
 
-Wiring a core takes seven calls. Whatever happens in Kafka comes back as events of `core.events`, in lists, on the event loop, through the
+Wiring a core takes nine calls. Whatever happens in Kafka comes back as events of `core.events`, in lists, on the event loop, through the
 one `deliver` that every part is given; no callback ever runs on a driver's thread.
 
     topics = await asyncio.to_thread(prepare_topics, config)         # Topics; raises Unreachable (try again) or TopicMisconfigured (do not)
@@ -8,7 +8,9 @@ one `deliver` that every part is given; no callback ever runs on a driver's thre
     producer = LogProducer(config, topics.log, limits, loop, deliver)       # Reported, Overfull
     ends = EndOffsets(config, topics.log, limits, loop, deliver)            # EndOffset
     sessions = SessionsLog(config, topics.sessions, limits, loop, deliver)  # SessionRead, SessionWritten, EndOffset(partition=-2)
-    tail = Tail(config, [topics.log], limits, loop, deliver)                # Tailed, Looked, Gap
+    found = await asyncio.to_thread(read_state, config, topics.state, topics.log)   # by partition; raises Unreachable
+    tail = Tail(config, [topics.log], limits, loop, deliver, checkpoints)   # Tailed, Looked, Gap; after the node has what was found
+    owner = OwnerRunner(config, topics.log, topics.state, rules, core=…, limits=…, loop=…, deliver=…)   # Owned
 
     part.start()             once, on the loop: opens the driver and the part's thread
     await part.close()       ends both; bounded waits only
@@ -29,8 +31,10 @@ from core.kafka.config_log import ConfigLog
 from core.kafka.embedded import EmbeddedBroker
 from core.kafka.ends import EndOffsets
 from core.kafka.errors import BrokerError, TopicMisconfigured, Unreachable
+from core.kafka.owner import OwnerRunner
 from core.kafka.producer import LogProducer
 from core.kafka.sessions_log import SessionsLog
+from core.kafka.state_log import read_state
 from core.kafka.tail import Tail
 from core.kafka.topics import StreamInfo, Topics, prepare_topics
 
@@ -44,6 +48,7 @@ __all__ = [
     "EndOffsets",
     "KafkaConfig",
     "LogProducer",
+    "OwnerRunner",
     "SessionsLog",
     "StreamInfo",
     "Tail",
@@ -51,4 +56,5 @@ __all__ = [
     "Topics",
     "Unreachable",
     "prepare_topics",
+    "read_state",
 ]

@@ -404,6 +404,8 @@ class MappingRunner(KafkaThread):
             self._lanes[at.topic, at.partition] = _Lane(self._loop, self._appends, start.offset)
             self._committed[at.topic, at.partition] = start.offset
         self._consumer.incremental_assign(starts)
+        if starts:
+            self._consumer.resume(starts)  # a pause outlives an assignment (measured with librdkafka 2.16)
         if new:
             self._consumer.commit(offsets=new, asynchronous=False)
         self._ready.set()

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import confluent_kafka
 from confluent_kafka import OFFSET_END, KafkaError, TopicPartition
 
 from core.events import Event, Gap, Looked, Tailed
-from core.kafka.config import LOOK_BACK_S, KafkaConfig
+from core.kafka.config import LOOK_BACK_S, SKEW_S, WINDOW_S, KafkaConfig
 from core.kafka.consumer import KafkaThread, open_consumer, read_batch
 from core.kafka.logs import log
 from core.kafka.outlet import Deliver, Outlet
 from core.kafka.records import log_record
 from core.kafka.topics import StreamInfo
 from core.log import LogRecord
+from core.state import Checkpoint
 from relay.model.limits import CoreLimits
 
 BATCH = 512
@@ -30,17 +32,26 @@ LOST_POSITION = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 class Tail(KafkaThread):
     """Delivers `Tailed` in offset order per partition, from `LOOK_BACK_S` before now on, and `Looked` for each partition when it has
-    reached what was its end at the start.
+    reached what was its end at the start. Given `checkpoints`, it begins early enough for who has the state of then: where the checkpoint
+    is older, as much before it as the duplicate verdicts need; without one, at the beginning of the log.
 
     A core that is slower than its log makes the tail stop reading (`tail_queue_bytes`, `tail_queue_records`); nothing is left out.
     Kafka out of reach: the tail goes on where it was once it is back. `Gap` if retention was faster than the tail.
     """
 
     def __init__(
-        self, config: KafkaConfig, streams: list[StreamInfo], limits: CoreLimits, loop: asyncio.AbstractEventLoop, deliver: Deliver
+        self,
+        config: KafkaConfig,
+        streams: list[StreamInfo],
+        limits: CoreLimits,
+        loop: asyncio.AbstractEventLoop,
+        deliver: Deliver,
+        checkpoints: Mapping[tuple[str, int], Checkpoint | None] | None = None,
     ) -> None:
+        """`checkpoints` are by topic and partition."""
         super().__init__("tidegate-tail")
         self._config = config
+        self._checkpoints = checkpoints or {}
         self._streams = {stream.topic: stream for stream in streams}
         self._outlet = Outlet(loop, deliver, limits.tail_queue_bytes, limits.tail_queue_records)
         self._starts: dict[tuple[str, int], int] = {}
@@ -77,20 +88,31 @@ class Tail(KafkaThread):
 
     def _begin(self, consumer: confluent_kafka.Consumer) -> None:
         """Where each partition starts, and where its look-back ends. Kept only when known for all, so that a failure changes nothing."""
-        since = max(0, time.time_ns() // 1_000_000 - int(LOOK_BACK_S * 1000))
+        now_ms = time.time_ns() // 1_000_000
         places = [(stream.topic, partition) for stream in self._streams.values() for partition in range(stream.partitions)]
         marks = {place: consumer.get_watermark_offsets(TopicPartition(*place), timeout=ASK_S) for place in places}
         starts = {place: low for place, (low, _) in marks.items()}
         if self._config.capabilities.offsets_for_times:
-            for found in consumer.offsets_for_times([TopicPartition(*place, since) for place in places], timeout=ASK_S):
+            asked = [TopicPartition(*place, self._since(place, now_ms)) for place in places]
+            for found in consumer.offsets_for_times(asked, timeout=ASK_S):
                 place = (found.topic, found.partition)
                 low, high = marks[place]
                 # No record is as young: start at the end, as it was asked for before, so that nothing falls between the two answers.
-                starts[place] = high if found.offset == OFFSET_END else max(found.offset, low)
+                start = high if found.offset == OFFSET_END else found.offset
+                checkpoint = self._checkpoints.get(place)
+                starts[place] = max(start if checkpoint is None else min(start, checkpoint.offset), low)
         self._starts = starts
         self._looking = {place: max(high, starts[place]) for place, (_, high) in marks.items()}
         self._positions = dict(starts)
         self._outlet.put([event for place in places for event in self._looked(place)])
+
+    def _since(self, place: tuple[str, int], now_ms: int) -> int:
+        """The broker time from which a partition is to be read."""
+        since = max(0, now_ms - int(LOOK_BACK_S * 1000))
+        if place not in self._checkpoints:
+            return since
+        checkpoint = self._checkpoints[place]
+        return 0 if checkpoint is None else max(0, min(since, checkpoint.time - int((WINDOW_S + SKEW_S) * 1000)))
 
     def _looked(self, place: tuple[str, int]) -> list[Event]:
         """`Looked`, once per partition, when it is due."""

@@ -39,6 +39,7 @@ class Topics(NamedTuple):
     log: StreamInfo
     config: StreamInfo
     sessions: StreamInfo
+    state: StreamInfo
     warnings: list[str]
 
 
@@ -79,6 +80,8 @@ class TopicPlan:
     """When it is created; an existing topic keeps its own."""
     settings: tuple[Setting, ...]
     one_partition: bool = False
+    partitions_of: str = ""
+    """The topic whose partition count this one must have, which is `partitions`."""
 
 
 COMMON = (
@@ -91,7 +94,7 @@ COMMON = (
 
 
 def plans(config: KafkaConfig) -> tuple[TopicPlan, TopicPlan, TopicPlan]:
-    """The log of all channels, the configuration, and the sessions."""
+    """The log of all channels, the configuration, and the sessions. That of the state follows from the log: `state_plan`."""
     log = TopicPlan(
         f"{config.prefix}.log",
         config.partitions,
@@ -118,6 +121,17 @@ def plans(config: KafkaConfig) -> tuple[TopicPlan, TopicPlan, TopicPlan]:
     return log, configuration, sessions
 
 
+def state_plan(config: KafkaConfig, log: StreamInfo) -> TopicPlan:
+    """What the log adds up to, partition by partition."""
+    return TopicPlan(
+        f"{config.prefix}.state",
+        log.partitions,
+        # Short segments: its checkpoints are outlived within seconds, and a core reads at its start what is left of them.
+        (*COMMON, exactly("cleanup.policy", "compact"), at_most("segment.ms", HOUR_MS)),
+        partitions_of=log.topic,
+    )
+
+
 def prepare_topics(config: KafkaConfig, timeout_s: float = 10.0) -> Topics:
     """Create what is missing and check what is there. Blocks for a few round trips, at most some multiples of `timeout_s`.
 
@@ -126,12 +140,13 @@ def prepare_topics(config: KafkaConfig, timeout_s: float = 10.0) -> Topics:
     admin = AdminClient(config.client("admin", socket_timeout_ms=int(timeout_s * 1000)))
     try:
         found = [_prepare(admin, config, plan, timeout_s) for plan in plans(config)]
+        found.append(_prepare(admin, config, state_plan(config, found[0]), timeout_s))
         warnings = [] if config.embedded else _without_acls(admin, config, timeout_s)
     except KafkaException as error:
         raise Unreachable(f"Kafka at {config.brokers}: {_reason(error)}") from error
     finally:
         admin.poll(0)
-    return Topics(found[0], found[1], found[2], warnings)
+    return Topics(found[0], found[1], found[2], found[3], warnings)
 
 
 def stream_id(incarnation: str) -> str:
@@ -192,6 +207,8 @@ def _check(admin: AdminClient, plan: TopicPlan, topic: Any, brokers: int, timeou
     count = len(topic.partitions)
     if count > (1 if plan.one_partition else MAX_PARTITIONS):
         raise TopicMisconfigured(plan.name, "partition count", count, "1" if plan.one_partition else f"{MAX_PARTITIONS} or less")
+    if plan.partitions_of and count != plan.partitions:
+        raise TopicMisconfigured(plan.name, "partition count", count, f"{plan.partitions}, as that of {plan.partitions_of}")
     resource = ConfigResource(ConfigResource.Type.TOPIC, plan.name)
     found = _result(admin.describe_configs([resource], request_timeout=timeout_s)[resource], timeout_s)
     for setting in plan.settings:

@@ -1,4 +1,4 @@
-"""Rules: which records of the log become which records of your topics. Pure; `core.kafka.rule_runner` does the writing."""
+"""Rules: which records of the log become which records of your topics. Pure; `core.kafka.owner` does the writing."""
 
 from __future__ import annotations
 

@@ -291,10 +291,13 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     sandbox_apps: int = 1_000
     """Apps made through the sandbox and not deleted. Above it: 42910."""
 
-    rule_span_records: int = 1_000
-    """Records that rules write in one transaction. At it: the transaction is committed."""
-    rule_span_bytes: int = 8_388_608
-    """The same, in bytes of records."""
+    owner_span_records: int = 1_000
+    """Records of the log, ruled upon or of presence, in one transaction of their partitions' owner. At it: the transaction is committed."""
+    owner_span_bytes: int = 8_388_608
+    """The same, in bytes of what is written."""
+    quiet_channels: int = 1_000_000
+    """Channels whose last record's position an owner of all partitions keeps in the state, about 400 bytes each, an equal share for each
+    partition. Above it: the one that was quiet for longest is forgotten, and a client that comes back to it may be told 90003."""
     rule_topics: int = 1_000
     """Topics that one rule writes to while its core runs. Above it: records for further topics are dropped and counted."""
     mapping_records: int = 2_000

@@ -26,7 +26,7 @@ def test_with_a_stopped_broker_a_core_is_alive_not_ready_quiet_and_ends_when_ask
     broker = LocalKafka(directory=tmp_path / "kafka")
     broker.start()
     try:
-        with core_process(tmp_path, broker.address, apps=APPS, rules_on="core-1", dev=True) as core:
+        with core_process(tmp_path, broker.address, apps=APPS, dev=True) as core:
             core.until(lambda: core.answers("/readyz") == 200)
             broker.pause()
             core.until(lambda: core.answers("/readyz") == 503, 30)

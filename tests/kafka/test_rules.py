@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,33 +13,13 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from core.kafka import KafkaConfig, LogProducer
-from core.kafka.rule_runner import RuleRunner
+from core.kafka import LogProducer, OwnerRunner
 from core.rules import Rule, RuleConfig
 from relay.model.channel import log_key, partition_of
-from relay.model.limits import CoreLimits
 from relay.model.message import Kind, Message, RecordBody
 from tests.support.kafka import Kafka, kafka
 
 pytestmark = pytest.mark.kafka
-
-RUN_A_RUNNER = """
-import sys, time
-import msgspec
-from core.kafka import KafkaConfig, StreamInfo
-from core.kafka.rule_runner import RuleRunner
-from core.rules import Rule, RuleConfig
-from relay.model.limits import CoreLimits
-brokers, prefix, stream, topic, partitions, rule = sys.argv[1:]
-runner = RuleRunner(
-    KafkaConfig(brokers=brokers, prefix=prefix), StreamInfo(stream, topic, int(partitions)),
-    [Rule("app", msgspec.json.decode(rule, type=RuleConfig))], site="eu", limits=CoreLimits(),
-)
-runner.start()
-while True:
-    print(runner.ready, sum(runner.written.values()), flush=True)
-    time.sleep(0.01)
-"""
 
 
 def create(world: Kafka, name: str, partitions: int = 2) -> str:
@@ -60,10 +36,8 @@ def rule(name: str, routing_key: str, channel_filter: str = "", **target: Any) -
     return Rule("app", msgspec.convert(fields, RuleConfig))
 
 
-def runner(world: Kafka, *rules: Rule, **options: Any) -> RuleRunner:
-    made = RuleRunner(world.config, world.log, rules, site="eu", limits=world.limits, **options)
-    made.start()
-    return made
+def runner(world: Kafka, *rules: Rule, **options: Any) -> OwnerRunner:
+    return world.owner(rules, core="eu", **options)
 
 
 async def until(done: Callable[[], object], timeout_s: float = 20.0) -> None:
@@ -241,82 +215,5 @@ def test_dev_creates_missing_topics(kafka_brokers: str) -> None:
             publish(world, producer, 1)
             await until(lambda: rules.written.total() == 1)
             await rules.close()
-
-    asyncio.run(story())
-
-
-def test_exactly_once_through_restarts_kills_and_a_second_runner(kafka_brokers: str) -> None:
-    """3,000 publishes while the runner is closed, killed with SIGKILL, and fenced by another one."""
-
-    async def story() -> None:
-        async with kafka(kafka_brokers) as world:
-            out = create(world, "out")
-            producer: LogProducer = world.start(LogProducer)
-            fields = {"id": "r", "target": {"routing_key": f"{out}:#{{channelName}}"}}
-            first = runner(world, rule("r", fields["target"]["routing_key"]))
-            await until(lambda: first.ready)
-
-            async def publishing() -> None:
-                for number in range(3_000):
-                    publish(world, producer, number, channel=f"chat:{number % 5}")
-                    if number % 10 == 0:
-                        await asyncio.sleep(0.01)
-
-            task = asyncio.create_task(publishing())
-            await until(lambda: first.written.total() > 200)
-            await first.close()
-
-            command = [
-                *(sys.executable, "-c", RUN_A_RUNNER, kafka_brokers, world.config.prefix, world.log.stream, world.log.topic),
-                *(str(world.log.partitions), json.dumps(fields)),
-            ]
-            killed = await asyncio.to_thread(run_and_kill, command)
-            assert killed > 0
-
-            second, third = (runner(world, rule("r", fields["target"]["routing_key"])) for _ in range(2))
-            await task
-            await until(lambda: not producer.unreported)
-            await asyncio.sleep(0.5)
-            await third.close()
-            await second.close()
-            last = runner(world, rule("r", fields["target"]["routing_key"]))
-            await until(lambda: last.ready)
-            publish(world, producer, 3_000, channel="chat:0")
-            await asyncio.sleep(2)
-            await last.close()
-            found = await asyncio.to_thread(committed, kafka_brokers, out)
-            assert sorted(numbers(found)) == list(range(3_001))
-            for partition in (0, 1):
-                for channel in range(5):
-                    mine = [
-                        message for message in found if message.partition() == partition and message.key() == f"chat:{channel}".encode()
-                    ]
-                    assert numbers(mine) == sorted(numbers(mine))
-
-    asyncio.run(story())
-
-
-def run_and_kill(command: list[str]) -> int:
-    """Runs a runner in a process of its own, kills it in mid-stream, and answers how many records it had counted as written."""
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
-    written = 0
-    try:
-        assert child.stdout is not None
-        for line in child.stdout:
-            written = int(line.split()[1])
-            if written > 100:
-                break
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait(10)
-    return written
-
-
-def test_no_rules_need_no_kafka() -> None:
-    async def story() -> None:
-        idle = RuleRunner(KafkaConfig(brokers="127.0.0.1:1"), None, [], site="eu", limits=CoreLimits())  # type: ignore[arg-type]
-        idle.start()
-        assert idle.ready
-        await idle.close()
 
     asyncio.run(story())

@@ -9,7 +9,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from core.kafka import KafkaConfig, TopicMisconfigured, Unreachable, prepare_topics
 from core.kafka.topics import create_missing
-from tests.support.kafka import a_config
+from tests.support.kafka import a_config, delete_topic
 
 GOOD = {
     "message.timestamp.type": "LogAppendTime",
@@ -49,9 +49,7 @@ def test_missing_topics_are_created_and_found_again_under_the_same_stream_id(kaf
 def test_a_topic_made_anew_is_another_stream(kafka_brokers: str) -> None:
     config = a_config(kafka_brokers)
     before = prepare_topics(config)
-    admin = AdminClient({"bootstrap.servers": kafka_brokers})
-    for future in admin.delete_topics([before.log.topic]).values():
-        future.result(10)
+    delete_topic(kafka_brokers, before.log.topic)
     assert prepare_topics(config).log.stream != before.log.stream
 
 
@@ -88,6 +86,23 @@ def test_the_configuration_topic_has_one_partition(kafka_brokers: str) -> None:
     make(config, GOOD | {"cleanup.policy": "compact"}, "config", partitions=2)
     with pytest.raises(TopicMisconfigured, match="partition count is 2, but it must be 1"):
         prepare_topics(config)
+
+
+@pytest.mark.kafka
+def test_the_state_has_the_partitions_of_the_log_and_is_compacted(kafka_brokers: str) -> None:
+    config = a_config(kafka_brokers, partitions=5)
+    make(config, GOOD, partitions=3)
+    topics = prepare_topics(config)
+    assert (topics.state.topic, topics.state.partitions) == (f"{config.prefix}.state", 3)
+    for settings, partitions, wrong in (
+        (GOOD | {"cleanup.policy": "compact"}, 2, "partition count is 2, but it must be 3, as that of {0}.log"),
+        (GOOD, 3, "cleanup.policy is delete, but it must be compact"),
+    ):
+        other = a_config(kafka_brokers)
+        make(other, GOOD)
+        make(other, settings, "state", partitions)
+        with pytest.raises(TopicMisconfigured, match=re.escape(f"topic {other.prefix}.state: {wrong.format(other.prefix)}")):
+            prepare_topics(other)
 
 
 @pytest.mark.kafka

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from core.events import Event
-from core.kafka import KafkaConfig, StreamInfo, Topics, prepare_topics
+from core.kafka import KafkaConfig, OwnerRunner, StreamInfo, Topics, prepare_topics
+from core.rules import Rule
 from relay.model.limits import CoreLimits
 from tidegate.kafka_local import KafkaUnavailable, LocalKafka
 
@@ -78,6 +81,22 @@ class Kafka:
         self._parts.append(made)
         return made
 
+    def owner(self, rules: Iterable[Rule] = (), *, core: str = "core-1", **options: Any) -> OwnerRunner:
+        """A running owner, not closed at the end."""
+        made = OwnerRunner(
+            self.config,
+            self.topics.log,
+            self.topics.state,
+            rules,
+            core=core,
+            limits=self.limits,
+            loop=self._loop,
+            deliver=self.deliver,
+            **options,
+        )
+        made.start()
+        return made
+
     def of(self, kind: type[T]) -> list[T]:
         return [event for event in self.events if isinstance(event, kind)]
 
@@ -90,6 +109,16 @@ class Kafka:
     async def close(self) -> None:
         for part in reversed(self._parts):
             await part.close()
+
+
+def delete_topic(brokers: str, topic: str) -> None:
+    """Returns when it is gone, which takes a moment longer than its deletion."""
+    admin = AdminClient({"bootstrap.servers": brokers})
+    admin.delete_topics([topic])[topic].result(10)
+    end = time.monotonic() + 10
+    while topic in admin.list_topics(timeout=5).topics:
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def a_config(brokers: str, **options: Any) -> KafkaConfig:

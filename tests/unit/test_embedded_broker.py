@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+
+import msgspec
 
 from core.events import ConfigRead, ConfigWritten, EndOffset, Looked, Reported, Tailed
-from core.kafka import ConfigLog, EmbeddedBroker, EndOffsets, KafkaConfig, LogProducer, Tail, prepare_topics
+from core.kafka import ConfigLog, EmbeddedBroker, EndOffsets, KafkaConfig, LogProducer, Tail, prepare_topics, read_state
+from core.kafka.state_log import told
 from core.kafka.topics import create_missing
-from relay.model.message import Kind
+from core.presence import PartitionPresence
+from core.rules import Rule, RuleConfig
+from relay.model.channel import log_key, partition_of
+from relay.model.message import Kind, Message, PresenceItem, RecordBody
 from tests.support.kafka import kafka
 
 
@@ -38,6 +45,49 @@ def test_two_cores_share_it_agree_on_the_stream_and_read_each_other() -> None:
             assert one.of(ConfigRead) == [ConfigRead("key", b"value")]
             late = prepare_topics(config)
             assert late == one.topics
+
+    asyncio.run(story())
+    broker.stop()
+
+
+def test_its_owner_runs_rules_and_keeps_state() -> None:
+    """What one has written the next goes on from."""
+    broker = EmbeddedBroker()
+    config = KafkaConfig(brokers=broker.start(), embedded=True)
+    create_missing(config.brokers, ["out"])
+    key = log_key("app", "room")
+    number = partition_of(key, 4)
+
+    async def story() -> None:
+        async with kafka("", config=config) as world:
+            producer: LogProducer = world.start(LogProducer)
+            rule = Rule("app", msgspec.convert({"id": "r", "target": {"routing_key": "out:key"}}, RuleConfig))
+
+            async def until(done: Callable[[], object]) -> None:
+                async with asyncio.timeout(30):
+                    while not done():  # noqa: ASYNC110 - counters of a thread
+                        await asyncio.sleep(0.02)
+
+            owner = world.owner([rule])
+            await until(lambda: owner.ready and len(owner.owned) == 4)
+            said = RecordBody(id="c:0", timestamp=1, connection_id="c", messages=[Message(data="x")])
+            here = RecordBody(id="c:1", timestamp=1, connection_id="c", presence=[PresenceItem(action=2, client_id="ann")], edge="boot")
+            producer.append(1, number, key, msgspec.msgpack.encode(said), Kind.MESSAGE, "c:c:0")
+            producer.append(2, number, key, msgspec.msgpack.encode(here), Kind.PRESENCE, "c:c:1")
+            await until(lambda: owner.written.total() == 1 and owner.states == 2)
+            await owner.close()
+            second = world.owner([rule], core="core-2")
+            await until(lambda: second.ready and len(second.owned) == 4)
+            assert second.records == 0, "what the first one committed is not read again"
+            producer.append(3, number, key, msgspec.msgpack.encode(said), Kind.MESSAGE, "c:c:2")
+            await until(lambda: second.written.total() == 1)
+            await second.close()
+            assert (owner.failures, second.failures) == (0, 0)
+            (found,) = [each for each in told(read_state(config, world.topics.state, world.log)) if each.partition == number]
+            assert found.checkpoint == 3
+            presence = PartitionPresence()
+            presence.restore(found.records, 0.0)
+            assert [member.client_id for member in presence.channels[key].after(0)] == ["ann"]
 
     asyncio.run(story())
     broker.stop()

@@ -14,7 +14,6 @@ from relay.runtime.settings import SettingsError, load
 GOOD = """
 node = "core-1"
 dev = true
-rules_on = "core-1"
 
 [link]
 port = 9001

@@ -8,10 +8,12 @@ from itertools import islice
 import msgspec
 import pytest
 
+from core import state
 from core.effects import AskEnd, LinkSend
-from core.events import Congested, EdgeLost, EndOffset, Gap, Tailed, Tick
+from core.events import Congested, EdgeLost, EndOffset, Gap, Looked, StateRead, Tailed, Tick
 from core.index import MemoryIndex
 from core.replay import EXPIRED
+from core.state import LastState
 from relay.link.frames import Depart, Lane, Lost, Opened, Record, Refused, Renew, Shut
 from relay.model.channel import log_key, partition_of
 from relay.model.limits import CoreLimits
@@ -259,6 +261,30 @@ def test_a_channel_with_one_record_since_is_not():
     req = core.open("a", session, after=serial(first))
     assert core.answer(req).error.code == 90003
     assert core.index.reads == 0, "nothing of the channel is held either"
+
+
+def test_quiet_channels_are_known_over_a_restart_by_the_state():
+    """Of what the tail has not read the state says which channels had a record since, from `quiet_from` on."""
+    core = Dialogue(ready=False, restored=False)
+    key = log_key("shop", "a")
+    place = partition_of(key, STREAM.partitions)
+    for partition in range(STREAM.partitions):
+        last = {state.last_key(key): state.encode(LastState(offset=200, at=1))} if partition == place else {}
+        core.happens(StateRead(partition, 5_000, last, quiet_from=100))
+        core.happens(Looked(partition, 4_000, 5_000))
+        core.ends[partition] = 5_000
+    core.tick()
+    assert core.node.ready
+    core.edge_up()
+    session = core.admitted().session
+    other = next(neighbours("a"))
+    expected = {("a", 200): None, ("a", 199): 90003, (other, 99): None, (other, 98): 90003}
+    for (channel, after), code in expected.items():
+        req = core.open(channel, session, after=Serial(STREAM.id, place, after).text)
+        core.answer_ends()
+        core.turns()
+        error = core.answer(req).error
+        assert (None if error is None else error.code) == code, (channel, after)
 
 
 def test_what_is_not_remembered_of_quiet_channels_is_not_claimed():

@@ -1,0 +1,480 @@
+"""The owner of partitions: runs the rules and keeps the state, each partition on one core at a time, exactly once.
+
+Cores form a consumer group on the log. Whoever a partition is assigned to reads what the state says of it, and goes on from there. Each
+transaction holds what a span of the log gives (records for your topics, changes of the state, and its checkpoint) and the position behind
+it, in the name of this member of the group: one that was taken for dead, and wakes up, can write nothing any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from core import state
+from core.events import Event, Owned
+from core.fold import Fold
+from core.kafka.config import SKEW_S, WINDOW_S, KafkaConfig
+from core.kafka.consumer import KafkaThread, open_consumer
+from core.kafka.logs import log
+from core.kafka.outlet import Deliver, Outlet
+from core.kafka.records import log_record
+from core.kafka.state_log import StateReader
+from core.kafka.targets import TargetTopics
+from core.kafka.topics import StreamInfo
+from core.kafka.transactions import CALL_S, MAX_REDO, Refused, StateRecord, Transactions, again, fence
+from core.ownership import OwnedPartition, PartitionState
+from core.rules import Output, Rule, RuleSet
+from relay.model.limits import CoreLimits
+
+COMMIT_S = 0.05
+"""Shortest time between two commits that write something, in seconds."""
+QUIET_COMMIT_S = 5.0
+"""Time between looks at the clock, and between commits of positions behind which there is nothing to write, in seconds."""
+IDLE_POLL_S = 0.1
+"""Longest wait for a record of the log, and so for `close` to be noticed."""
+BATCH = 1_000
+"""Records taken from the driver at once: a few milliseconds."""
+COMPLAIN_S = 60.0
+"""The same rule's same trouble is logged at most this often."""
+GROUP_WAIT_S = 0.2
+"""How long the group is listened to after it refused a transaction, before the next attempt."""
+CLOSE_S = 15.0
+"""Longest wait for the thread to end."""
+
+_LOST_POSITION = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
+
+
+class OwnerRunner(KafkaThread):
+    """One thread, one member of the group, one transactional producer. Delivers `Owned` whenever partitions come or go.
+
+    After a failure (fenced, fatal, unreachable) producer and consumer are made anew, with backoff, and go on from what is committed.
+    """
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        stream: StreamInfo,
+        state_topic: StreamInfo,
+        rules: Iterable[Rule],
+        *,
+        core: str,
+        limits: CoreLimits,
+        loop: asyncio.AbstractEventLoop,
+        deliver: Deliver,
+        begun: bool = False,
+        create_topics: bool = False,
+    ) -> None:
+        """`core` is this core's name and no other core's: whoever was called so before is fenced. Records name it as their site. `begun`:
+        every partition has had an owner. `create_topics`: make target topics that are missing (dev only).
+
+        Raises ConfigError when two rules of an app share an id.
+        """
+        super().__init__("tidegate-owner")
+        self.config = config
+        self.stream = stream
+        self.state_topic = state_topic
+        self.core = core
+        self.rules = RuleSet(rules, site=core)
+        self.limits = limits
+        self.create_topics = create_topics
+        self._ready = threading.Event()
+        if begun or not self.rules.rules:
+            self._ready.set()
+        self._outlet = Outlet(loop, deliver)
+        self._complained: dict[tuple[str, str], float] = {}
+        self._rule_topics: dict[str, set[str]] = {}
+        self.group = f"{config.prefix}.owner"
+        self.written: Counter[str] = Counter()
+        """Records written, by rule. Readable from any thread, like all counters here."""
+        self.dropped: Counter[tuple[str, str]] = Counter()
+        """Records that could not be written, by (rule, reason)."""
+        self.owned: frozenset[int] = frozenset()
+        self.records = 0
+        """Records of the log that were read as their owner."""
+        self.duplicates = 0
+        self.states = 0
+        """Records of the state that were written, checkpoints not counted."""
+        self.commits = 0
+        self.refused = 0
+        """Transactions that were refused because another core had taken over."""
+        self.lost = 0
+        """Records of the log that retention had deleted before any owner saw them."""
+
+    @property
+    def ready(self) -> bool:
+        """No message published from now on will be missed by the rules, whoever reads it: there are none, each partition's position is
+        known, or the group has taken this core in and the positions of what it was given are committed."""
+        return self._ready.is_set()
+
+    async def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Commits and leaves the group, so that others take over at once."""
+        await super().close(timeout_s)
+        self._outlet.close()
+
+    # --- the thread ------------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        _Run(self).run()
+
+    def is_ready(self) -> None:
+        self._ready.set()
+
+    def own(self, partitions: frozenset[int]) -> None:
+        if partitions != self.owned:
+            self.owned = partitions
+            events: list[Event] = [Owned(partitions)]
+            self._outlet.put(events)
+
+    def complain(self, who: str, what: str, detail: str = "") -> None:
+        """Log, at most once a minute for the same trouble, whatever its detail."""
+        now = time.monotonic()
+        if self._complained.get((who, what), 0.0) > now:
+            return
+        if len(self._complained) > 1_000:
+            self._complained.clear()
+        self._complained[who, what] = now + COMPLAIN_S
+        log.warning("%s: %s%s", who, what, detail)
+
+    def drop(self, rule: str, reason: str, detail: str = "") -> None:
+        self.dropped[rule, reason] += 1
+        self.complain(f"rule {rule}", f"records are dropped: {reason.replace('_', ' ')}", detail)
+
+    def within_topics(self, output: Output) -> bool:
+        """Whether the rule may write to one more topic, if this is one."""
+        topics = self._rule_topics.setdefault(output.rule, set())
+        if output.topic not in topics:
+            if len(topics) >= self.limits.rule_topics:
+                return False
+            topics.add(output.topic)
+        return True
+
+
+class _Run:
+    """From one start to the next: a producer, a member of the group, and what it owns."""
+
+    def __init__(self, owner: OwnerRunner) -> None:
+        self._owner = owner
+        self._config, self._stream, self._limits = owner.config, owner.stream, owner.limits
+        self._consumer = open_consumer(
+            self._config,
+            "owner",
+            owner.group,
+            heartbeat_interval_ms=1_000,  # how soon the others learn that they may take over
+            isolation_level="read_committed",  # also waits for offsets of a transaction that is just being finished
+            allow_auto_create_topics=False,
+            fetch_wait_max_ms=10,
+        )
+        self._transactions = Transactions(
+            self._config,
+            owner.core,
+            owner.state_topic.topic,
+            TargetTopics(self._config, self._consumer, create=owner.create_topics, timeout_s=CALL_S),
+            drop=lambda output, reason, detail: owner.drop(output.rule, reason, detail),
+            admit=owner.within_topics,
+            say=lambda what: owner.complain("owner", what),
+        )
+        self._states = StateReader(self._config, owner.state_topic, self._stream, owner.closing)
+        self._fold = Fold(self._limits.fold_ids, os.urandom(16))
+        self._owned: dict[int, OwnedPartition] = {}
+        self._held: list[Any] = []
+        """Messages that came while only the group was to be heard."""
+        self._open_records = 0
+        self._open_size = 0
+        """What the spans have come to since the last transaction, roughly."""
+        self._committed_at = 0.0
+        self._swept_at = time.monotonic()
+        self._joined = False
+
+    def run(self) -> None:
+        """Until `close`. Raises KafkaException."""
+        owner = self._owner
+        try:
+            self._transactions.open()
+            self._consumer.subscribe(
+                [self._stream.topic], on_assign=self._assigned, on_revoke=self._guarded(self._revoked), on_lost=self._guarded(self._lost)
+            )
+            while not owner.closing.is_set():
+                self._read()
+                self._commit_what_is_due()
+                if not owner.ready and self._joined and all(each.committed is not None for each in self._owned.values()):
+                    owner.is_ready()
+            self._commit([partition for partition in self._owned.values() if partition.moved or partition.writes])
+        finally:
+            # What was committed is given up in order; what was not is dropped, and done again by whoever comes next.
+            self._give_up(list(self._owned))
+            self._consumer.close()
+            self._transactions.close()
+
+    # --- partitions come and go ------------------------------------------------------------------------------------------------------
+
+    def _assigned(self, _consumer: object, partitions: list[TopicPartition]) -> None:
+        numbers = [at.partition for at in partitions]
+        starts = self._take_over(numbers) if numbers else {}
+        places = [TopicPartition(self._stream.topic, number, at) for number, at in starts.items()]
+        self._consumer.incremental_assign(places)
+        if places:
+            self._consumer.resume(places)  # a pause outlives an assignment (measured with librdkafka 2.16)
+        self._joined = True
+        self._owner.own(frozenset(self._owned))
+
+    def _revoked(self, partitions: list[TopicPartition]) -> None:
+        """The others wait for this member: nobody has these partitions yet."""
+        numbers = [at.partition for at in partitions]
+        self._owner.own(frozenset(self._owned) - frozenset(numbers))
+        try:
+            self._commit([self._owned[n] for n in numbers if n in self._owned and self._owned[n].moved], listen=False)
+        except KafkaException as failed:  # the next owner does it again
+            self._owner.complain("owner", f"commit before a rebalance: {failed.args[0].name()}")
+        self._give_up(numbers)
+        self._consumer.incremental_unassign(partitions)
+
+    def _lost(self, partitions: list[TopicPartition]) -> None:
+        """The group has gone on without this member, and somebody else has its partitions already: nothing to commit."""
+        numbers = [at.partition for at in partitions]
+        spans = [self._owned[number] for number in numbers if number in self._owned]
+        log.warning(
+            "partitions %s lost to other cores: %d records for topics and %d of the state are left to them",
+            numbers, sum(len(each.outputs) for each in spans), sum(len(each.changes) for each in spans),
+        )  # fmt: skip
+        self._give_up(numbers)
+        self._consumer.incremental_unassign(partitions)
+
+    def _guarded(self, then: Callable[[list[TopicPartition]], None]) -> Callable[[object, list[TopicPartition]], None]:
+        return lambda _consumer, partitions: then(partitions)
+
+    def _give_up(self, numbers: list[int]) -> None:
+        for number in numbers:
+            partition = self._owned.pop(number, None)
+            if partition is not None:
+                partition.given_up = True
+            self._fold.forget(number)
+        self._held = [message for message in self._held if message.partition() not in numbers]
+        self._owner.own(frozenset(self._owned))
+
+    def _take_over(self, numbers: list[int]) -> dict[int, int]:
+        """What is to be known of these partitions. Returns where to read each from. Raises KafkaException."""
+        found = self._states.read(numbers, self._fence if self._config.capabilities.fencing else None)
+        if self._owner.closing.is_set():
+            return {}
+        low: dict[int, int] = {}
+        seen: dict[int, int] = {}
+        for at in self._consumer.committed([TopicPartition(self._stream.topic, number) for number in numbers], timeout=CALL_S):
+            if at.error is not None:
+                raise KafkaException(at.error)
+            bottom, top = self._consumer.get_watermark_offsets(TopicPartition(at.topic, at.partition), timeout=CALL_S)
+            low[at.partition] = bottom
+            partition = self._begin(at.partition, found[at.partition], _position(at, self._stream.stream), bottom, top)
+            self._owned[at.partition] = partition
+            self._fold.forget(at.partition)
+            seen[at.partition] = partition.time if partition.first > bottom else 0
+        return self._look_back(seen, low)
+
+    def _begin(self, number: int, found: PartitionState, committed: int | None, low: int, top: int) -> OwnedPartition:
+        """`committed` is the group's position in this stream; it says no more than the checkpoint, unless there is none."""
+        owner, checkpoint = self._owner, found.checkpoint
+        if checkpoint is None:
+            # Presence is what the whole log adds up to; rules begin where they ended. New ones begin now, those of a log that was made anew
+            # at its beginning: all of it is news.
+            rules_from = low if found.made_anew else top if committed is None else max(committed, low)
+            first, at = low, _now_ms() if low == top else 0
+        else:
+            first, at = min(max(checkpoint.offset, low), top), checkpoint.time
+            rules_from = first
+            if committed is not None and committed != checkpoint.offset:
+                detail = f" ({committed}, {checkpoint.offset})"
+                owner.complain("owner", "the group's position is not the state's, which counts", detail)
+            if checkpoint.offset < low:
+                gone, topic = low - checkpoint.offset, self._stream.topic
+                owner.lost += gone
+                log.warning("retention deleted %d records of %s/%d before their owner read them", gone, topic, number)
+        return OwnedPartition(
+            number,
+            found,
+            stream=self._stream.stream,
+            core=owner.core,
+            low=low,
+            first=first,
+            rules_from=rules_from,
+            time=at,
+            channels=self._limits.quiet_channels // self._stream.partitions,
+            now=time.monotonic(),
+        )
+
+    def _look_back(self, seen: dict[int, int], low: dict[int, int]) -> dict[int, int]:
+        """Where to read from, so that every record from the first one on gets the verdict that all other readers give it.
+
+        `seen` is the broker time of the last record before it (0: the log has none). What follows is no older, so a look-back from there
+        covers the window of all of it.
+        """
+        starts = dict(low)
+        if not self._config.capabilities.offsets_for_times:
+            return starts
+        topic, window = self._stream.topic, int((WINDOW_S + SKEW_S) * 1000)
+        asked = [TopicPartition(topic, number, max(0, at - window)) for number, at in seen.items() if at]
+        for at in self._consumer.offsets_for_times(asked, timeout=CALL_S) if asked else []:
+            if at.error is not None:
+                raise KafkaException(at.error)
+            first = self._owned[at.partition].first
+            starts[at.partition] = first if at.offset < 0 else max(low[at.partition], min(at.offset, first))
+        return starts
+
+    def _fence(self, core: str) -> None:
+        if core != self._owner.core:  # our own former life was ended when this one began
+            log.warning("core %s has left a transaction open: it is ended", core)
+            fence(self._config, core)
+
+    # --- reading ---------------------------------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        wait = IDLE_POLL_S
+        if any(partition.writes for partition in self._owned.values()):
+            wait = max(0.0, min(wait, self._committed_at + COMMIT_S - time.monotonic()))
+        held, self._held = self._held, []
+        self._take(held)
+        first = self._consumer.poll(wait)
+        self._commit([partition for partition in self._owned.values() if partition.claims])
+        if first is not None:
+            self._take([first])  # before `consume`, in which a rebalance may happen
+            self._take(self._consumer.consume(BATCH - 1, 0))
+        self._transactions.poll()
+
+    def _take(self, messages: list[Any]) -> None:
+        owner, see, stream = self._owner, self._fold.see, self._stream.stream
+        owned = dict(self._owned)  # a partition that comes back while these are taken begins with what is read then
+        now = time.monotonic()
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                self._trouble(error)
+                continue
+            record = log_record(message, stream)
+            number, offset = record.partition, record.offset
+            partition = owned.get(number)
+            if partition is None or partition.given_up or partition.first <= offset < partition.position:
+                continue
+            duplicate = see(number, record.key, record.id, record.timestamp, offset) is not None
+            if offset < partition.first:
+                if not duplicate:
+                    partition.look_back(record)
+                continue
+            owner.records += 1
+            owner.duplicates += duplicate
+            size = partition.size
+            for drop in partition.take(record, duplicate=duplicate, rules=owner.rules, now=now):
+                owner.drop(drop.rule, drop.reason)
+            if partition.size != size:
+                self._open_size += partition.size - size
+                self._open_records += 1
+                if self._open_size >= self._limits.owner_span_bytes or self._open_records >= self._limits.owner_span_records:
+                    self._commit([each for each in self._owned.values() if each.writes])
+
+    def _trouble(self, error: KafkaError) -> None:
+        if error.fatal() or error.code() in _LOST_POSITION:
+            raise KafkaException(error)
+        self._owner.complain("owner", f"reading the log: {error.name()}")  # librdkafka goes on by itself
+
+    # --- writing ---------------------------------------------------------------------------------------------------------------------
+
+    def _commit_what_is_due(self) -> None:
+        now = time.monotonic()
+        if now - self._swept_at >= QUIET_COMMIT_S:
+            self._swept_at = now
+            for partition in self._owned.values():
+                partition.sweep(now)
+            self._commit([partition for partition in self._owned.values() if partition.moved or partition.writes])
+        elif now - self._committed_at >= COMMIT_S:
+            due = [partition for partition in self._owned.values() if partition.writes or (partition.committed is None and partition.moved)]
+            if due:
+                self._commit(due)
+
+    def _commit(self, partitions: list[OwnedPartition], *, listen: bool = True) -> None:
+        """The spans of these partitions, in one transaction. Without `listen` the group is not waited for (within a rebalance).
+
+        Raises KafkaException: begin again from what is committed.
+        """
+        owner = self._owner
+        for attempt in range(MAX_REDO):
+            held = (each for each in partitions if self._owned.get(each.number) is each)
+            partitions = [each for each in held if each.moved or each.writes or each.claims]
+            if not partitions:
+                return
+            for each in partitions:
+                each.sweep(time.monotonic())
+            try:
+                written = self._transactions.write(
+                    [output for each in partitions for output in each.outputs],
+                    _states(partitions),
+                    self._positions(partitions),
+                    self._consumer.consumer_group_metadata,
+                )
+            except Refused as refused:
+                ours = listen and not refused.final and self._still_ours(partitions)
+                if ours and attempt < MAX_REDO - 1:
+                    continue  # the group was just being put together anew
+                self._say_refused(refused.error, partitions)
+                if ours or refused.final:
+                    raise again("another core has taken over") from refused
+                return
+            finally:
+                self._committed_at = time.monotonic()
+                self._open_records = self._open_size = 0
+            self._commit_plainly(partitions)
+            owner.written.update(output.rule for output in written)
+            owner.states += sum(len(each.changes) for each in partitions)
+            owner.commits += 1
+            for each in partitions:
+                each.done()
+            return
+
+    def _positions(self, partitions: list[OwnedPartition]) -> list[TopicPartition]:
+        topic, stream = self._stream.topic, self._stream.stream
+        return [TopicPartition(topic, each.number, each.position, stream) for each in partitions]
+
+    def _commit_plainly(self, partitions: list[OwnedPartition]) -> None:
+        """The embedded broker forgets offsets that are sent to a transaction (measured): they follow it, which makes it at least once."""
+        if not self._config.capabilities.fencing:
+            self._consumer.commit(offsets=self._positions(partitions), asynchronous=False)
+
+    def _still_ours(self, partitions: list[OwnedPartition]) -> bool:
+        """Listen to the group for a moment, reading nothing: whether any of the partitions is still this member's."""
+        with contextlib.suppress(KafkaException):  # what is not assigned any more cannot be paused
+            self._consumer.pause(self._consumer.assignment())
+        until = time.monotonic() + GROUP_WAIT_S
+        while time.monotonic() < until:
+            message = self._consumer.poll(0.02)
+            if message is not None:
+                self._held.append(message)
+        with contextlib.suppress(KafkaException):
+            self._consumer.resume(self._consumer.assignment())
+        return any(self._owned.get(each.number) is each for each in partitions)
+
+    def _say_refused(self, error: KafkaError, partitions: list[OwnedPartition]) -> None:
+        self._owner.refused += 1
+        log.warning(
+            "transaction refused: another core owns these partitions (%s): %s; %d records for topics and %d of the state are left to it",
+            error.name(), [each.number for each in partitions], sum(len(each.outputs) for each in partitions),
+            sum(len(each.changes) for each in partitions),
+        )  # fmt: skip
+
+
+def _states(partitions: list[OwnedPartition]) -> list[StateRecord]:
+    """The checkpoint of each partition is its last record."""
+    records = [StateRecord(each.number, key, value) for each in partitions for key, value in each.changes.items()]
+    return records + [StateRecord(each.number, state.CHECKPOINT, each.checkpoint()) for each in partitions]
+
+
+def _position(at: TopicPartition, stream: str) -> int | None:
+    """The group's position, if it is one in this stream."""
+    return at.offset if at.offset >= 0 and at.metadata == stream else None
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

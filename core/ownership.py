@@ -1,0 +1,185 @@
+"""What the owner of a partition makes of its log: records for your topics, and state. Pure; `core.kafka.owner` reads and writes.
+
+From commit to commit it adds up a span: outputs, changes of the state, and the position behind them. They are written in one transaction or
+not at all, so that whoever owns the partition next goes on exactly where the last transaction ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from core import state
+from core.log import LogRecord, body_is_ephemeral
+from core.presence import PartitionPresence
+from core.quiet import Changes, QuietChannels, lasts
+from core.rules import Drop, Output, RuleSet
+from core.state import Checkpoint
+from relay.model.message import Kind
+
+OVERHEAD = 100
+"""Bytes that a record costs beside key, value and headers, for the bound of a span."""
+FORGET_EDGES_MS = 3_600_000
+"""How long the state remembers that an edge process is gone, in milliseconds: far longer than anybody waits for one."""
+
+# Plain numbers: comparing with members of an enumeration costs more than all the rest of a message.
+_MESSAGE = int(Kind.MESSAGE)
+_HIDDEN = frozenset(map(int, (Kind.GONE, Kind.BACK, Kind.EDGE_GONE, Kind.EDGE_BACK)))
+_PRESENCE = _HIDDEN | {int(Kind.PRESENCE)}
+
+
+class PartitionState(msgspec.Struct, frozen=True):
+    """One partition of `tidegate.state` as of its last checkpoint: `records` are key → value without it. None: there has been no owner
+    since this stream began; `made_anew`: but of an earlier one, from which `records` are left."""
+
+    checkpoint: Checkpoint | None
+    records: Mapping[bytes, bytes]
+    made_anew: bool = False
+
+
+class OwnedPartition:
+    """One partition of the log, from `first` on. What lies before is read for the duplicate verdicts, and for the channels that are not yet
+    quiet."""
+
+    __slots__ = (
+        "_core",
+        "_read_at",
+        "_stream",
+        "changes",
+        "claimed",
+        "committed",
+        "first",
+        "given_up",
+        "number",
+        "outputs",
+        "position",
+        "presence",
+        "quiet",
+        "rules_from",
+        "size",
+        "time",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        found: PartitionState,
+        *,
+        stream: str,
+        core: str,
+        low: int,
+        first: int,
+        rules_from: int,
+        time: int,
+        channels: int,
+        now: float,
+    ) -> None:
+        """`low`: the first record that the log still has. `time`: broker time of the last record before `first`, in ms; 0 if not known.
+        `channels`: limit of the quiet ones. `now` is monotonic seconds."""
+        self.number = number
+        self.given_up = False
+        self._stream = stream
+        self._core = core
+        self.first = self.position = first
+        """`position` is the next offset to be read, at least `first`."""
+        self.rules_from = rules_from
+        """Messages before it are none of the rules' business."""
+        self.committed: int | None = None if found.checkpoint is None else first
+        """Where the next owner would go on; None: nowhere yet."""
+        self.claimed = False
+        """The state names this core as the owner."""
+        self.time = time
+        self._read_at = now
+        self.outputs: list[Output] = []
+        self.changes: Changes = {}
+        self.size = 0
+        """Of outputs and changes, in bytes, roughly."""
+        self.presence = PartitionPresence()
+        self.presence.journal = self.changes
+        self.quiet = QuietChannels(channels, low if found.checkpoint is None else max(low, found.checkpoint.quiet_from))
+        if found.checkpoint is None:
+            self.changes.update(dict.fromkeys(found.records))
+        else:
+            self.presence.restore(dict(found.records), now)
+            self.quiet.restore(lasts(found.records))
+
+    def look_back(self, record: LogRecord) -> None:
+        """A record before `first`, no duplicate as far as is known."""
+        if record.kind not in _HIDDEN and not body_is_ephemeral(record.value):
+            self.quiet.saw(record.key, record.offset, record.timestamp, self.changes)
+
+    def take(self, record: LogRecord, *, duplicate: bool, rules: RuleSet, now: float) -> list[Drop]:
+        """The next record from `first` on. Returns what rules matched and cannot write."""
+        _, _, offset, timestamp, key, value, kind, _ = record
+        self.position = offset + 1
+        self._read_at = now
+        if timestamp > self.time:  # noqa: PLR1730 - a third of the time of max(), for each record
+            self.time = timestamp
+        if duplicate:
+            return []
+        if kind in _PRESENCE:
+            self.presence.apply(record, now)
+            self.size += len(value)
+        if kind not in _HIDDEN and not body_is_ephemeral(value):
+            self.quiet.saw(key, offset, timestamp, self.changes)
+        if kind != _MESSAGE or not rules.rules or offset < self.rules_from:
+            return []
+        outcome = rules.outcome(record)
+        if outcome.outputs:
+            self.outputs += outcome.outputs
+            self.size += sum(size_of(output) + OVERHEAD for output in outcome.outputs)
+        return outcome.drops
+
+    def broker_time(self, now: float) -> int:
+        """What the brokers' clock says at least, in ms."""
+        return self.time + int((now - self._read_at) * 1000)
+
+    def sweep(self, now: float) -> None:
+        """What the passing of time makes of the state."""
+        at = self.broker_time(now)
+        self.quiet.sweep(at, self.changes)
+        self.presence.forget_edges(at - FORGET_EDGES_MS)
+
+    # --- the span ----------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def moved(self) -> bool:
+        """There is a position to commit. The first one is where the rules begin, or it would be lost with the process."""
+        return self.position != self.committed and (self.committed is not None or self.position >= self.rules_from)
+
+    @property
+    def claims(self) -> bool:
+        """The state should name this core as the owner, before it writes anything else: should it die within a transaction, the next owner
+        has to know whose that is."""
+        return not self.claimed and self.committed is not None
+
+    @property
+    def writes(self) -> bool:
+        """There is something to write beside the position."""
+        return bool(self.outputs or self.changes) and (self.committed is not None or self.moved)
+
+    @property
+    def records(self) -> int:
+        """How many records the span has come to."""
+        return len(self.outputs) + len(self.changes)
+
+    def checkpoint(self) -> bytes:
+        """To be written behind the changes of a `sweep`: what it says of quiet channels holds for all that are quiet by now."""
+        return state.encode(
+            Checkpoint(stream=self._stream, offset=self.position, time=self.time, quiet_from=self.quiet.known_from, core=self._core)
+        )
+
+    def done(self) -> None:
+        """The span is committed."""
+        self.committed = self.position
+        self.claimed = True
+        self.outputs = []
+        self.changes = self.presence.journal = {}
+        self.size = 0
+
+
+def size_of(output: Output) -> int:
+    """Bytes of one record, without what its batch adds."""
+    headers = sum(len(name) + len(value or b"") for name, value in output.headers)
+    return len(output.value) + len(output.key or b"") + headers
