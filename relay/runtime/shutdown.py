@@ -142,8 +142,8 @@ async def supervise(main: Callable[[Scope], Awaitable[None]], *, deadline_s: flo
 
 
 def calm_collector() -> None:
-    """Once a process is up. What exists now lives as long as the process, so it goes out of the collector's sight and its pauses stay short.
-    The young are looked at every 20,000 of them instead of every 700: records come in batches that outlive several such looks, each of them
+    """Once a process is up. What exists now lives as long as the process: out of the collector's sight, so that its pauses stay short. What
+    is young is looked at every 20,000 objects instead of every 700: records come in batches that outlive several such looks, each of them
     for nothing (1 µs a record in the tail of a core)."""
     gc.collect()
     gc.freeze()

@@ -82,6 +82,11 @@ class Figures:
     def __str__(self) -> str:
         return json.dumps(self.__dict__, indent=1)
 
+    def take_notes(self, workers: list[NodeScript]) -> None:
+        for worker in workers:
+            for what in ("gap", "doubled", "disordered", "lapse", "replaced", "connection", "refused", "unsure", "crashed"):
+                self.notes += worker.every(what)[:5]
+
     @property
     def right(self) -> bool:
         return not (self.lost or self.doubled or self.disordered or self.discontinuities or self.presence_wrong)
@@ -185,9 +190,20 @@ def swarms(relay: Product, port: int, assigned: list[list[tuple[str, list[str]]]
 
 
 def chaos(seconds: float, seed: int, kafka: str, say: Callable[[str], None] = print, *, presence: bool = True) -> Figures:
-    """One run; `kafka` is host:port. Figures say what was found; the checks are `Figures.right` and the caller's."""
-    chance = random.Random(seed)
+    """One run; `kafka` is host:port. Figures say what was found; the checks are `Figures.right` and the caller's. Raises: AssertionError when
+    clients or processes do not come to rest, after saying what is known."""
     figures = Figures(seed)
+    try:
+        _chaos(figures, seconds, kafka, say, presence=presence)
+    except AssertionError:
+        say(str(figures))
+        raise
+    return figures
+
+
+def _chaos(figures: Figures, seconds: float, kafka: str, say: Callable[[str], None], *, presence: bool) -> None:
+    seed = figures.seed
+    chance = random.Random(seed)
     began = time.monotonic()
 
     def tell(text: str) -> None:
@@ -204,6 +220,7 @@ def chaos(seconds: float, seed: int, kafka: str, say: Callable[[str], None] = pr
         dying = places(names(DYING, "d"), channels)
         assigned = [living[n::WORKERS] for n in range(WORKERS)] + [dying]
         workers = stack.enter_context(swarms(relay, balancer.port, assigned, rate=PUBLISHES_PER_S, toggleMs=TOGGLE_MS, presence=presence))
+        stack.callback(lambda: figures.take_notes(workers))
         for worker in workers:
             worker.wait_for("ready", READY_WITHIN_S)
         tell(f"{CLIENTS + DYING} clients are attached, by edge: {balancer.connections}")
@@ -248,7 +265,6 @@ def chaos(seconds: float, seed: int, kafka: str, say: Callable[[str], None] = pr
         figures.seconds = round(time.monotonic() - began, 1)
         judge(figures, reports, workers)
         tell("lost nothing" if not figures.lost else f"lost {len(figures.lost)}")
-    return figures
 
 
 def check_presence(
@@ -360,5 +376,3 @@ def judge(figures: Figures, reports: list[dict[str, Any]], workers: list[NodeScr
         figures.connections_replaced += len(worker.every("replaced"))
         for line in worker.every("refused"):
             figures.refused[str(line["code"])] += 1
-        for what in ("gap", "doubled", "disordered", "lapse", "replaced", "connection", "refused", "unsure", "crashed"):
-            figures.notes += worker.every(what)[:5]
