@@ -190,8 +190,9 @@ def swarms(relay: Product, port: int, assigned: list[list[tuple[str, list[str]]]
 
 
 def chaos(seconds: float, seed: int, kafka: str, say: Callable[[str], None] = print, *, presence: bool = True) -> Figures:
-    """One run; `kafka` is host:port. Figures say what was found; the checks are `Figures.right` and the caller's. Raises: AssertionError when
-    clients or processes do not come to rest, after saying what is known."""
+    """One run; `kafka` is host:port. Figures say what was found; the checks are `Figures.right` and the caller's.
+
+    Raises: AssertionError when clients or processes do not come to rest, after saying what is known."""
     figures = Figures(seed)
     try:
         _chaos(figures, seconds, kafka, say, presence=presence)
