@@ -172,6 +172,11 @@ class Attendance:
         return sum(len(view.channels) for view in self.views.values())
 
     @property
+    def members(self) -> int:
+        """Members of all of them."""
+        return sum(len(channel) for view in self.views.values() for channel in view.channels.values())
+
+    @property
     def gone(self) -> int:
         """Connections whose grace runs, counted once for each channel."""
         return sum(len(view.gone) for view in self.views.values())

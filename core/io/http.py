@@ -1,4 +1,4 @@
-"""The two plain HTTP listeners of a core: admin (status; the Control API will join it) and metrics. Neither is ever routed to edges.
+"""The two plain HTTP listeners of a core: admin (status, tail; the Control API will join it) and metrics. Neither is ever routed to edges.
 
 `/healthz` says that the process runs, and nothing more, so that a broker's outage does not make an orchestrator kill cores; `/readyz` says
 whether the core serves. Both are on both listeners.
@@ -43,6 +43,9 @@ _GAUGES = {
     "channels": "Open channels, one for each link that has one open",
     "replays": "Channels that are catching up",
     "reads": "Reads of the past that are unanswered",
+    "occupancyEntries": "Channels with attachments, counted once for each edge that has some",
+    "occupancyWatched": "Channels whose occupancy is wanted here",
+    "lifecycleChannels": "Channels that are open, or were lately",
     "appends": "Publishes between Kafka and their answer",
     "appendBytes": "The same, in bytes",
     "admits": "Admits and calls that wait for their turn",

@@ -40,6 +40,7 @@ from core.events import Event as CoreEvent
 from core.events import Tick as CoreTick
 from core.fold import Fold
 from core.index import MemoryIndex
+from core.lifecycle import PartitionLifecycle
 from core.log import LogRecord
 from core.node import CoreNode
 from core.presence import PartitionPresence
@@ -92,11 +93,13 @@ class Log:
 
     def state(self, partition: int, checkpoint: int) -> dict[bytes, bytes]:
         """What the owners of a partition have written of it up to `checkpoint`."""
-        fold, view = Fold(1_000_000, b"state"), PartitionPresence()
-        view.journal = journal = {}
+        fold, view, lifecycle = Fold(1_000_000, b"state"), PartitionPresence(), PartitionLifecycle()
+        view.journal = lifecycle.journal = journal = {}
         for record in self.partitions[partition][:checkpoint]:
             first = fold.see(partition, record.key, record.id, record.timestamp, record.offset) is None
-            if first and record.kind != Kind.MESSAGE:
+            if first and record.kind == Kind.LIFECYCLE:
+                lifecycle.apply(record)
+            elif first and record.kind != Kind.MESSAGE:
                 view.apply(record, 0.0)
         return {key: value for key, value in journal.items() if value is not None}
 

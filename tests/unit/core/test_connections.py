@@ -327,7 +327,7 @@ def test_a_connection_that_lives_here_is_not_forgotten_because_somebody_thinks_s
 def test_records_that_cannot_be_read_are_counted_and_left_out(core):
     for key, value in (("connection:x", b"{}"), ("connection:x", b"\xff"), ("edge:y", b"[]"), ("nonsense", b"1"), ("counts:z", b"")):
         core.happens(SessionRead(key, value))
-    assert core.counted("sessions.unreadable") == 3
+    assert core.counted("sessions.unreadable") == 4
 
 
 # --- what all readers agree on

@@ -50,7 +50,9 @@ def test_status_shows_the_core_in_numbers():
     status, body = get(admin_app(lambda: core.node.ready, core.node.status), "/v1/status")
     shown = json.loads(body)
     assert (status, shown["node"], shown["ready"], shown["sessions"]) == (200, "core-1", True, 1)
-    assert shown["links"] == [{"edge": "spiffe://test/edge/eu/e1", "site": "eu", "node": "e1", "sessions": 1}]
+    assert shown["links"] == [{"edge": "spiffe://test/edge/eu/e1", "site": "eu", "node": "e1", "boot": "boot-1", "sessions": 1}]
+    assert [(lease["edge"], lease["boot"], lease["alive"]) for lease in shown["leases"]] == [("spiffe://test/edge/eu/e1", "boot-1", True)]
+    assert shown["partitions"] == [{"partition": number, "owned": True, "position": 0} for number in range(4)]
 
 
 def test_members_as_one_core_has_them_without_their_data():
