@@ -271,8 +271,8 @@ def _chaos(figures: Figures, seconds: float, kafka: str, say: Callable[[str], No
 def check_presence(
     relay: Product, alive: list[NodeScript], expected: dict[str, set[str]], fault_at: float, figures: Figures, say: Callable[[str], None]
 ) -> None:
-    """Asks clients, edges and cores, until all say the same or it is too late. What counts is when a look began, since it takes a while; the
-    last one begins when everything has to be right."""
+    """Asks clients, edges and cores, until all say the same or it is too late. What counts is when a look began, since it takes a while;
+    the last one begins when everything has to be right."""
     while True:
         after = time.monotonic() - fault_at
         wrong = wrong_members(relay, alive, expected, figures)
