@@ -39,6 +39,7 @@ from relay.model.keyring import Keyring
 from relay.model.limits import CoreLimits
 from relay.model.message import Kind, Message, RecordBody
 from relay.runtime.driver import Driver
+from relay.runtime.shutdown import calm_collector
 
 RECORDS = 200_000
 CHANNELS = 1_000
@@ -119,6 +120,7 @@ async def read_as_core(config: KafkaConfig, topics: Topics, directory: Path) -> 
         if not looking:
             done.set()
 
+    calm_collector()
     tail = Tail(config, [topics.log], CoreLimits(), asyncio.get_running_loop(), deliver)
     began, cpu = time.perf_counter(), time.process_time()
     tail.start()

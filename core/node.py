@@ -1181,7 +1181,7 @@ class CoreNode:
         load[0] += 1
         load[1] += len(value)
         if frame.presence:
-            self._attendance.sent(ticket, partition, key, session.grant.session, frame.presence)
+            self._attendance.sent(ticket, partition, key, session.grant.session, frame.presence, frame.id[2:], self._now)
         self._out.append(Produce(ticket, partition, key, value, Kind.PRESENCE if frame.presence else Kind.MESSAGE, frame.id))
 
     def _checked_append(self, session: Session, frame: Append) -> tuple[bytes, int, bytes]:
@@ -1229,6 +1229,7 @@ class CoreNode:
         key, partition = self._place(grant.app, name)
         settle_presence(frame.presence, client_id=grant.client_id, connection_id=grant.session, max_bytes=self._limits.max_message_bytes)
         self._check_id(frame.id, session, None)
+        frame.presence = self._attendance.outdated(key, grant.session, frame.presence)
         if server_made and (not leaving or frame.id[2:].startswith(grant.session)):
             raise Denied("bad_id", 40031, "Invalid publish id")
         publish_id = frame.id[2:]

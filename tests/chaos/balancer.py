@@ -10,6 +10,7 @@ import ssl
 from typing import cast
 from urllib.parse import urlsplit
 
+from relay.runtime.shutdown import complain
 from tests.support.loop import LoopThread
 
 CHECK_EVERY_S = 0.5
@@ -71,6 +72,7 @@ class Balancer:
         self.port: int = self._thread.run(self._start())
 
     async def _start(self) -> int:
+        asyncio.get_running_loop().set_exception_handler(complain)
         self._server = await asyncio.get_running_loop().create_server(lambda: _Side(self), "127.0.0.1", 0, backlog=4096)
         for number in range(len(self._edges)):
             self.spawn(self._check(number))

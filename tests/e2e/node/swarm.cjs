@@ -114,13 +114,24 @@ class Client {
           place.present = false;
         } else await this.enter(place);
       } catch (e) {
-        // Nobody can say whether it happened, so it is made sure of
+        // Nobody can say whether it happened: `quiet` makes sure
+        place.unsure = true;
         say('unsure', { client: this.name, channel: place.channel, code: e.code, at: Date.now() });
-        await this.enter(place).catch((again) => say('refused', { client: this.name, channel: place.channel, code: again.code, at: Date.now() }));
       } finally {
         toggling--;
       }
     }
+  }
+  async makesSure() {
+    for (const place of this.places)
+      while (place.unsure) {
+        try {
+          await this.enter(place);
+          place.unsure = false;
+        } catch (e) {
+          await sleep(1000);
+        }
+      }
   }
   report() {
     for (const p of this.places)
@@ -144,6 +155,7 @@ const commands = {
   async quiet() {
     quiet = true;
     while (toggling) await sleep(50);
+    await Promise.all(clients.map((client) => client.makesSure()));
     say('quiet', { present: clients.flatMap((c) => c.places.filter((p) => p.present).map((p) => [p.channel, c.name])) });
   },
   async presence() {
