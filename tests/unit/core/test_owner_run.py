@@ -12,13 +12,13 @@ import msgspec
 import pytest
 from confluent_kafka import KafkaError, TopicPartition
 
+from core import state
 from core.fold import Fold
 from core.kafka.config import REAL
 from core.kafka.owner import _Run
 from core.kafka.records import headers
 from core.kafka.state_log import StateReader
 from core.kafka.transactions import Refused
-from core import state
 from core.ownership import PartitionState
 from core.rules import RuleSet
 from core.state import Checkpoint
