@@ -172,11 +172,14 @@ class _Run:
             allow_auto_create_topics=False,
             fetch_wait_max_ms=10,
         )
+        # Not the group's consumer: asked for metadata within a rebalance, the driver's binding forgets which call it is in, and its next
+        # callback in that call (another rebalance, a log line) aborts the process (measured with confluent-kafka 2.16).
+        self._looks = open_consumer(self._config, "targets", allow_auto_create_topics=False)
         self._transactions = Transactions(
             self._config,
             owner.core,
             owner.state_topic.topic,
-            TargetTopics(self._config, self._consumer, create=owner.create_topics, timeout_s=CALL_S),
+            TargetTopics(self._config, self._looks, create=owner.create_topics, timeout_s=CALL_S),
             drop=lambda output, reason, detail: owner.drop(output.rule, reason, detail),
             admit=owner.within_topics,
             say=lambda what: owner.complain("owner", what),
@@ -211,6 +214,7 @@ class _Run:
             # What was committed is given up in order; what was not is dropped, and done again by whoever comes next.
             self._give_up(list(self._owned))
             self._consumer.close()
+            self._looks.close()
             self._transactions.close()
 
     # --- partitions come and go ------------------------------------------------------------------------------------------------------
@@ -359,6 +363,7 @@ class _Run:
             self._take_held()  # any commit may have listened to the group, and what it heard comes before what is read now
             self._take(self._consumer.consume(BATCH - 1, 0))
         self._transactions.poll()
+        self._looks.poll(0)
 
     def _take_held(self) -> None:
         while self._held:

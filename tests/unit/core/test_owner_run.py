@@ -163,6 +163,7 @@ def make_run(clock: Clock, states: States) -> tuple[Any, Consumer, Transactions]
     run._stream = SimpleNamespace(topic=TOPIC, stream=STREAM, partitions=4)
     run._limits = CoreLimits()
     run._consumer, run._transactions, run._states = consumer, transactions, states
+    run._looks = Consumer(Clock())
     run._fold = Fold(10_000, b"x")
     run._owned, run._held = {}, []
     run._open_records = run._open_size = 0
@@ -230,6 +231,29 @@ def test_a_transaction_that_ended_after_the_state_was_read_is_not_done_twice(clo
     run._assigned(consumer, [TopicPartition(TOPIC, 1), TopicPartition(TOPIC, 2)])
     assert states.reads == [[1, 2], [2]]
     assert (run._owned[1].first, run._owned[2].first) == (10, 25)
+
+
+def test_topics_are_not_looked_up_by_the_member_of_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a rebalance that ends the process, at the next callback."""
+    roles: dict[int, str] = {}
+    looked: list[Any] = []
+
+    def opened(_config: object, role: str, *_: object, **__: object) -> Any:
+        made = Consumer(Clock())
+        roles[id(made)] = role
+        return made
+
+    monkeypatch.setattr("core.kafka.owner.open_consumer", opened)
+    monkeypatch.setattr("core.kafka.owner.TargetTopics", lambda _config, client, **_: looked.append(client))
+    monkeypatch.setattr("core.kafka.owner.Transactions", lambda *_, **__: None)
+    owner = SimpleNamespace(
+        config=SimpleNamespace(), stream=SimpleNamespace(stream=STREAM), limits=CoreLimits(), group="g", core="core-1",
+        state_topic=SimpleNamespace(topic="t.state"), create_topics=False, closing=threading.Event(), within_topics=None,
+    )  # fmt: skip
+    run = _Run(owner)  # type: ignore[arg-type]
+    (client,) = looked
+    assert client is not run._consumer
+    assert roles[id(run._consumer)] == "owner"
 
 
 # --- the state --------------------------------------------------------------------------------------------------------------------------
