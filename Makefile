@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 KAFKA  ?=
 
-.PHONY: help setup run test lint docs kafka bench clean
+.PHONY: help setup run test lint docs kafka bench chaos clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -49,6 +49,9 @@ kafka: setup     ## a real Apache Kafka on 127.0.0.1:9092 (needs Java 17 and Mav
 
 bench: $(VENV)/.tests ## every benchmark beside its floor; tables here, charts in docs/bench/
 	$(BIN)/python -m bench $(ARGS)
+
+chaos: $(VENV)/.tests .cache/node/.installed ## half an hour of killed and frozen processes under SDK clients (ARGS="--minutes 3 --seed 7")
+	$(BIN)/python -m tests.chaos --minutes 30 $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache/node .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

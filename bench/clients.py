@@ -1,10 +1,18 @@
-"""Cheap WebSocket clients, many in one process. `python -m bench.clients URL CA bare|ably`, then JSON lines on stdin; one answer each.
+"""Cheap WebSocket clients, many in one process. `python -m bench.clients URL CA bare|ably|returning`; JSON lines on stdin, one answer each.
 
     {"do": "connect", "tokens": [t, …], "subscribe": true}     one client a token                   → {"connected": n}
     {"do": "publish", "token": t, "rate": r, "seconds": s}     one publisher, at even distances     → {"published": n, "refused": n}
     {"do": "count"}                                            messages received so far             → {"messages": n}
     {"do": "latency", "token": t, "rate": r, "seconds": s}     publisher and subscriber in one      → {"ms": [l, …], "published": n}
     {"do": "drop"}                                             all clients go                       → {"dropped": n}
+
+Clients of the kind `returning` do what SDKs do when their edge dies; they are spread over `CHANNELS` channels.
+
+    {"do": "number", "token": t, "rate": r}    a publisher of numbered messages goes on until `number_end` → {}
+    {"do": "number_end"}                       it stops                                                   → {"published": n}
+    {"do": "expect_end", "url": u}             who loses the connection comes back there                  → {"clients": n}
+    {"do": "returned"}                         when all are back                  → {"seconds": s, "median": s, "replaced": n, "lapses": n}
+    {"do": "check"}                            what all have got                                  → {"messages": n, "lost": n, "doubled": n}
 
 `bare` clients speak to the floor: a message is a text frame. `ably` clients speak the least of the Ably protocol that works: connect with
 a token, wait for CONNECTED, ATTACH, wait for ATTACHED. Tokens are ignored by the floor, so that both are asked in the same words.
@@ -27,11 +35,16 @@ import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 CHANNEL = "bench"
+CHANNELS = 20
+RETURN_WITHIN_S = 100.0
+HANDSHAKE_S = 60.0
+"""Thousands at once take their time on a small machine."""
 MESSAGE_BYTES = 120
 CONNECTS_AT_ONCE = 50
 LAST_ANSWERS_S = 2.0
 """How long after the last publish acknowledgements and messages are waited for."""
 SUBSCRIBE = 1 << 18
+RESUMED = 4
 CONNECTED, ATTACHED, ACK, NACK, DISCONNECTED, ERROR = 4, 11, 1, 2, 6, 9
 
 
@@ -48,6 +61,9 @@ class Client(WSListener):
         self.acked = 0
         self.refused = 0
         self.latencies: list[float] | None = None
+
+    def prepare(self, number: int, token: str, tls: ssl.SSLContext) -> None:
+        """Before it dials for the first time."""
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self.transport = transport
@@ -127,11 +143,118 @@ class AblyClient(Client):
         return f"/?access_token={quote(token)}&format=json&v=6&heartbeats=true"
 
 
+async def dial(make: Callable[[], Client], url: str, tls: ssl.SSLContext | None) -> WSListener:
+    _, client = await ws_connect(make, url, ssl_context=tls, read_buffer_init_size=1024, websocket_handshake_timeout=HANDSHAKE_S)
+    return client
+
+
+class ReturningClient(AblyClient):
+    """It resumes by itself once `elsewhere` says where, and sees what is missing or doubled among numbered messages."""
+
+    __slots__ = (
+        "back",
+        "channel",
+        "coming",
+        "doubled",
+        "elsewhere",
+        "gone_at",
+        "key",
+        "lapses",
+        "lost",
+        "next",
+        "position",
+        "replaced",
+        "tls",
+        "token",
+    )
+
+    def __init__(self, *, subscribe: bool) -> None:
+        super().__init__(subscribe=subscribe)
+        self.channel = CHANNEL
+        self.elsewhere = self.key = self.position = self.token = ""
+        self.back: asyncio.Future[float] | None = None
+        """Of a client that is on its way: done with the seconds that it took."""
+        self.gone_at = 0.0
+        self.next: int | None = None
+        self.lost = self.doubled = self.lapses = self.replaced = 0
+        self.tls: ssl.SSLContext | None = None
+        self.coming: asyncio.Task[None] | None = None
+
+    def prepare(self, number: int, token: str, tls: ssl.SSLContext) -> None:
+        self.token, self.tls, self.channel = token, tls, f"{CHANNEL}:{number % CHANNELS}"
+
+    def received(self, payload: bytes) -> None:
+        message = json.loads(payload)
+        match message["action"]:
+            case 15:
+                self.position = message["channelSerial"]
+                for item in message["messages"]:
+                    self._numbered(int(item["data"].partition(" ")[0]))
+            case 1:
+                self.acked += message["count"]
+            case 2:
+                self.refused += message["count"]
+            case 4:
+                key = message["connectionDetails"]["connectionKey"]
+                self.replaced += bool(self.key) and not key.startswith(self.key.partition("!")[0])
+                self.key = key
+                if self.subscribe:
+                    at = {"channelSerial": self.position} if self.position else {}
+                    self._send({"action": 10, "channel": self.channel, "flags": SUBSCRIBE, **at})
+                else:
+                    self.ready.set_result(None)
+            case 11:
+                if not self.ready.done():
+                    self.position = message["channelSerial"]
+                    self.ready.set_result(None)
+                elif self.back is not None and not self.back.done():
+                    self.lapses += not message["flags"] & RESUMED
+                    self.back.set_result(time.perf_counter() - self.gone_at)
+            case 6 | 9:
+                if not self.ready.done():
+                    self.ready.set_exception(ConnectionError(str(message.get("error"))))
+
+    def _numbered(self, number: int) -> None:
+        self.messages += 1
+        if self.next is not None and number < self.next:
+            self.doubled += 1
+            return
+        self.lost += 0 if self.next is None else number - self.next
+        self.next = number + 1
+
+    def publish_numbered(self, channel: str, number: int) -> None:
+        data = f"{number} ".ljust(MESSAGE_BYTES, "x")
+        self._send({"action": 15, "channel": channel, "msgSerial": self.serial, "messages": [{"data": data}]})
+        self.serial += 1
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        super().on_ws_disconnected(transport)
+        if self.elsewhere and self.transport is transport:
+            self.gone_at = self.gone_at or time.perf_counter()
+            self.coming = asyncio.get_running_loop().create_task(self._comes_back())
+
+    def opened(self) -> None:
+        if not self.ready.done():
+            super().opened()
+
+    async def _comes_back(self) -> None:
+        assert self.back is not None
+        while not self.back.done():
+            self.transport = None
+            with contextlib.suppress(Exception):  # whatever it is, a client tries again
+                path = f"{self.path(self.token, subscribe=True)}&resume={quote(self.key)}"
+                await dial(lambda: self, self.elsewhere + path, self.tls)
+                return
+            await asyncio.sleep(random.uniform(0.5, 1.5))
+
+
 class Clients:
     def __init__(self, url: str, ca: str, kind: type[Client]) -> None:
         self._url, self._kind = url, kind
         self._tls = ssl.create_default_context(cafile=ca)
         self._open: list[Client] = []
+        self._made = 0
+        self._numbering: asyncio.Task[int] | None = None
 
     async def do(self, do: str, **arguments: Any) -> dict[str, Any]:
         match do:
@@ -145,21 +268,43 @@ class Clients:
                 return await self._latency(**arguments)
             case "drop":
                 return await self._drop()
+            case "number":
+                publisher = await self._client(arguments["token"], subscribe=False)
+                assert isinstance(publisher, ReturningClient)
+                self._numbering = asyncio.get_running_loop().create_task(self._number(publisher, arguments["rate"]))
+                return {}
+            case "number_end":
+                assert self._numbering is not None
+                self._numbering.cancel()
+                return {"published": await self._numbering}
+            case "expect_end":
+                return self._expect_end(**arguments)
+            case "returned":
+                return await self._returned()
+            case "check":
+                each = self._returning()
+                return {name: sum(getattr(client, name) for client in each) for name in ("messages", "lost", "doubled")}
             case _:
                 return {"error": f"unknown: {do}"}
 
     async def _client(self, token: str, *, subscribe: bool) -> Client:
         path = self._kind.path(token, subscribe=subscribe)
-        _, client = await ws_connect(
-            lambda: self._kind(subscribe=subscribe), self._url + path, ssl_context=self._tls, read_buffer_init_size=1024
-        )
+        self._made += 1
+        number = self._made
+
+        def make() -> Client:
+            client = self._kind(subscribe=subscribe)
+            client.prepare(number, token, self._tls)
+            return client
+
+        client = await dial(make, self._url + path, self._tls)
         assert isinstance(client, Client)
-        await asyncio.wait_for(client.ready, 20)
+        await asyncio.wait_for(client.ready, 60)
         self._open.append(client)
         return client
 
-    async def _connect(self, tokens: list[str], subscribe: bool = True) -> dict[str, Any]:
-        turn = asyncio.Semaphore(CONNECTS_AT_ONCE)
+    async def _connect(self, tokens: list[str], subscribe: bool = True, at_once: int = CONNECTS_AT_ONCE) -> dict[str, Any]:
+        turn = asyncio.Semaphore(at_once)
 
         async def one(token: str) -> None:
             async with turn:
@@ -188,11 +333,47 @@ class Clients:
         await _until(lambda: len(latencies) == published)
         return {"ms": [1000 * latency for latency in latencies], "published": published}
 
+    def _returning(self) -> list[ReturningClient]:
+        return [client for client in self._open if isinstance(client, ReturningClient) and client.subscribe]
+
+    async def _number(self, publisher: ReturningClient, rate: float) -> int:
+        """Publishes to every channel in turn; how many each channel got in the end."""
+        sent, start = 0, time.perf_counter()
+        with contextlib.suppress(asyncio.CancelledError):
+            while True:
+                await asyncio.sleep(max(0, start + sent / rate - time.perf_counter()))
+                publisher.publish_numbered(f"{CHANNEL}:{sent % CHANNELS}", sent // CHANNELS)
+                sent += 1
+        await _until(lambda: publisher.acked + publisher.refused == sent)
+        return publisher.acked
+
+    def _expect_end(self, url: str) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        for client in self._returning():
+            client.elsewhere, client.back, client.gone_at = url, loop.create_future(), 0.0
+        return {"clients": len(self._returning())}
+
+    async def _returned(self) -> dict[str, Any]:
+        each = self._returning()
+        coming = [client.back for client in each if client.back is not None]
+        done, missing = await asyncio.wait(coming, timeout=RETURN_WITHIN_S)
+        if missing:
+            return {"error": f"{len(missing)} of {len(coming)} clients are not back"}
+        seconds = [one.result() for one in done]
+        for client in each:
+            client.elsewhere = ""
+        return {
+            "seconds": max(seconds),
+            "median": sorted(seconds)[len(seconds) // 2],
+            "replaced": sum(client.replaced for client in each),
+            "lapses": sum(client.lapses for client in each),
+        }
+
     async def _drop(self) -> dict[str, Any]:
         dropped, self._open = self._open, []
         for client in dropped:
-            assert client.transport
-            client.transport.disconnect(graceful=False)
+            if client.transport is not None:
+                client.transport.disconnect(graceful=False)
         return {"dropped": len(dropped)}
 
 
@@ -210,7 +391,7 @@ async def main(url: str, ca: str, kind: str) -> None:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=16 * 1024 * 1024)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    clients = Clients(url, ca, AblyClient if kind == "ably" else Client)
+    clients = Clients(url, ca, {"ably": AblyClient, "returning": ReturningClient}.get(kind, Client))
     while line := await reader.readline():
         try:
             answer = await clients.do(**json.loads(line))

@@ -18,9 +18,9 @@ SETTLE_S = 1.0
 IDLE_S = 2.0
 
 
-def tokens(server: Server, count: int) -> list[str]:
+def tokens(server: Server, count: int, channels: str = "bench") -> list[str]:
     now = int(time.time())
-    capability = '{"bench":["publish","subscribe"]}'
+    capability = f'{{"{channels}":["publish","subscribe"]}}'
     return [
         mint(server.key, capability=capability, client_id=f"client-{n}", ttl_s=3600, now_s=now) if server.ably else "" for n in range(count)
     ]

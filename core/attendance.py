@@ -21,6 +21,7 @@ from relay.link.calls import MemberItem, MemberPage, Members
 from relay.model.errors import RelayError
 from relay.model.limits import CoreLimits
 from relay.model.message import Kind, PresenceAction, PresenceItem
+from relay.model.presence import member_order
 
 FOLDED = frozenset({Kind.PRESENCE, Kind.GONE, Kind.BACK, Kind.EDGE_GONE, Kind.EDGE_BACK})
 """Kinds of records that are the fold's."""
@@ -84,6 +85,11 @@ class Attendance:
         self._expired: OrderedDict[tuple[bytes, str, str], tuple[int, float]] = OrderedDict()
         """Members (log key, connection, clientId) whose grace ended lately: offset of the leave, and when it was read."""
 
+        self._left: OrderedDict[tuple[bytes, str, str], tuple[tuple[int, int], float]] = OrderedDict()
+        """Members that left lately because their client said so: the place of that leave among its connection's changes, and when."""
+        self._leaving: dict[int, list[tuple[bytes, str, str]]] = {}
+        """Those of them whose leave has been appended here and not been reported, by ticket."""
+
     @property
     def restored(self) -> bool:
         """The state of every partition has come."""
@@ -117,14 +123,39 @@ class Attendance:
         return _shown(record, changes)
 
     def _note_expired(self, record: LogRecord, changes: list[Change], now: float) -> None:
-        leaves = [(record.key, change.connection, change.client_id) for change in changes if change.action == PresenceAction.LEAVE]
+        leaves = [change for change in changes if change.action == PresenceAction.LEAVE]
         expired = bool(leaves) and decode_body(record.value).cause is not None
-        for place in leaves:
+        for _, connection, client_id, made in leaves:
+            place = (record.key, connection, client_id)
             self._expired.pop(place, None)
+            self._note_left(record.key, connection, client_id, made.id, now)
             if expired:
                 self._expired[place] = (record.offset, now)
                 if len(self._expired) > _EXPIRED:
                     self._expired.popitem(last=False)
+
+    def _note_left(self, key: bytes, connection: str, client_id: str, leave_id: str, now: float) -> None:
+        order = member_order(leave_id, connection)
+        if order is None:
+            return
+        place = (key, connection, client_id)
+        known = self._left.pop(place, None)
+        self._left[place] = (order if known is None else max(order, known[0]), now)
+        if len(self._left) > _EXPIRED:
+            self._left.popitem(last=False)
+
+    def outdated(self, key: bytes, connection: str, items: list[PresenceItem]) -> list[PresenceItem]:
+        """The items, where an entry under an id that is older than the member's leave is a leave too: an SDK enters its members again at
+        every attach after a drop (RTP17i), also one whose leave it has sent and not seen. Who has left stays away (RTP2b2)."""
+        if not self._left:
+            return items
+        found = list(items)
+        for index, item in enumerate(items):
+            known = None if item.id is None or item.action == PresenceAction.LEAVE else self._left.get((key, connection, item.client_id))
+            order = None if known is None or item.id is None else member_order(item.id, connection)
+            if known is not None and order is not None and order < known[0]:
+                found[index] = PresenceItem(action=PresenceAction.LEAVE, client_id=item.client_id, id=item.id)
+        return found
 
     def expired_since(
         self, key: bytes, connection: str, items: list[PresenceItem], offset: int
@@ -150,6 +181,11 @@ class Attendance:
     def channels(self) -> int:
         """Channels with members."""
         return sum(len(view.channels) for view in self.views.values())
+
+    @property
+    def members(self) -> int:
+        """Members of all of them."""
+        return sum(len(channel) for view in self.views.values() for channel in view.channels.values())
 
     @property
     def gone(self) -> int:
@@ -239,8 +275,14 @@ class Attendance:
         if new and members + len(places) + len(new) > most:
             raise RelayError(91003, f"Unable to enter member to presence channel; maximum number of {most} members exceeded")
 
-    def sent(self, ticket: int, partition: int, key: bytes, connection: str, items: list[PresenceItem]) -> None:
+    def sent(
+        self, ticket: int, partition: int, key: bytes, connection: str, items: list[PresenceItem], publish_id: str, now: float
+    ) -> None:
         """The append has been handed over."""
+        for index, item in enumerate(items):
+            if item.action == PresenceAction.LEAVE:
+                self._note_left(key, connection, item.client_id, item.id or f"{publish_id}:{index}", now)
+                self._leaving.setdefault(ticket, []).append((key, connection, item.client_id))
         entering = [item for item in items if item.action != PresenceAction.LEAVE]
         if entering:
             arrival = _Arrival(partition, key, connection, [item.client_id for item in entering], sum(map(_size, entering)))
@@ -253,6 +295,9 @@ class Attendance:
 
     def reported(self, ticket: int, offset: int | None) -> None:
         """`offset` None: it was not taken, or its fate is unknown."""
+        for place in self._leaving.pop(ticket, ()):
+            if offset is None:  # should it be in the log after all, it is noted when it is read
+                self._left.pop(place, None)
         arrival = self._arrivals.get(ticket)
         if arrival is not None:
             arrival.offset = offset
@@ -271,6 +316,8 @@ class Attendance:
         late = now - self._limits.connection_state_ttl_s - self._limits.presence_grace_max_s
         while self._expired and next(iter(self._expired.values()))[1] <= late:
             self._expired.popitem(last=False)
+        while self._left and next(iter(self._left.values()))[1] <= late:
+            self._left.popitem(last=False)
         for key in list(self._by_key):
             self._forget_read(key)
 

@@ -1,6 +1,6 @@
 """Connections across edges and cores: what `tidegate.sessions` says of each, and who may go on with one.
 
-Two kinds of records, each with the last word under its key:
+Two kinds of its records, each with the last word under its key (`core.occupancy` has a third there):
 
     connection:<id>     ConnectionRecord: where the connection is, under which incarnation, and since when it is gone
     edge:<boot>         EdgeRecord: the lease of an edge process, renewed while any core has a link to it
@@ -234,6 +234,19 @@ class Connections:
         if not 0 <= now_ms - last < self._limits.edge_lease_renewal_s * 1000:
             edge.renewed = now_ms
             self._emit(WriteSession(self._number(), f"edge:{boot}", _encode(EdgeRecord(core=self._core, edge=edge.identity, at=now_ms))))
+
+    def lives(self, boot: str, now_ms: int) -> bool:
+        """Whether the edge process is linked here, or has a lease that has not run out."""
+        lease = self._leases.get(boot)
+        return boot in self._edges or (lease is not None and lease.at + self._lease_ms >= now_ms)
+
+    def is_leased(self, boot: str) -> bool:
+        """Whether it is known at all."""
+        return boot in self._edges or boot in self._leases
+
+    def lease_ages(self, now_ms: int) -> list[tuple[str, str, int]]:
+        """Known edge processes: SPIFFE id, boot id, and milliseconds since the last word of their lease."""
+        return [(lease.edge, boot, max(0, now_ms - lease.at)) for boot, lease in self._leases.items()]
 
     # --- a connection's life ---------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from core.log import LogRecord
 from relay.link.frames import Lane, ToEdge
 from relay.model.message import Kind
 
@@ -75,4 +76,19 @@ class WriteSession:
     value: bytes | None
 
 
-Effect = LinkSend | LinkClose | Produce | AskEnd | AskConfigEnd | WriteConfig | AskSessionsEnd | WriteSession
+@dataclass(frozen=True, slots=True)
+class ShowRecord:
+    """An event of a channel that operators watch (`core.events.Watching`), duplicates left out."""
+
+    record: LogRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ShowOccupancy:
+    """How many there are on such a channel, `counts` in the order of `relay.model.occupancy.METRICS`."""
+
+    key: bytes
+    counts: tuple[int, ...]
+
+
+Effect = LinkSend | LinkClose | Produce | AskEnd | AskConfigEnd | WriteConfig | AskSessionsEnd | WriteSession | ShowRecord | ShowOccupancy

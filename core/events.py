@@ -144,6 +144,14 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
+class Watching:
+    """Whether an operator watches the channel with this log key: what happens on it is shown (`ShowRecord`, `ShowOccupancy`)."""
+
+    key: bytes
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Congested:
     """Much is queued on the bulk lane of this link (`on`), or it has room again. Meanwhile nothing of the past is read for it."""
 
@@ -172,6 +180,7 @@ Event = (
     | Owned
     | Looked
     | Gap
+    | Watching
     | Congested
     | Tick
 )

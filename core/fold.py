@@ -36,8 +36,8 @@ class _Window:
 class Fold:
     """One table of recent publish ids for each partition: keyed 64-bit hash of (channel, id) → (last timestamp, first offset).
 
-    The hash is Python's own SipHash (its seed is random per process) over a secret prefix: 0.2 µs against 0.9 µs for keyed BLAKE2b, and a
-    client that cannot know the seed cannot aim a collision at somebody else's id. One id costs about 200 bytes.
+    The hash is Python's own, of a tuple of a secret, the channel and the id: 0.1 µs against 0.9 µs for keyed BLAKE2b. Its parts are SipHash
+    under a seed that is random per process, so a client cannot aim a collision at somebody else's id. One id costs about 200 bytes.
     """
 
     def __init__(self, max_ids: int, secret: bytes) -> None:
@@ -59,7 +59,7 @@ class Fold:
             window = self._windows[partition] = _Window()
         if timestamp >= window.bucket_end or len(window.bucket) >= _BUCKET_IDS:
             self._turn(window, timestamp)
-        digest = hash(b"\0".join((self._secret, key, publish_id.encode("utf-8", "surrogatepass"))))
+        digest = hash((self._secret, key, publish_id))
         table = window.table
         known = table.get(digest)
         window.bucket.append(digest)
@@ -81,7 +81,7 @@ class Fold:
         window = self._windows.get(partition)
         if window is None:
             return None
-        known = window.table.get(hash(b"\0".join((self._secret, key, publish_id.encode("utf-8", "surrogatepass")))))
+        known = window.table.get(hash((self._secret, key, publish_id)))
         return None if known is None else known[1]
 
     def forget(self, partition: int) -> None:

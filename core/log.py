@@ -8,7 +8,7 @@ import msgspec
 
 from relay.model.message import RecordBody
 
-_EPHEMERAL_TAIL = msgspec.msgpack.encode("ephemeral") + msgspec.msgpack.encode(True)
+EPHEMERAL_TAIL = msgspec.msgpack.encode("ephemeral") + msgspec.msgpack.encode(True)
 """How the body of an ephemeral record ends: its last field, in msgpack."""
 
 _decode_body = msgspec.msgpack.Decoder(RecordBody).decode
@@ -29,7 +29,7 @@ class LogRecord(NamedTuple):
 
 def body_is_ephemeral(value: bytes) -> bool:
     """Whether a record's body says so. `ephemeral` is the last field, so that most records cost one comparison and no decoding."""
-    if not value.endswith(_EPHEMERAL_TAIL):
+    if not value.endswith(EPHEMERAL_TAIL):
         return False
     try:
         return _decode_body(value).ephemeral

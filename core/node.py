@@ -31,7 +31,7 @@ from core.barriers import Barriers
 from core.channel import Channels, OpenChannel
 from core.connections import BAD_KEY, TRIES, Claim, ConnectionRecord, Connections
 from core.connections import State as ConnectionState
-from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig
+from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, ShowRecord, WriteConfig
 from core.events import (
     SESSIONS_END,
     ConfigRead,
@@ -52,11 +52,15 @@ from core.events import (
     StateRead,
     Tailed,
     Tick,
+    Watching,
 )
 from core.fold import SKEW_MS, WINDOW_MS, Fold
 from core.history import Reads
 from core.index import Index
-from core.log import LogRecord, body_is_ephemeral
+from core.lifecycle import Lifecycle
+from core.log import EPHEMERAL_TAIL, LogRecord, body_is_ephemeral
+from core.occupancy import PREFIX as COUNTS_PREFIX
+from core.occupancy import Occupancies
 from core.quiet import lasts
 from core.recency import Recency
 from core.registry import Registry, Streams
@@ -64,12 +68,15 @@ from core.replay import EXPIRED, OTHER_SITE, Replays
 from core.roster import Denied, Roster, Session
 from relay.link.calls import (
     READS,
+    STATUS,
     CreateApp,
     DeleteApp,
+    MemberPage,
     Members,
     Read,
     RequestToken,
     Rewind,
+    Status,
     UnknownCall,
     decode,
     encode_members,
@@ -81,6 +88,7 @@ from relay.link.frames import (
     Append,
     Appended,
     Barrier,
+    Counts,
     Credit,
     Depart,
     Fetch,
@@ -103,6 +111,7 @@ from relay.link.frames import (
     ToEdge,
     Unknown,
     Up,
+    Watch,
 )
 from relay.model.capability import Operation
 from relay.model.channel import ChannelName, log_key, parse_channel, partition_of
@@ -267,6 +276,21 @@ class CoreNode:
         self._roster = Roster(keyring, limits, self.counters, self._connections.floor)
         self._channels = Channels()
         self._congested: set[int] = set()
+        self._occupancy = Occupancies(
+            name,
+            limits,
+            self.counters,
+            emit=self._emit,
+            number=self._number,
+            alive=lambda boot: self._connections.lives(boot, self._now_ms),
+            leased=self._connections.is_leased,
+            members=self._members,
+            changed=self._attachments_changed,
+            permitted=self._may_know,
+        )
+        self._lifecycle = Lifecycle(limits, self.counters, append=self._append_lifecycle, connections=self._occupancy.connections)
+        self._watched: set[bytes] = set()
+        """Log keys of channels that operators watch."""
         self._replays = Replays(index, limits, self)
         self._reads = Reads(index, limits, self)
         self._barriers = Barriers(limits, emit=self._emit, number=self._number)
@@ -344,14 +368,16 @@ class CoreNode:
             case StateRead():
                 self._state_read(event)
             case Owned():
-                self._absence.owned = event.partitions & self._partitions.keys()
+                self._owned(event)
+            case Watching():
+                self._watching(event)
         return out
 
     def next_deadline(self) -> float | None:
         """When to send `Tick`. In the past while there is work for the next turn of the loop."""
         if self._admits or self._absence.has_due:
             return self._now
-        at = self._sweep_at
+        at = min(self._sweep_at, self._occupancy.next_at())
         if self._unknown and self._asking is None:
             at = min(at, self._asked_at + self._limits.config_barrier_interval_s)
         if self._replays:
@@ -369,12 +395,23 @@ class CoreNode:
             "apps": len(self._registry),
             "unreadableConfigRecords": self._registry.unreadable,
             "links": [
-                {"edge": link.identity, "site": link.site, "node": link.node, "sessions": len(link.sessions)}
+                {"edge": link.identity, "site": link.site, "node": link.node, "boot": link.boot, "sessions": len(link.sessions)}
                 for link in self._roster.links.values()
             ],
             "sessions": len(self._roster),
             "connections": len(self._connections),
             "edges": self._connections.leases,
+            "leases": [
+                {"edge": edge, "boot": boot, "ageMs": age, "alive": self._connections.lives(boot, self._now_ms)}
+                for edge, boot, age in self._connections.lease_ages(self._now_ms)
+            ],
+            "partitions": [
+                {"partition": number, "owned": number in self._lifecycle.owned, "position": partition.position}
+                for number, partition in self._partitions.items()
+            ],
+            "occupancyEntries": len(self._occupancy),
+            "occupancyWatched": self._occupancy.watched,
+            "lifecycleChannels": len(self._lifecycle),
             "channels": len(self._channels),
             "replays": len(self._replays),
             "reads": len(self._reads),
@@ -389,6 +426,7 @@ class CoreNode:
             "foldForgottenEarly": self._fold.forgotten_early,
             "indexErrors": self._index.errors,
             "channelsWithMembers": self._attendance.channels,
+            "presenceMembers": self._attendance.members,
             "gracesRunning": self._attendance.gone,
             "partitionsOwned": len(self._absence.owned),
         }
@@ -409,6 +447,13 @@ class CoreNode:
     def congested(self, link: int) -> bool:
         """Whether what is queued for the link has to leave first."""
         return link in self._congested
+
+    def present(self, app: str, channel: str, after: int, limit: int) -> MemberPage:
+        """Members of a channel as this core has them at this moment, in the order of entering: for operators, who want to know what one
+        core by itself believes. Raises: RelayError for a channel that cannot be or that another core serves."""
+        key, partition = self._place(app, parse_channel(channel))
+        page = Members(channel=channel, limit=limit, after=after)
+        return self._attendance.page(partition, key, page, self._serial(partition, self.tail_position(partition) - 1))
 
     # --- what reads and presence ask (core.history.Tails, core.attendance.Tails) -------------------------------------------------------
 
@@ -443,6 +488,7 @@ class CoreNode:
         self._congested.discard(link)
         self._replays.link_lost(link)
         self._reads.link_lost(link)
+        self._occupancy.link_lost(link)
         self._channels.link_lost(link)
         self._load.pop(link, None)
         self._admits.pop(link, None)
@@ -462,6 +508,12 @@ class CoreNode:
                 self._roster.present(link, frame.grant, self._now_ms)
             case Fetch() if frame.what in READS:
                 self._read(link, frame)
+            case Fetch() if frame.what == STATUS:
+                self._ask_status(link, frame)
+            case Counts():
+                self._counts(link, frame)
+            case Watch():
+                self._watch(link, frame)
             case Admit() | Fetch():
                 self._queue(link, frame)
             case Renew():
@@ -518,6 +570,8 @@ class CoreNode:
                     self._roster.present(link, frame.grant, self._now_ms)
                 case Depart():
                     self._depart(link, frame)
+                case Counts():
+                    self._counts(link, frame)
                 case _:
                     pass  # nothing is open that could be shut
 
@@ -662,10 +716,14 @@ class CoreNode:
                     self._refuse(link, frame.req, _OVERFULL, Lane.LIVE)
                 else:
                     self._append(link, frame, asked=True)
+            case (int() as link, Fetch() as frame) if link in self._roster.links:
+                self._status(link, frame, answered=event.offset is not None)
             case _:
                 pass  # the edge that asked is gone
 
     def _session_written(self, event: SessionWritten) -> None:
+        if self._occupancy.settled(event.ticket, event.ok, self._now):
+            return
         claim = self._connections.settled(event.ticket, event.ok)
         if claim is not None:
             self._claimed(claim, event.ok, present=False)
@@ -695,6 +753,10 @@ class CoreNode:
             self._claimed(wait.job, not wait.failed, present=True)
 
     def _session_read(self, event: SessionRead) -> None:
+        kind, _, counted = event.key.partition(":")
+        if kind == COUNTS_PREFIX:
+            self._occupancy.read(counted, event.value, self._now)
+            return
         change = self._connections.read(event.key, event.value, self._now)
         if change is None:
             return
@@ -918,7 +980,9 @@ class CoreNode:
         self._channels.add(channel)
         partition = self._partitions[channel.partition]
         if frame.after is None:
-            self._barriers.wait(channel.partition, partial(self._open_at_head, channel), self._now)
+            # From here on everything is sent: what the client publishes next must not be taken for something that was there before.
+            self._channels.go_live(channel)
+            self._barriers.wait(channel.partition, partial(self._open_at, channel, self.head_serial(channel)), self._now)
             return
         serial = Serial.parse(frame.after)
         if serial is None or serial.stream != channel.stream.id or serial.partition != channel.partition:
@@ -932,9 +996,9 @@ class CoreNode:
             partition.ahead[ask] = _Ahead(channel, serial.offset, self._now + self._limits.position_wait_s)
             self._out.append(AskEnd(ask, channel.partition))
 
-    def _open_at_head(self, channel: OpenChannel) -> None:
+    def _open_at(self, channel: OpenChannel, head: str) -> None:
         if self._channels.get(channel.link, channel.ref) is channel:
-            self._opened(channel, None)
+            self._send(channel.link, Opened(channel.ref, head, None, self.members(channel)), Lane.LIVE)
 
     def _barrier(self, link: int, frame: Barrier) -> None:
         channel = self._channels.get(link, frame.ref)
@@ -1043,6 +1107,7 @@ class CoreNode:
 
     def _forget(self, channel: OpenChannel) -> None:
         self._replays.shut(channel)
+        self._occupancy.unwatch(channel)
         link = self._roster.links.get(channel.link)
         witness = None if link is None else link.sessions.get(channel.witness)
         if witness is not None:
@@ -1121,7 +1186,7 @@ class CoreNode:
         load[0] += 1
         load[1] += len(value)
         if frame.presence:
-            self._attendance.sent(ticket, partition, key, session.grant.session, frame.presence)
+            self._attendance.sent(ticket, partition, key, session.grant.session, frame.presence, frame.id[2:], self._now)
         self._out.append(Produce(ticket, partition, key, value, Kind.PRESENCE if frame.presence else Kind.MESSAGE, frame.id))
 
     def _checked_append(self, session: Session, frame: Append) -> tuple[bytes, int, bytes]:
@@ -1169,6 +1234,7 @@ class CoreNode:
         key, partition = self._place(grant.app, name)
         settle_presence(frame.presence, client_id=grant.client_id, connection_id=grant.session, max_bytes=self._limits.max_message_bytes)
         self._check_id(frame.id, session, None)
+        frame.presence = self._attendance.outdated(key, grant.session, frame.presence)
         if server_made and (not leaving or frame.id[2:].startswith(grant.session)):
             raise Denied("bad_id", 40031, "Invalid publish id")
         publish_id = frame.id[2:]
@@ -1320,16 +1386,26 @@ class CoreNode:
             if first is not None:
                 self.duplicates += 1
                 continue
+            if record.kind == Kind.LIFECYCLE:
+                self._lifecycle.read(record, self._now, self._now_ms)
+                if record.key in self._watched:
+                    out.append(ShowRecord(record))
+                continue
             if record.kind in FOLDED:
                 shown = self._attendance.read(record, self._now)
+                self._occupancy.touched(record.key, self._now)
                 if shown is None:
                     continue
                 record = shown  # noqa: PLW2901 - from here on it is what everybody is shown
+            if partition.looked:
+                self._lifecycle.published(number, record.key, self._now, self._now_ms)
+            if self._watched and record.key in self._watched:
+                out.append(ShowRecord(record))
             holders = holders_of(record.key)
             if holders is not None:
                 for channel in holders:
                     out.append(LinkSend(channel.link, Record(channel.ref, offset, record.kind, record.value), Lane.LIVE))
-            if not body_is_ephemeral(record.value):
+            if not (record.value.endswith(EPHEMERAL_TAIL) and body_is_ephemeral(record.value)):
                 partition.recency.saw(record.key, offset)
                 if partition.floor is not None:
                     accepted.append(record)
@@ -1360,6 +1436,7 @@ class CoreNode:
         if partition is None:
             return
         self._attendance.restore(event, self._now)
+        self._lifecycle.restore(event.partition, event.records)
         partition.quiet_from = event.quiet_from
         for key, last in lasts(event.records).items():
             partition.recency.restore(key, last.offset)
@@ -1426,6 +1503,98 @@ class CoreNode:
             waiting = partition.ahead.pop(ask)
             self._replay(waiting.channel, waiting.after)
 
+    # --- occupancy, lifecycle, operators -------------------------------------------------------------------------------------------------
+
+    def _members(self, key: bytes) -> int:
+        """How many members the channel's presence set has."""
+        partition = partition_of(key, self._stream.partitions)
+        return self._attendance.count(partition, key) if partition in self._partitions else 0
+
+    def _counts(self, link: int, frame: Counts) -> None:
+        """An edge is believed about channels that a client of its could attach to."""
+        boot = self._roster.links[link].boot
+        if self._occupancy.knows(boot, frame) or self._may_attach(link, frame):
+            self._occupancy.reported(boot, frame, self._now)
+        else:
+            self.counters["occupancy.no_witness"] += 1
+
+    def _may_attach(self, link: int, frame: Counts) -> bool:
+        try:
+            session = self._roster.get(link, frame.session, self._now_ms)
+            name = parse_channel(frame.channel)
+        except RelayError:
+            return False
+        return session.grant.app == frame.app and bool(session.capability.operations_on(name.name))
+
+    def _watch(self, link: int, frame: Watch) -> None:
+        channel = self._channels.get(link, frame.ref)
+        if channel is None:
+            return  # it was refused, or has been lost: the edge has been told
+        if not frame.on:
+            self._occupancy.unwatch(channel)
+        elif self._may_know(channel, frame.session):
+            self._occupancy.watch(channel, frame.session, self._now)
+        else:
+            self.counters["occupancy.no_witness"] += 1
+
+    def _may_know(self, channel: OpenChannel, session_id: str) -> bool:
+        """Whether a session may know of a channel, on the channel's link, how many there are."""
+        try:
+            session = self._roster.get(channel.link, session_id, self._now_ms)
+        except RelayError:
+            return False
+        return session.grant.app == channel.app and session.capability.permits(Operation.CHANNEL_METADATA, channel.name)
+
+    def _ask_status(self, link: int, frame: Fetch) -> None:
+        """Answered when everything has been read that any core has written of it so far."""
+        try:
+            self._checked_status(link, frame)
+            self._connections.ask((link, frame))
+        except RelayError as error:
+            self._refuse_admission(link, frame, error)
+
+    def _status(self, link: int, frame: Fetch, *, answered: bool) -> None:
+        if not answered:
+            self._refuse_admission(link, frame, RelayError(50003, "Kafka did not answer; try again", 503))
+            return
+        try:
+            key = self._checked_status(link, frame)
+        except RelayError as error:
+            self._refuse_admission(link, frame, error)
+        else:
+            self._send(link, Page(frame.req, 200, _encode_json(self._occupancy.totals(key))))
+
+    def _checked_status(self, link: int, frame: Fetch) -> bytes:
+        """Log key of the channel, if the session may know of it. Raises: RelayError."""
+        session = self._roster.get(link, frame.session, self._now_ms)
+        try:
+            call = decode(frame.what, frame.body)
+        except UnknownCall:
+            raise RelayError(40400, "No such call") from None
+        assert isinstance(call, Status), "its name is that of a status"
+        name = parse_channel(call.channel)
+        if name.qualifier is not None:
+            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no status")
+        if not session.capability.permits(Operation.CHANNEL_METADATA, name.name):
+            raise Denied("capability", 40160, "operation not permitted with provided capability: channel-metadata")
+        return log_key(session.grant.app, name.name)
+
+    def _attachments_changed(self, key: bytes) -> None:
+        if self._lifecycle.owned:
+            self._lifecycle.active(partition_of(key, self._stream.partitions), key, self._now, self._now_ms)
+
+    def _append_lifecycle(self, partition: int, key: bytes, value: bytes, publish_id: str) -> None:
+        self._out.append(Produce(self._number(), partition, key, value, Kind.LIFECYCLE, publish_id))
+
+    def _owned(self, event: Owned) -> None:
+        self._absence.owned = event.partitions & self._partitions.keys()
+        occupied = ((partition_of(key, self._stream.partitions), key) for key in self._occupancy.occupied())
+        self._lifecycle.own(frozenset(self._absence.owned), occupied, self._now, self._now_ms)
+
+    def _watching(self, event: Watching) -> None:
+        (self._watched.add if event.on else self._watched.discard)(event.key)
+        self._occupancy.show(event.key, on=event.on, now=self._now)
+
     # --- time --------------------------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
@@ -1438,6 +1607,7 @@ class CoreNode:
         self._absence.turn(self._now, self._now_ms)
         if self._unknown and self._asking is None:
             self._ask_config_now()
+        self._occupancy.turn(self._now)
         if self._now >= self._sweep_at:
             self._sweep_at = self._now + SWEEP_S
             self._sweep()
@@ -1462,6 +1632,8 @@ class CoreNode:
         self._out.extend(self._reads.sweep(self._now))
         self._barriers.sweep(self._now)
         self._connections.sweep(self._now, self._now_ms)
+        self._occupancy.sweep(self._now)
+        self._lifecycle.sweep(self._now, self._now_ms)
         self._attendance.sweep(self._now)
         if self.ready:
             for wait in self._absence.sweep(self._now, self._now_ms):

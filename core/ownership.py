@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import msgspec
 
 from core import state
+from core.lifecycle import REMEMBERED_MS, PartitionLifecycle
 from core.log import LogRecord, body_is_ephemeral
 from core.presence import PartitionPresence
 from core.quiet import Changes, QuietChannels, lasts
@@ -25,8 +26,9 @@ FORGET_EDGES_MS = 3_600_000
 
 # Plain numbers: comparing with members of an enumeration costs more than all the rest of a message.
 _MESSAGE = int(Kind.MESSAGE)
-_HIDDEN = frozenset(map(int, (Kind.GONE, Kind.BACK, Kind.EDGE_GONE, Kind.EDGE_BACK)))
-_PRESENCE = _HIDDEN | {int(Kind.PRESENCE)}
+_LIFECYCLE = int(Kind.LIFECYCLE)
+_PRESENCE = frozenset(map(int, (Kind.PRESENCE, Kind.GONE, Kind.BACK, Kind.EDGE_GONE, Kind.EDGE_BACK)))
+_HIDDEN = _PRESENCE - {int(Kind.PRESENCE)} | {_LIFECYCLE}
 
 
 class PartitionState(msgspec.Struct, frozen=True):
@@ -51,6 +53,7 @@ class OwnedPartition:
         "committed",
         "first",
         "given_up",
+        "lifecycle",
         "number",
         "outputs",
         "position",
@@ -96,12 +99,14 @@ class OwnedPartition:
         self.size = 0
         """Of outputs and changes, in bytes, roughly."""
         self.presence = PartitionPresence()
-        self.presence.journal = self.changes
+        self.lifecycle = PartitionLifecycle()
+        self.presence.journal = self.lifecycle.journal = self.changes
         self.quiet = QuietChannels(channels, low if found.checkpoint is None else max(low, found.checkpoint.quiet_from))
         if found.checkpoint is None:
             self.changes.update(dict.fromkeys(found.records))
         else:
             self.presence.restore(dict(found.records), now)
+            self.lifecycle.restore(dict(found.records))
             self.quiet.restore(lasts(found.records))
 
     def look_back(self, record: LogRecord) -> None:
@@ -120,6 +125,9 @@ class OwnedPartition:
             return []
         if kind in _PRESENCE:
             self.presence.apply(record, now)
+            self.size += len(value)
+        elif kind == _LIFECYCLE:
+            self.lifecycle.apply(record)
             self.size += len(value)
         if kind not in _HIDDEN and not body_is_ephemeral(value):
             self.quiet.saw(key, offset, timestamp, self.changes)
@@ -140,6 +148,7 @@ class OwnedPartition:
         at = self.broker_time(now)
         self.quiet.sweep(at, self.changes)
         self.presence.forget_edges(at - FORGET_EDGES_MS)
+        self.lifecycle.forget(at - REMEMBERED_MS)
 
     # --- the span ----------------------------------------------------------------------------------------------------------------------
 
@@ -175,7 +184,7 @@ class OwnedPartition:
         self.committed = self.position
         self.claimed = True
         self.outputs = []
-        self.changes = self.presence.journal = {}
+        self.changes = self.presence.journal = self.lifecycle.journal = {}
         self.size = 0
 
 

@@ -70,6 +70,8 @@ class LifecycleState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=
 
     number: int
     open: bool = True
+    at: int = 0
+    """Broker time of the event, milliseconds: a channel that has been closed for long starts counting anew."""
 
 
 State = Checkpoint | MemberState | HolderState | EdgeState | LastState | LifecycleState

@@ -131,6 +131,8 @@ class Attachment:
         if after is None:
             return False
         self.state = after
+        if after is State.DETACHED:
+            self.connection.desk.occupancies.settle(self)
         return True
 
     def allow(self, asked: int) -> bool:
@@ -184,3 +186,4 @@ class Attachment:
     def _tell(self, serial: str | None, flags: int, error: ErrorInfo | None) -> None:
         connection = self.connection
         connection.say(Action.ATTACHED, channel=self.text, channelSerial=serial, flags=int(flags), params=self.params or None, error=error)
+        connection.desk.occupancies.settle(self)

@@ -13,7 +13,7 @@ import enum
 from collections import deque
 from typing import Any, NamedTuple
 
-from edge.ably.channel_params import attach_params, modes_asked, publish_params, rewind_asked
+from edge.ably.channel_params import METRICS_PARAM, attach_params, modes_asked, publish_params, rewind_asked
 from edge.ably.codec import JSON, MSGPACK, Malformed, ProtocolMessage, Wire, decode
 from edge.ably.connect import Credential, credential_of, is_dead, is_msgpack, parse_connect, parse_query
 from edge.ably.protocol import PRESENCE, PUBLISH, Action, Flag, modes_of
@@ -445,6 +445,8 @@ class Connection(Timed):
         if not allowed:
             raise _denied()
         params = attach_params(message.params, name.params)
+        if not session.capability.permits(Operation.CHANNEL_METADATA, name.name):
+            params.pop(METRICS_PARAM, None)
         asked = modes_asked(params, message.flags)
         if not asked & allowed:
             raise _denied()

@@ -11,6 +11,7 @@ from edge.admission import Admissions
 from edge.hub import Hub
 from edge.limits import Addresses
 from edge.links import Links
+from edge.occupancy import Occupancies
 from edge.turn import Turn
 from relay.model.limits import EdgeLimits
 
@@ -33,7 +34,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 class Desk:
     __slots__ = (
-        *("addresses", "admissions", "connections", "hub", "links", "policy", "random", "renewals"),
+        *("addresses", "admissions", "connections", "hub", "links", "occupancies", "policy", "random", "renewals"),
         *("server_id", "sessions", "stopping", "to_flush", "turn"),
     )
 
@@ -47,6 +48,7 @@ class Desk:
         self.sessions: dict[str, Connection] = {}
         """By connection id."""
         self.hub = Hub(self.turn, self.links, self.sessions)
+        self.occupancies = self.hub.occupancies = Occupancies(self.turn, self.links, self.hub, self.new_id)
         self.addresses = Addresses(limits)
         self.connections: dict[int, Connection] = {}
         self.renewals: dict[int, tuple[int, Connection]] = {}

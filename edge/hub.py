@@ -22,6 +22,7 @@ from edge.barriers import Barriers
 from edge.effects import Broadcast
 from edge.groups import Group, Groups
 from edge.links import Links, Session
+from edge.occupancy import Occupancies
 from edge.presence import Presence
 from edge.turn import Timed, Turn
 from relay.link import calls
@@ -169,12 +170,12 @@ class Channel(Timed):
             self._admit(attachment)
 
     def reached(self, frame: Reached) -> None:
-        for attachment in self.barriers.reached(frame.req):
+        for attachment, offset, records in self.barriers.reached(frame.req):
             if attachment in self.waiting and not attachment.attached:
-                self._admit(attachment)
+                self._admit(attachment, offset, records)
 
-    def _admit(self, attachment: Attachment) -> None:
-        """The channel is open: attach at its head, or replay first."""
+    def _admit(self, attachment: Attachment, head: int | None = None, since: Sequence[Record] = ()) -> None:
+        """The channel is open: attach at its head (`head`, with the records that came `since`), or replay first."""
         if self.presence.turns_away(attachment):
             self.detach(attachment)
             return
@@ -183,7 +184,11 @@ class Channel(Timed):
             self._rewind(attachment, attachment.backlog)
             return
         if after is None:
-            attachment.opened(self.serial, resumed=False, backlog=False, error=None)
+            at = Serial(self.stream, self.partition, self.last if head is None else head).text
+            attachment.opened(at, resumed=False, backlog=False, error=None)
+            for written in self._frames_for(attachment, [(record, 0) for record in since], ephemeral=True):
+                self.hub.turn.write(attachment.client, written)
+                self.hub.turn.stats.deliveries += 1
             self._join(attachment)
             return
         position = Serial.parse(after)
@@ -322,6 +327,7 @@ class Channel(Timed):
             self.settled = frozenset()
             after = Serial(self.stream, self.partition, max(self.last, self.covered)).text
         turn.send(link, Open(self.ref, self.app, self.name, self.witness.session.id, after))
+        self.hub.occupancies.opening(self)
 
     def shut(self) -> None:
         self._forget_refs(shut=True)
@@ -417,17 +423,19 @@ class Channel(Timed):
             for attachment in self.readers:
                 attachment.discontinued(position, error, anyone=anyone)
         self.presence.opened(frame.members, anew=self.last == UNKNOWN or error is not None)
+        if self.last == UNKNOWN:
+            self.last = head.offset
+        settled, self.settled = self.settled, frozenset()
+        for attachment in list(self.waiting):
+            if attachment in settled and not attachment.attached:
+                self._admit(attachment)
         self.deliver(held)
         self.last = max(self.last, head.offset)
-        waiting = list(self.waiting)
-        for attachment in waiting:
+        for attachment in list(self.waiting):
             if attachment.attached:
                 self._join_quietly(attachment)
-            elif attachment in self.settled:
-                self._admit(attachment)
-            else:
+            elif attachment not in settled:
                 self._admit_settled(attachment)
-        self.settled = frozenset()
         if not (self.readers or self.waiting or self.joining):
             turn = self.hub.turn
             self.shut_at = turn.now + turn.limits.channel_linger_s
@@ -536,6 +544,8 @@ class Channel(Timed):
             if self.joining:
                 self._flush(runs)
                 self._promote(offset)
+            if self.barriers.ref:
+                self.barriers.saw(record)
             for replay in list(self.catching.values()):
                 if not replay.hold(record, turn.limits.held_records, turn.limits.held_bytes):
                     self._give_up(replay)
@@ -648,12 +658,12 @@ class Channel(Timed):
             turn.stats.deliveries += 1
         self._join_after(attachment, max([head.offset, *replay.records]))
 
-    def _frames_for(self, attachment: Attachment, records: Iterable[tuple[Record, int]]) -> list[bytes]:
+    def _frames_for(self, attachment: Attachment, records: Iterable[tuple[Record, int]], *, ephemeral: bool = False) -> list[bytes]:
         """What one client is sent for records that it was not yet subscribed for, each without the messages before an index."""
         frames = []
         for record, first in records if attachment.receives else ():
             body = self.decoded(record) if record.kind == Kind.MESSAGE else None
-            if body is not None and not body.ephemeral and (attachment.echo or body.connection_id != attachment.session.id):
+            if body is not None and (ephemeral or not body.ephemeral) and (attachment.echo or body.connection_id != attachment.session.id):
                 serial = Serial(self.stream, self.partition, record.offset).text
                 frames.append(attachment.wire.delivery(body, attachment.text, serial, first))
         return frames
@@ -722,7 +732,10 @@ class Channel(Timed):
 class Hub:
     """All channels with readers, or with appends that are unanswered."""
 
-    __slots__ = ("appends", "channels", "links", "presence_bytes", "refs", "sessions", "turn", "unanswered_bytes", "unrouted")
+    __slots__ = (
+        *("appends", "channels", "links", "occupancies", "presence_bytes", "refs", "sessions", "turn"),
+        *("unanswered_bytes", "unrouted"),
+    )
 
     def __init__(self, turn: Turn, links: Links, sessions: dict[str, Connection]) -> None:
         self.turn = turn
@@ -736,6 +749,7 @@ class Hub:
         self.appends: dict[int, PendingAppend] = {}
         self.unrouted: dict[Channel, None] = {}
         self.unanswered_bytes = 0
+        self.occupancies: Occupancies
 
     def channel(self, app: str, name: str) -> Channel:
         key = log_key(app, name)

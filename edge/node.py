@@ -33,6 +33,7 @@ from relay.link.frames import (
     Appended,
     Drain,
     Lost,
+    Occupancy,
     Opened,
     Page,
     Positions,
@@ -101,6 +102,7 @@ class EdgeNode:
                 up = desk.links.up(link, welcome)
                 turn.note("link up", core=up.core, skew_ms=welcome.now - now_ms)
                 desk.hub.link_up()
+                desk.occupancies.link_up()
                 desk.admissions.pump()
             case LinkLost(link, why):
                 self._link_lost(link, why)
@@ -174,6 +176,10 @@ class EdgeNode:
                     channel.reached(frame)
             case Positions():
                 hub.positions(link, frame)
+            case Occupancy(ref):
+                channel = hub.refs.get(ref)
+                if channel is not None and channel.link == link:
+                    desk.occupancies.told(channel, frame)
             case Revoke(session, error):
                 connection = desk.sessions.get(session)
                 if connection is not None:
@@ -220,6 +226,7 @@ class EdgeNode:
             return
         desk.turn.note("link lost", core=up.core, why=why)
         desk.hub.link_lost(link)
+        desk.occupancies.link_lost(link)
         desk.admissions.lost(link)
         for req in [req for req, (on, _) in desk.renewals.items() if on == link]:
             _, connection = desk.renewals.pop(req)

@@ -23,6 +23,7 @@ from edge.effects import RestAnswer
 from edge.events import RestAsked
 from edge.hub import PendingAppend
 from edge.links import Session
+from edge.occupancy import details
 from edge.turn import Timed
 from relay.link import calls
 from relay.link.frames import Admit, Admitted, Fetch, Page
@@ -285,6 +286,8 @@ class Rest:
                 call.with_session(self._publish)
             case "GET" | "HEAD", ["channels", _, "messages" | "history"] | ["channels", _, "messages", _]:
                 call.with_session(self._read)
+            case "GET" | "HEAD", ["channels", _]:
+                call.with_session(self._status)
             case "GET" | "HEAD", ["channels", _, "presence"] | ["channels", _, "presence", "history"]:
                 call.with_session(self._read)
             case "POST", ["keys", _, "requestToken"]:
@@ -369,6 +372,18 @@ class Rest:
             call.read = calls.MEMBERS, presence_set.asked(call.params, name.name, limits)
         else:
             call.read = history.asked(call.segments, call.params, name.name, limits)
+        self._send_read(call)
+
+    def _status(self, call: RestCall) -> None:
+        """Raises RelayError."""
+        session = call.session
+        assert session is not None, "admitted"
+        name = parse_channel(call.segments[1])
+        if name.qualifier is not None:
+            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no status")
+        if not session.capability.permits(Operation.CHANNEL_METADATA, name.name):
+            raise RelayError(40160, "operation not permitted with provided capability")
+        call.read = calls.STATUS, calls.Status(channel=name.name)
         self._send_read(call)
 
     def _send_read(self, call: RestCall) -> None:
@@ -472,8 +487,11 @@ class Rest:
             return
         call.waits_for = None
         if call.read is not None:
+            links: tuple[tuple[str, str], ...] = ()
             try:
-                if isinstance(call.read[1], calls.Members):
+                if isinstance(call.read[1], calls.Status):
+                    value = details(call.read[1].channel, calls.decode_counts(frame.body))
+                elif isinstance(call.read[1], calls.Members):
                     after, further = presence_set.taken(call.read[1], call.members, frame)
                     if further is not None:
                         call.read = calls.MEMBERS, further

@@ -224,6 +224,77 @@ def token(
         fail(error)
 
 
+Cores = Annotated[list[str] | None, typer.Option("--core", help="Admin address of a core, `http://HOST:PORT`. Repeatable.")]
+CoreConfigs = Annotated[list[Path] | None, typer.Option("--config", "-c", help="A `core.toml` that says it. Repeatable.")]
+StateDirectory = Annotated[Path | None, typer.Option("--state", help="The state directory of a `tidegate dev`.")]
+
+
+@app.command()
+def status(
+    core: Cores = None,
+    config: CoreConfigs = None,
+    state: StateDirectory = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Show cores, edges, who owns which partition, and how far behind the log they are.
+
+    Without options it asks the `tidegate dev` that runs here. Exit code 1 if a core does not answer or is not ready.
+
+    Example: `tidegate status --core http://10.0.0.4:9101 --core http://10.0.0.5:9101`
+    """
+    from rich.console import Console
+
+    from tidegate.operators import ask_status, show_status
+
+    found = ask_status(_cores(core, config, state))
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        show_status(found, Console(width=None if sys.stdout.isatty() else 160))
+    raise typer.Exit(0 if all(each.get("ready") for each in found["cores"]) else 1)
+
+
+@app.command()
+def tail(
+    channel: Annotated[str, typer.Argument(help="The channel's name.")],
+    of_app: Annotated[str, typer.Option("--app", help="The id of its app.")] = "dev",
+    core: Cores = None,
+    config: CoreConfigs = None,
+    state: StateDirectory = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Print what happens on a channel as it happens: messages, presence, lifecycle, occupancy. Payloads included; Ctrl-C ends it.
+
+    Example: `tidegate tail chat:lobby --app shop --core http://10.0.0.4:9101`
+    """
+    from tidegate.operators import Unfound, as_text, follow
+
+    chosen = _cores(core, config, state)[0]
+    try:
+        for event in follow(chosen, of_app, channel):
+            typer.echo(json.dumps(event) if as_json else as_text(event))
+            sys.stdout.flush()
+    except Unfound as error:
+        fail(error)
+    except BrokenPipeError:
+        raise typer.Exit(0) from None
+    except OSError as error:
+        fail(f"{chosen} is lost: {error}")
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+    fail(f"{chosen} has stopped")
+
+
+def _cores(core: list[str] | None, config: list[Path] | None, state: Path | None) -> list[str]:
+    from relay.runtime.settings import SettingsError
+    from tidegate.operators import Unfound, find_cores
+
+    try:
+        return find_cores(core or [], config or [], state)
+    except (Unfound, SettingsError) as error:
+        fail(error)
+
+
 @config_app.command("check")
 def config_check(config: ConfigFile) -> None:
     """Read a configuration file as the process would, and say what is wrong with it.

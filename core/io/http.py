@@ -1,4 +1,4 @@
-"""The two plain HTTP listeners of a core: admin (status; the Control API will join it) and metrics. Neither is ever routed to edges.
+"""The two plain HTTP listeners of a core: admin (status, tail; the Control API will join it) and metrics. Neither is ever routed to edges.
 
 `/healthz` says that the process runs, and nothing more, so that a broker's outage does not make an orchestrator kill cores; `/readyz` says
 whether the core serves. Both are on both listeners.
@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
+from relay.link.calls import MemberPage
+from relay.model.errors import RelayError
 from relay.runtime.metrics import PREFIX, Metrics
 
 
@@ -41,6 +43,9 @@ _GAUGES = {
     "channels": "Open channels, one for each link that has one open",
     "replays": "Channels that are catching up",
     "reads": "Reads of the past that are unanswered",
+    "occupancyEntries": "Channels with attachments, counted once for each edge that has some",
+    "occupancyWatched": "Channels whose occupancy is wanted here",
+    "lifecycleChannels": "Channels that are open, or were lately",
     "appends": "Publishes between Kafka and their answer",
     "appendBytes": "The same, in bytes",
     "admits": "Admits and calls that wait for their turn",
@@ -63,6 +68,28 @@ def admin_app(ready: Callable[[], bool], status: Callable[[], dict[str, Any]], r
         return Response(msgspec.json.encode(status()), media_type="application/json")
 
     return Starlette(routes=[Route("/v1/status", show), *_probes(ready), *routes])
+
+
+def members_route(present: Callable[[str, str, int, int], MemberPage]) -> Route:
+    """`GET /v1/members?app=…&channel=…`: who is present, as this core by itself has it; `after` and `limit` for the next page. Never their
+    data. 404 where the core has no such channel."""
+
+    async def show(request: Request) -> Response:
+        query = request.query_params
+        try:
+            page = present(query["app"], query["channel"], int(query.get("after", "0")), int(query.get("limit", "1000")))
+        except (KeyError, ValueError):
+            return PlainTextResponse("app and channel are needed, after and limit are numbers\n", 400)
+        except RelayError as error:
+            return PlainTextResponse(f"{error.info.message}\n", 404)
+        members = [
+            {"connectionId": member.connection_id, "clientId": member.client_id, "timestamp": member.timestamp} for member in page.members
+        ]
+        return Response(
+            msgspec.json.encode({"serial": page.serial, "members": members, "after": page.after}), media_type="application/json"
+        )
+
+    return Route("/v1/members", show)
 
 
 def metrics_app(metrics: Metrics, ready: Callable[[], bool]) -> Starlette:

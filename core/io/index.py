@@ -25,10 +25,11 @@ from core.index import Slice
 from core.log import LogRecord
 
 BUCKET_MS = 60_000
-KEY = struct.Struct(">BHQQ")
+KEY = struct.Struct(">BHqQ")
 """Stream (in order of appearance), partition, hash of the channel, offset: a channel's records lie side by side, in order."""
-HASH_MASK = 0xFFFF_FFFF_FFFF_FFFF
-LAST_OFFSET = HASH_MASK
+channel_hash = hash
+"""64 bits of a channel's key, the same for as long as the process lives, which is as long as its index does."""
+LAST_OFFSET = 0xFFFF_FFFF_FFFF_FFFF
 RECORD_OVERHEAD = 64
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -133,24 +134,40 @@ class RocksIndex:
     def put(self, records: Sequence[LogRecord]) -> None:
         if not records:
             return
-        self._now_ms = max(self._now_ms, *(record.timestamp for record in records))
-        horizon = (self._now_ms - self._retention_ms) // BUCKET_MS
-        batches: dict[int, _Pending] = {}
+        newest = self._now_ms
         for record in records:
-            place = self._places.get((record.stream, record.partition)) or self._place(record.stream, record.partition)
-            if place.started is None:
-                place.started = record.offset
-            place.minute = minute = max(record.timestamp // BUCKET_MS, place.minute)
-            if minute < horizon:  # read in the look-back of a partition that lags behind the others
-                place.lost(record.offset + 1)
-                continue
-            pending = batches.get(minute)
-            if pending is None:
-                pending = batches[minute] = _Pending()
-            value = _encode((record.timestamp, record.kind, record.id, record.key, record.value))
-            pending.batch.put(KEY.pack(place.stream, place.partition, hash(record.key) & HASH_MASK, record.offset), value)
-            pending.last[place] = record.offset
-            pending.size += len(value) + RECORD_OVERHEAD
+            newest = record.timestamp if record.timestamp > newest else newest
+        self._now_ms = newest
+        horizon = (newest - self._retention_ms) // BUCKET_MS
+        batches: dict[int, _Pending] = {}
+        pending: _Pending | None = None
+        place: _Place | None = None
+        at_minute = at_partition = -1
+        at_stream = ""
+        pack, known_places = KEY.pack, self._places
+        for stream, partition, offset, timestamp, channel, value, kind, publish_id in records:
+            if place is None or partition != at_partition or stream != at_stream:  # they come in runs
+                place = known_places.get((stream, partition)) or self._place(stream, partition)
+                at_stream, at_partition, at_minute = stream, partition, -1
+                if place.started is None:
+                    place.started = offset
+            minute = timestamp // BUCKET_MS
+            if minute > place.minute:
+                place.minute = minute
+            else:
+                minute = place.minute
+            if minute != at_minute or pending is None:
+                if minute < horizon:  # read in the look-back of a partition that lags behind the others
+                    place.lost(offset + 1)
+                    continue
+                at_minute = minute
+                pending = batches.get(minute)
+                if pending is None:
+                    pending = batches[minute] = _Pending()
+            entry = _encode((timestamp, kind, publish_id, channel, value))
+            pending.put(pack(place.stream, partition, channel_hash(channel), offset), entry)
+            pending.last[place] = offset
+            pending.size += len(entry) + RECORD_OVERHEAD
         for minute, pending in batches.items():
             self._commit(minute, pending)
         self.expire(self._now_ms)
@@ -206,9 +223,9 @@ class RocksIndex:
         if covers is None or offset + 1 < covers:
             return None
         place = self._places[stream, partition]
-        first = KEY.pack(place.stream, place.partition, hash(key) & HASH_MASK, offset + 1)
+        first = KEY.pack(place.stream, place.partition, channel_hash(key), offset + 1)
         # Exclusive, so the record at the highest offset that there could ever be is out of reach
-        end = KEY.pack(place.stream, place.partition, hash(key) & HASH_MASK, LAST_OFFSET)
+        end = KEY.pack(place.stream, place.partition, channel_hash(key), LAST_OFFSET)
         found: list[LogRecord] = []
         size = 0
         for minute in sorted(self._buckets):
@@ -240,8 +257,8 @@ class RocksIndex:
         if covers is None or offset <= covers:
             return Slice(found, more=False)
         place = self._places[stream, partition]
-        first = KEY.pack(place.stream, place.partition, hash(key) & HASH_MASK, covers)
-        last = KEY.pack(place.stream, place.partition, hash(key) & HASH_MASK, offset - 1)
+        first = KEY.pack(place.stream, place.partition, channel_hash(key), covers)
+        last = KEY.pack(place.stream, place.partition, channel_hash(key), offset - 1)
         size = 0
         for minute in sorted(self._buckets, reverse=True):
             bucket = self._buckets[minute]
@@ -270,8 +287,8 @@ class RocksIndex:
         place = self._places.get((stream, partition))
         if place is None:
             return None
-        first = KEY.pack(place.stream, place.partition, hash(key) & HASH_MASK, 0)
-        last = KEY.pack(place.stream, place.partition, hash(key) & HASH_MASK, LAST_OFFSET)
+        first = KEY.pack(place.stream, place.partition, channel_hash(key), 0)
+        last = KEY.pack(place.stream, place.partition, channel_hash(key), LAST_OFFSET)
         for minute in sorted(self._buckets, reverse=True):
             if place not in self._buckets[minute].last:
                 continue
@@ -324,10 +341,11 @@ class RocksIndex:
 class _Pending:
     """What one `put` adds to one bucket."""
 
-    __slots__ = ("batch", "last", "size")
+    __slots__ = ("batch", "last", "put", "size")
 
     def __init__(self) -> None:
         self.batch = WriteBatch(raw_mode=True)
+        self.put = self.batch.put
         self.last: dict[_Place, int] = {}
         self.size = 0
 

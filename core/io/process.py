@@ -21,12 +21,25 @@ from typing import Any, TypeVar
 import structlog
 
 from core.config import CoreConfig
-from core.effects import AskConfigEnd, AskEnd, AskSessionsEnd, Effect, LinkClose, LinkSend, Produce, WriteConfig, WriteSession
+from core.effects import (
+    AskConfigEnd,
+    AskEnd,
+    AskSessionsEnd,
+    Effect,
+    LinkClose,
+    LinkSend,
+    Produce,
+    ShowOccupancy,
+    ShowRecord,
+    WriteConfig,
+    WriteSession,
+)
 from core.events import EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Tick
 from core.index import Index, MemoryIndex
 from core.io.congestion import Congestion
-from core.io.http import admin_app, metrics_app, watch, watch_kafka
+from core.io.http import admin_app, members_route, metrics_app, watch, watch_kafka
 from core.io.index import RocksIndex
+from core.io.tail import Tails
 from core.kafka import (
     ConfigLog,
     EndOffsets,
@@ -47,9 +60,11 @@ from core.node import CoreNode
 from core.ownership import PartitionState
 from core.registry import Registry, Streams
 from core.rules import Rule
+from relay.link.calls import MemberPage
 from relay.link.frames import Frame, Hello, Lane, Stream
 from relay.link.io.accept import LinkServer
 from relay.link.session import Ended
+from relay.model.errors import RelayError
 from relay.runtime import tls
 from relay.runtime.driver import Driver
 from relay.runtime.listener import Listener, Refusal
@@ -100,10 +115,14 @@ class CoreProcess:
         self._sessions: SessionsLog
         self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
+        self._tails: Tails
+        self._log_ends: dict[int, int] = {}
+        """Where the partitions of the log ended when Kafka was last asked."""
 
     async def start(self) -> None:
         config = self._config
         context = tls.link_server_context(config.link.certificate, config.link.private_key, config.link.ca)
+        self._tails = Tails(config.node, config.limits)
         await self._serve_http()
         topics = await self._reach_kafka()
         if topics is None:
@@ -126,6 +145,7 @@ class CoreProcess:
             sandbox=config.sandbox,
         )
         self._driver = Driver(self._node, self._perform, Tick(), self._failed)
+        self._tails.post = self._driver.post
         self._scope.on_stop("node", self._close_node)
         watch(self._metrics, self._node)
         try:
@@ -150,7 +170,19 @@ class CoreProcess:
         )
 
     def status(self) -> dict[str, Any]:
-        return self._node.status() | {"ready": self.ready} if self._node else {"node": self._config.node, "ready": False}
+        if self._node is None:
+            return {"node": self._config.node, "ready": False}
+        status = self._node.status()
+        for each in status["partitions"]:
+            end = self._log_ends.get(each["partition"])
+            each |= {"end": end, "lag": None if end is None else max(0, end - each["position"])}
+        return status | {"ready": self.ready, "tails": len(self._tails)}
+
+    def _present(self, app: str, channel: str, after: int, limit: int) -> MemberPage:
+        """Raises: RelayError."""
+        if self._node is None or not self._node.ready:
+            raise RelayError(50320, "The core is not ready; try another")
+        return self._node.present(app, channel, after, limit)
 
     async def _close_node(self) -> None:
         self._driver.close()
@@ -161,11 +193,12 @@ class CoreProcess:
     async def _serve_http(self) -> None:
         """Admin and metrics: plain HTTP on inside addresses, each a listener of its own."""
         for name, listen, app in (
-            ("admin", self._config.admin, admin_app(lambda: self.ready, self.status)),
+            ("admin", self._config.admin, admin_app(lambda: self.ready, self.status, [self._tails.route(), members_route(self._present)])),
             ("metrics", self._config.metrics, metrics_app(self._metrics, lambda: self.ready)),
         ):
             listener = await Listener(context=None, app=app, make_listener=_no_websocket).start(listen.host, listen.port)
             self._scope.on_stop(name, listener.close)
+        self._scope.on_stop("tails", self._tails.close)
 
     async def _reach_kafka(self) -> Topics | None:
         """Tries for ever while Kafka cannot be reached; None after a setting that must be put right first, which ends the process."""
@@ -202,7 +235,7 @@ class CoreProcess:
         ):
             part.start()
             self._scope.on_stop(name, part.close)
-        self._scope.spawn("kafka probe", self._probe())
+        self._scope.spawn("kafka probe", self._probe(topics.log.partitions))
         # Before the log, of which it is the sum so far.
         found = await self._read_state(topics)
         self._deliver([*told(found)])
@@ -253,10 +286,11 @@ class CoreProcess:
             except Unreachable as error:
                 await self._wait_for_kafka(error)
 
-    async def _probe(self) -> None:
-        """Ask Kafka something now and then, so that readiness knows of an outage while nobody publishes."""
+    async def _probe(self, partitions: int) -> None:
+        """Ask Kafka now and then where the log ends: so readiness knows of an outage while nobody publishes, and operators see the lag."""
         while True:
-            self._ends.ask(PROBE, 0)
+            for partition in range(partitions):
+                self._ends.ask(PROBE, partition)
             await asyncio.sleep(PROBE_S)
 
     def _kafka_answers(self) -> bool:
@@ -301,6 +335,8 @@ class CoreProcess:
                 self._scope.ask_stop(FAILED)
                 return
             if isinstance(event, EndOffset) and event.ask == PROBE:
+                if event.offset is not None:
+                    self._log_ends[event.partition] = event.offset
                 continue
             self._driver.post(event)
 
@@ -334,6 +370,10 @@ class CoreProcess:
                 self._sessions.write(ticket, key, value)
             case LinkClose(link, why):
                 self._links.close_link(link, why)
+            case ShowRecord(record):
+                self._tails.record(record)
+            case ShowOccupancy(key, counts):
+                self._tails.occupancy(key, counts)
 
 
 async def _unawaited_at_the_end(work: Callable[[], T]) -> T:

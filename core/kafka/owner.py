@@ -188,7 +188,7 @@ class _Run:
         self._fold = Fold(self._limits.fold_ids, os.urandom(16))
         self._owned: dict[int, OwnedPartition] = {}
         self._held: list[Any] = []
-        """Messages that came while only the group was to be heard."""
+        """Messages that came while only the group was to be heard: the next ones to be taken."""
         self._open_records = 0
         self._open_size = 0
         """What the spans have come to since the last transaction, roughly."""
@@ -354,24 +354,24 @@ class _Run:
         wait = IDLE_POLL_S
         if any(partition.writes for partition in self._owned.values()):
             wait = max(0.0, min(wait, self._committed_at + COMMIT_S - time.monotonic()))
-        self._take_held()
+        self._take_in_order([])
         first = self._consumer.poll(wait)
         owned = dict(self._owned)
         self._commit([partition for partition in self._owned.values() if partition.claims])
+        self._take_in_order([] if first is None else [first], owned)  # before `consume`, in which a rebalance may happen
         if first is not None:
-            self._take([first], owned)  # before `consume`, in which a rebalance may happen
-            self._take_held()  # any commit may have listened to the group, and what it heard comes before what is read now
-            self._take(self._consumer.consume(BATCH - 1, 0))
+            self._take_in_order(self._consumer.consume(BATCH - 1, 0))
         self._transactions.poll()
         self._looks.poll(0)
 
-    def _take_held(self) -> None:
+    def _take_in_order(self, messages: list[Any], owned: dict[int, OwnedPartition] | None = None) -> None:
+        """These, and then what has come meanwhile, before anything else is read. `owned`: when they were read, unless it was just now."""
+        self._take(messages, owned)
         while self._held:
             held, self._held = self._held, []
             self._take(held)
 
     def _take(self, messages: list[Any], owned: dict[int, OwnedPartition] | None = None) -> None:
-        """`owned`: when they were read, unless it was just now."""
         owner, see, stream = self._owner, self._fold.see, self._stream.stream
         if owned is None:
             owned = dict(self._owned)  # a partition that comes back while these are taken begins with what is read then

@@ -13,6 +13,8 @@ UNKNOWN = -1
 NUMERALS = [str(kind).encode() for kind in range(256)]
 KINDS = {numeral: kind for kind, numeral in enumerate(NUMERALS)}
 
+_new_tuple = tuple.__new__  # without the function that a NamedTuple puts before it: every record of the log comes through here
+
 
 def headers(kind: int, publish_id: str) -> list[tuple[str, str | bytes | None]]:
     """The headers of a new record."""
@@ -21,21 +23,29 @@ def headers(kind: int, publish_id: str) -> list[tuple[str, str | bytes | None]]:
 
 def log_record(message: Any, stream: str) -> LogRecord:
     """What a message of confluent_kafka says as a record of the log. Foreign records keep their place and get the kind `UNKNOWN`."""
-    kind, publish_id, version = UNKNOWN, "", b""
-    for name, value in message.headers() or ():
-        if name == "kind":
-            kind = KINDS.get(value, UNKNOWN)
-        elif name == "id":
-            publish_id = value.decode(errors="replace") if value else ""
-        elif name == "version":
-            version = value
-    return LogRecord(
-        stream,
-        message.partition(),
-        message.offset(),
-        message.timestamp()[1],
-        message.key() or b"",
-        message.value() or b"",
-        kind if version == FORMAT_VERSION else UNKNOWN,
-        publish_id,
+    found = message.headers()
+    kind, publish_id = read_headers(found) if found else (UNKNOWN, "")
+    return _new_tuple(
+        LogRecord,
+        (
+            stream,
+            message.partition(),
+            message.offset(),
+            message.timestamp()[1],
+            message.key() or b"",
+            message.value() or b"",
+            kind,
+            publish_id,
+        ),
     )
+
+
+def read_headers(found: list[tuple[str, bytes | None]]) -> tuple[int, str]:
+    """Kind and publish id."""
+    if len(found) == 3:  # as this build writes them, in that order: half the price of looking for each
+        (first, kind), (second, identity), (third, version) = found
+        if first == "kind" and second == "id" and third == "version" and version == FORMAT_VERSION and identity:
+            return KINDS.get(kind or b"", UNKNOWN), identity.decode(errors="replace")
+    values = dict(found)
+    publish_id = (values.get("id") or b"").decode(errors="replace")
+    return (KINDS.get(values.get("kind") or b"", UNKNOWN) if values.get("version") == FORMAT_VERSION else UNKNOWN), publish_id

@@ -128,15 +128,23 @@ class Tail(KafkaThread):
         records: list[LogRecord] = []
         troubles: list[Any] = []
         size = 0
+        topic, partition, offset, stream = "", -1, 0, ""
         for message in messages:
             if message.error() is not None:
                 troubles.append(message)
                 continue
-            topic = message.topic()
-            record = log_record(message, self._streams[topic].stream)
-            self._positions[topic, record.partition] = record.offset + 1
-            size += len(record.value) + len(record.key) + RECORD_OVERHEAD
+            if message.topic() != topic or message.partition() != partition:  # they come in runs
+                if stream:
+                    self._positions[topic, partition] = offset + 1
+                topic, partition = message.topic(), message.partition()
+                stream = self._streams[topic].stream
+            record = log_record(message, stream)
+            offset = record.offset
+            size += len(record.value) + len(record.key)
             records.append(record)
+        if stream:
+            self._positions[topic, partition] = offset + 1
+        size += len(records) * RECORD_OVERHEAD
         self.records += len(records)
         events: list[Event] = [Tailed(records)] if records else []
         for place in list(self._looking):

@@ -170,14 +170,14 @@ class Transactions:
         final = error.fatal()
         if not final:
             try:
-                self._producer.abort_transaction(CALL_S)
+                self._replace_producer()
             except KafkaException:
                 final = True
         return Refused(error, final=final)
 
     def _replace_producer(self) -> None:
         """After an abort. The same producer could go on by its documentation, but after a batch that was too large its next transaction
-        fails with OUT_OF_ORDER_SEQUENCE_NUMBER (librdkafka 2.16, Kafka 4.1)."""
+        fails with OUT_OF_ORDER_SEQUENCE_NUMBER, and after a refusal it sometimes does (librdkafka 2.16, Kafka 4.1)."""
         self.close()
         self._producer = self._new_producer()
         self._producer.init_transactions(CALL_S)

@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 
 from edge.ably.protocol import DEFAULT_MODES, MODE_MASK, MODE_NAMES
 from relay.model.errors import RelayError
+from relay.model.occupancy import METRICS
 
 _VALUES = {"rewind": re.compile(r"([0-9]{1,9})([sm]?)\Z"), "rewindLimit": re.compile(r"[0-9]{1,9}\Z")}
+METRICS_PARAM = "occupancy"
+_OCCUPANCY = frozenset({"metrics", *(f"metrics.{category}" for category in METRICS)})
 _RECOGNISED = frozenset({"modes", "rewind", "rewindLimit", "delta", "occupancy", "echo", "appendMode"})
 
 
 def attach_params(asked: Any, qualifier: Mapping[str, str]) -> dict[str, str]:
     """The recognised params, unchanged, as ATTACHED repeats them; those of the message win over those in the channel's name.
 
-    Unknown names are dropped. Raises 40003 when a recognised one has a value that cannot be meant.
+    Unknown names are dropped, and an `occupancy` that there is not. Raises 40003 when a recognised one has a value that cannot be meant.
     """
     params = {name: value for name, value in qualifier.items() if name in _RECOGNISED}
     if asked is not None:
@@ -28,6 +31,8 @@ def attach_params(asked: Any, qualifier: Mapping[str, str]) -> dict[str, str]:
     for name, value in _VALUES.items():
         if name in params and not value.match(params[name]):
             raise RelayError(40003, f"invalid value of channel param {name}")
+    if params.get(METRICS_PARAM) not in _OCCUPANCY:
+        params.pop(METRICS_PARAM, None)
     return params
 
 

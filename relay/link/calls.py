@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from relay.model.occupancy import METRICS
+
 REQUEST_TOKEN = "requestToken"  # noqa: S105 - the name of a route
 """`POST /keys/{keyName}/requestToken`. Page: 201 and a TokenDetails."""
 CREATE_APP = "sandbox.create_app"
@@ -175,6 +177,7 @@ class UnknownCall(Exception):  # noqa: N818 - a refusal, not a fault of ours
 _encoder = msgspec.json.Encoder()
 _past_encoder = msgspec.msgpack.Encoder()
 _past_decoder = msgspec.msgpack.Decoder(Past)
+_counts_decoder = msgspec.json.Decoder(list[int])
 _members_decoder = msgspec.msgpack.Decoder(MemberPage)
 
 
@@ -208,6 +211,15 @@ def decode_members(body: bytes) -> MemberPage | None:
         return _members_decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def decode_counts(body: bytes) -> list[int]:
+    """The answer to `Status`; zeros for what no core of ours has written."""
+    try:
+        counts = _counts_decoder.decode(body)
+    except msgspec.MsgspecError:
+        counts = []
+    return [*counts, *(0,) * len(METRICS)][: len(METRICS)]
 
 
 def decode_past(body: bytes) -> Past | None:

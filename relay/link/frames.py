@@ -167,19 +167,27 @@ class Counts(Frame, tag=20):
 
     Sent on a change, at most once a second for each channel, and for every channel with attachments on a new link. `number` grows with
     each frame of the edge process, so that the last word is known whichever core it reached; all zero: no attachment is left.
+
+    `session` is one that is attached, presented on this link: without its rights nothing is believed of a channel that this edge process
+    has not reported before.
     """
 
     number: int
     app: str
     channel: str
     counts: list[int]
+    session: str = ""
 
 
 class Watch(Frame, tag=21):
-    """Whether the occupancy of an open channel is wanted: `Occupancy` follows at once, then on every change. Ends with `Shut`."""
+    """Whether the occupancy of an open channel is wanted: `Occupancy` follows at once, then on every change. Ends with `Shut`.
+
+    `session` is one whose grant, presented on this link, permits it to know (`channel-metadata`). There is no answer to a refusal.
+    """
 
     ref: int
     on: bool
+    session: str = ""
 
 
 class Barrier(Frame, tag=22):
@@ -243,6 +251,9 @@ class Refused(Frame, tag=32):
 class Opened(Frame, tag=33):
     """The channel is open; everything up to `serial` has been sent (nothing, without `after`), everything after it follows as `Record`.
 
+    Without `after`, `serial` is where the log was read when `Open` came, and the answer waits until all is sent that was acknowledged
+    before by any core: records after `serial` may precede it.
+
     `error` tells that continuity from `after` was lost (90003, 90004, 90005).
     """
 
@@ -250,7 +261,7 @@ class Opened(Frame, tag=33):
     serial: str
     error: ErrorInfo | None = None
     members: int = 0
-    """How many members the channel has at `serial`. If any, the edge asks for them (`relay.link.calls.MEMBERS`)."""
+    """How many members the channel has now. If any, the edge asks for them (`relay.link.calls.MEMBERS`)."""
 
 
 class Record(Frame, tag=34):

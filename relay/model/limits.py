@@ -101,6 +101,13 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     departures: int = 10_000
     """Ended connections remembered, so that another core can be told if the one that was told dies. Above it: the oldest is forgotten, and
     its connection counts as dropped only once the edge itself has ended."""
+    counts_interval_s: float = 1.0
+    """Shortest time between two reports of how many are attached to one channel, in seconds. Within it: the last state waits."""
+    counts_per_s: int = 1_000
+    """Such reports of all channels, a second. Above it: they wait their turn, the newest of each channel only."""
+    emptied_channels: int = 10_000
+    """Channels whose last attachment has just gone, remembered for ten seconds so that another core can be told if the one that was told
+    dies. Above it: the oldest is forgotten, and may count until this process ends."""
     auth_notice_s: float = 30.0
     """How long before its token expires a client is asked (AUTH) for another, if the token lives longer than that."""
     grant_renewal_s: float = 60.0
@@ -288,6 +295,26 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     refused with 50003, and the client tries again."""
     members_page: int = 500
     """Members in one page of a presence set between core and edge. Above it: cut, and asked for again from there."""
+    occupancy_entries: int = 1_000_000
+    """Channels with attachments, counted once for each edge that has some, that a core remembers, about 400 bytes each. Above it: a further
+    one is left out of the counts shown."""
+    link_counts: int = 200_000
+    """Of these, those that one edge process may report. Above it: what it reports of further channels is ignored."""
+    link_counts_per_s: int = 1_000
+    """Reports of one edge that a core writes to the sessions topic, a second. Above it: they wait, the newest of each channel only."""
+    occupancy_interval_s: float = 1.0
+    """Shortest time between two states of a channel's occupancy towards one edge, in seconds, unless a category becomes zero or ceases to
+    be. Within it: the last state waits for its end."""
+    channel_close_s: float = 60.0
+    """How long a channel without attachments and publishes stays open, in seconds. Then: `channel.closed`."""
+    lifecycle_channels: int = 500_000
+    """Open channels in the partitions that a core owns. Above it: a further one is in use without `channel.opened`."""
+    lifecycle_closed: int = 50_000
+    """Closed channels of one partition whose number is kept, for ten minutes. Above it: the one closed longest ago starts counting anew."""
+    tail_readers: int = 16
+    """Operators that watch channels through one core (`tidegate tail`). Above it: HTTP 503."""
+    tail_lines: int = 1_000
+    """Events that wait for one of them. Above it: further ones are left out, and a line says how many."""
     sandbox_apps: int = 1_000
     """Apps made through the sandbox and not deleted. Above it: 42910."""
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
+import ssl
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import connect
 
 from tests.support.product import NodeScript, Product, product
 from tidegate.kafka_local import LocalKafka
@@ -41,6 +47,50 @@ def test_each_core_killed_in_turn_during_two_thousand_publishes(pair: Product) -
         assert sorted(states) == sorted((name, state) for name in ("publisher", "subscriber") for state in ("connecting", "connected"))
     finally:
         script.stop()
+
+
+def test_members_outlive_all_cores(pair: Product) -> None:
+    """Both killed at once: what they knew of the present is in the state, as their owners left it."""
+
+    async def run() -> None:
+        trust = ssl.create_default_context(cafile=pair.ca)
+        async with connect(f"{pair.url}/?accessToken={pair.token}&format=json&v=6", ssl=trust) as socket:
+            for sent, answer in (
+                ({"action": 10, "channel": "outlives"}, 11),
+                (
+                    {
+                        **{"action": 14, "channel": "outlives", "msgSerial": 0},
+                        "presence": [{"action": 2, "clientId": name, "data": name * 3} for name in ("ann", "bob")],
+                    },
+                    1,
+                ),
+            ):
+                await socket.send(json.dumps(sent))
+                while json.loads(await asyncio.wait_for(socket.recv(), 20))["action"] != answer:
+                    pass
+            await asyncio.sleep(2)  # a commit of the owner
+            for _ in range(2):
+                old = [pair.kill("core", core) for core in (0, 1)]
+                for core in (0, 1):
+                    await asyncio.to_thread(pair.wait_restarted, "core", core, old[core])
+                assert await asyncio.to_thread(members, pair, "outlives") == {("ann", "annannann"), ("bob", "bobbobbob")}
+
+    asyncio.run(run())
+
+
+def members(relay: Product, channel: str, within_s: float = 40.0) -> set[tuple[str, str]]:
+    request = urllib.request.Request(
+        f"{relay.rest}/channels/{channel}/presence", headers={"Authorization": f"Bearer {relay.token}", "X-Ably-Version": "5"}
+    )
+    end = time.monotonic() + within_s
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=15, context=ssl.create_default_context(cafile=relay.ca)) as answer:
+                return {(member["clientId"], member["data"]) for member in json.load(answer)}
+        except urllib.error.HTTPError as error:
+            if error.code < 500 or time.monotonic() > end:
+                raise
+            time.sleep(0.2)
 
 
 def test_edge_killed_under_clients_that_resume_where_it_is_started_again(kafka_brokers: str) -> None:

@@ -18,6 +18,7 @@ from relay.link.frames import (
     Admit,
     Admitted,
     Append,
+    Counts,
     Credit,
     Depart,
     Fetch,
@@ -31,9 +32,10 @@ from relay.link.frames import (
     Renew,
     Shut,
     ToCore,
+    Watch,
 )
 from relay.model.channel import log_key
-from relay.model.message import Message, RecordBody
+from relay.model.message import Kind, Message, RecordBody
 from relay.model.serials import Serial
 from tests.journeys import world as fake
 from tests.journeys.forged import Forge, Forged, WireForge, forge_of
@@ -247,6 +249,7 @@ def _frames(
     )
     messages = st.just([Message(data="forged")]) | st.lists(odd, min_size=1, max_size=2)
     serial = st.sampled_from([None, *serials, "nonsense"])
+    counts = st.lists(st.integers(-1, 9), min_size=7, max_size=7)
     return st.one_of(
         st.builds(Append, number, session, _channels, ids, st.booleans(), messages, st.booleans(), st.none()),
         st.builds(Present, st.sampled_from([*grants, b"", b"\2xx" + bytes(40)])),
@@ -254,6 +257,8 @@ def _frames(
         st.builds(Depart, session, st.booleans()),
         st.builds(Renew, number, session),
         st.builds(Shut, number),
+        st.builds(Counts, number, st.sampled_from([fake.APP, "bank"]), _channels, counts, session),
+        st.builds(Watch, number, st.booleans(), session),
         st.builds(
             Admit, number, st.sampled_from(tokens), st.just(False), st.booleans(), st.just(True), st.integers(0, 9), st.none(),
             st.none(), st.none(), st.sampled_from(["", *sessions, *honest]),
@@ -264,7 +269,7 @@ def _frames(
 
 def _records_of(world: World, channel: str) -> list[LogRecord]:
     key = log_key(fake.APP, channel)
-    return [record for partition in world.log.partitions for record in partition if record.key == key]
+    return [record for partition in world.log.partitions for record in partition if record.key == key and record.kind == Kind.MESSAGE]
 
 
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
@@ -312,10 +317,14 @@ def test_nothing_that_it_sends_reaches_beyond_its_clients_rights(data: st.DataOb
     assert [reader.gets(MESSAGE)["messages"][0]["data"] for _ in range(sent)] == [f"secret-{n}" for n in range(sent)]
     reader.gets_nothing()
     assert len(_records_of(world, PRIVATE)) == sent
+    counted = {key.split(":", 2)[2] for key, value in world.log.sessions if key.startswith(f"counts:{forged.boot}") and value is not None}
+    assert all(channel.startswith(f"{fake.APP}:own:") for channel in counted), counted
     mine = {frame.session for frame in (*clients, *came) if isinstance(frame, Admitted)}
     written = [record for partition in world.log.partitions for record in partition if record.key != log_key(fake.APP, PRIVATE)]
     for record in written:
         assert record.key.startswith(log_key(fake.APP, "own:"))
+        if record.kind == Kind.LIFECYCLE:
+            continue  # the cores' own word
         body = msgspec.msgpack.decode(record.value, type=RecordBody)
         assert body.connection_id is None or body.connection_id in mine
         if body.connection_id in (client.session for client in clients):

@@ -40,6 +40,7 @@ from core.events import Event as CoreEvent
 from core.events import Tick as CoreTick
 from core.fold import Fold
 from core.index import MemoryIndex
+from core.lifecycle import PartitionLifecycle
 from core.log import LogRecord
 from core.node import CoreNode
 from core.presence import PartitionPresence
@@ -92,11 +93,13 @@ class Log:
 
     def state(self, partition: int, checkpoint: int) -> dict[bytes, bytes]:
         """What the owners of a partition have written of it up to `checkpoint`."""
-        fold, view = Fold(1_000_000, b"state"), PartitionPresence()
-        view.journal = journal = {}
+        fold, view, lifecycle = Fold(1_000_000, b"state"), PartitionPresence(), PartitionLifecycle()
+        view.journal = lifecycle.journal = journal = {}
         for record in self.partitions[partition][:checkpoint]:
             first = fold.see(partition, record.key, record.id, record.timestamp, record.offset) is None
-            if first and record.kind != Kind.MESSAGE:
+            if first and record.kind == Kind.LIFECYCLE:
+                lifecycle.apply(record)
+            elif first and record.kind != Kind.MESSAGE:
                 view.apply(record, 0.0)
         return {key: value for key, value in journal.items() if value is not None}
 
@@ -201,7 +204,7 @@ class World:
         links = links_of([value for name, value in answer.headers if name == "link"])
         return answer.status, json.loads(answer.body) if answer.body else None, links
 
-    def kill_core(self, number: int) -> None:
+    def kill_core(self, number: int, *, run: bool = True) -> None:
         """SIGKILL: what it had not yet written to a wire or to Kafka is gone."""
         core = self.cores[number]
         core.alive = False
@@ -210,9 +213,10 @@ class World:
             del self.wires[wire.number]
             wire.edge.inbox.append(LinkLost(wire.number, "connection reset"))
         self._share()
-        self.run()
+        if run:
+            self.run()
 
-    def kill_edge(self, number: int) -> None:
+    def kill_edge(self, number: int, *, run: bool = True) -> None:
         """SIGKILL, and at once another process in its place, under another boot id. Its clients' sockets are reset."""
         old = self.edges[number]
         for wire in [w for w in self.wires.values() if w.edge is old]:
@@ -225,15 +229,18 @@ class World:
         for core in self.cores:
             if core.alive:
                 self._connect(self.edges[number], core)
-        self.run()
+        if run:
+            self.run()
 
-    def start_core(self, number: int) -> None:
+    def start_core(self, number: int, *, run: bool = True) -> None:
         core = self.cores[number] = Core(self, self.cores[number].name)
         self._share()
-        self.run()
+        if run:
+            self.run()
         for edge in self.edges:
             self._connect(edge, core)
-        self.run()
+        if run:
+            self.run()
 
     def wait(self, seconds: float) -> None:
         end = self.now + seconds
@@ -251,6 +258,15 @@ class World:
                     core.inbox.append(CoreTick())
         self._turn_clock(end)
         self.run()
+
+    def pass_time(self, seconds: float) -> None:
+        """Time goes on in the middle of things; whoever waited for it hears of it when its turn comes."""
+        self._turn_clock(self.now + seconds)
+        for edge in self.edges:
+            edge.inbox.append(EdgeTick())
+        for core in self.cores:
+            if core.alive:
+                core.inbox.append(CoreTick())
 
     def _turn_clock(self, to: float) -> None:
         self.now_ms += round((to - self.now) * 1000)
@@ -372,14 +388,16 @@ def _lane(frame: Any, lane: Lane | None) -> Lane:
 class Client:
     """One WebSocket. `gets` gives the next frame (heartbeats left out) and fails when there is none."""
 
-    def __init__(self, world: World, edge: Edge, binary: bool, params: dict[str, str]) -> None:
+    def __init__(self, world: World, edge: Edge, binary: bool, params: dict[str, str], *, run: bool = True) -> None:
+        """`run`: the world goes on until this has been answered; else the next thing comes in the middle of it."""
         self._world, self._edge, self._binary = world, edge, binary
         self._number = next(world._numbers)
         self._frames: deque[dict[str, Any]] = deque()
         self.closed: int | None = None
         edge.clients[self._number] = self
         edge.inbox.append(ClientOpened(self._number, urlencode(params), {}, "127.0.0.1", tls=True))
-        world.run()
+        if run:
+            world.run()
 
     def arrives(self, data: bytes) -> None:
         while data:

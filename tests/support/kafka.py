@@ -82,7 +82,7 @@ class Kafka:
         return made
 
     def owner(self, rules: Iterable[Rule] = (), *, core: str = "core-1", **options: Any) -> OwnerRunner:
-        """A running owner, not closed at the end."""
+        """A running owner; it may be closed before the end."""
         made = OwnerRunner(
             self.config,
             self.topics.log,
@@ -95,6 +95,7 @@ class Kafka:
             **options,
         )
         made.start()
+        self._parts.append(made)
         return made
 
     def of(self, kind: type[T]) -> list[T]:

@@ -174,7 +174,7 @@ def test_a_restart_begins_empty_and_is_filled_by_the_look_back(tmp_path: Path) -
 
 
 def test_channels_of_equal_hash_do_not_see_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_disk, "HASH_MASK", 0)
+    monkeypatch.setattr(on_disk, "channel_hash", lambda key: -7)
     index = RocksIndex(tmp_path)
     index.put([record(offset, b"app:%d" % (offset % 2)) for offset in range(10)])
     assert offsets(read(index, 0, b"app:0")) == [2, 4, 6, 8]

@@ -207,9 +207,10 @@ class Cluster:
         return views[0]
 
     def kinds(self, channel: str = "room") -> list[Kind]:
-        """Records of a channel, and of its whole partition, in the log."""
+        """Records of a channel, and of its whole partition, in the log; when the channel was opened and closed is left out."""
         partition, key = place(channel)
-        return [Kind(record.kind) for record in self.log[partition] if record.key in (key, b"")]
+        kinds = [Kind(record.kind) for record in self.log[partition] if record.key in (key, b"")]
+        return [kind for kind in kinds if kind is not Kind.LIFECYCLE]
 
     def bodies(self, channel: str = "room") -> list[RecordBody]:
         partition, key = place(channel)

@@ -79,18 +79,21 @@ def test_one_too_many_is_let_through() -> None:
     assert asked.let_through == ["b"]
 
 
-def test_a_channel_opens_at_a_head_that_includes_what_was_acknowledged_by_another_core() -> None:
+def test_a_channel_opens_where_the_core_was_and_is_sent_what_other_cores_had_acknowledged_first() -> None:
     core = Dialogue()
     core.edge_up()
     session = core.admitted().session
+    core.sent()
     record = core.record("news")
     req = core.req()
     core.edge_sends(Open(req, "shop", "news", session))
     core.answer_ends()
-    assert not [frame for frame in core.sent() if isinstance(frame, Opened)], "the tail has not read the record"
+    assert core.sent() == [], "the tail has not read the record"
     core.happens(Tailed([record]))
-    (opened,) = [frame for frame in core.sent() if isinstance(frame, Opened)]
-    assert opened.serial == Serial(record.stream, record.partition, record.offset).text
+    sent, opened = core.sent()
+    assert (sent.ref, sent.offset) == (req, record.offset)
+    assert isinstance(opened, Opened)
+    assert opened.serial == Serial(record.stream, record.partition, record.offset - 1).text
 
 
 def test_a_barrier_on_an_open_channel_is_answered_after_its_records() -> None:

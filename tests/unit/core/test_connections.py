@@ -327,7 +327,7 @@ def test_a_connection_that_lives_here_is_not_forgotten_because_somebody_thinks_s
 def test_records_that_cannot_be_read_are_counted_and_left_out(core):
     for key, value in (("connection:x", b"{}"), ("connection:x", b"\xff"), ("edge:y", b"[]"), ("nonsense", b"1"), ("counts:z", b"")):
         core.happens(SessionRead(key, value))
-    assert core.counted("sessions.unreadable") == 3
+    assert core.counted("sessions.unreadable") == 4
 
 
 # --- what all readers agree on
@@ -431,7 +431,8 @@ def test_all_readers_agree_and_so_does_one_that_finds_the_topic_compacted(steps)
         compacted.read(key, value)
     found.append(compacted.find("abcdefghij"))
     assert all(record.says_the_same(found[0]) for record in found)
-    assert sum(key.startswith("connection:") for key, _ in cluster.log) <= 5 * (len(steps) + 1)
+    # Of resumes at once each may lose to every other.
+    assert sum(key.startswith("connection:") for key, _ in cluster.log) <= (len(steps) + 1) * max(5, len(steps) + 1)
 
 
 def test_join_is_the_same_in_any_order_within_one_claim():

@@ -7,12 +7,14 @@ import json
 
 from starlette.applications import Starlette
 
-from core.io.http import admin_app, metrics_app, watch
+from core.io.http import admin_app, members_route, metrics_app, watch
 from relay.runtime.metrics import Metrics
+from tests.journeys.test_journeys import ATTACH, CONNECTED, PRESENCE
+from tests.journeys.world import World
 from tests.unit.core.dialogue import Dialogue
 
 
-def get(app: Starlette, path: str) -> tuple[int, str]:
+def get(app: Starlette, path: str, query: str = "") -> tuple[int, str]:
     sent = []
 
     async def receive():
@@ -21,7 +23,15 @@ def get(app: Starlette, path: str) -> tuple[int, str]:
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": [], "root_path": ""}
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "headers": [],
+        "root_path": "",
+    }
     asyncio.run(app(scope, receive, send))
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent).decode()
 
@@ -40,7 +50,26 @@ def test_status_shows_the_core_in_numbers():
     status, body = get(admin_app(lambda: core.node.ready, core.node.status), "/v1/status")
     shown = json.loads(body)
     assert (status, shown["node"], shown["ready"], shown["sessions"]) == (200, "core-1", True, 1)
-    assert shown["links"] == [{"edge": "spiffe://test/edge/eu/e1", "site": "eu", "node": "e1", "sessions": 1}]
+    assert shown["links"] == [{"edge": "spiffe://test/edge/eu/e1", "site": "eu", "node": "e1", "boot": "boot-1", "sessions": 1}]
+    assert [(lease["edge"], lease["boot"], lease["alive"]) for lease in shown["leases"]] == [("spiffe://test/edge/eu/e1", "boot-1", True)]
+    assert shown["partitions"] == [{"partition": number, "owned": True, "position": 0} for number in range(4)]
+
+
+def test_members_as_one_core_has_them_without_their_data():
+    world = World()
+    mary = world.client(clientId="mary")
+    mary.gets(CONNECTED)
+    mary.sends(action=ATTACH, channel="room")
+    for n, name in enumerate(["mary", "mary"]):
+        mary.sends(action=PRESENCE, channel="room", msgSerial=n, presence=[{"action": 2, "clientId": name, "data": "secret"}])
+    app = admin_app(lambda: True, dict, [members_route(world.cores[0].node.present)])
+    status, body = get(app, "/v1/members", "app=shop&channel=room")
+    assert (status, [member["clientId"] for member in json.loads(body)["members"]]) == (200, ["mary"])
+    assert "secret" not in body
+    assert get(app, "/v1/members", "app=shop&channel=room&limit=none")[0] == 400
+    assert get(app, "/v1/members", "app=shop")[0] == 400
+    assert get(app, "/v1/members", "app=shop&channel=")[0] == 404
+    assert json.loads(get(app, "/v1/members", "app=shop&channel=room&after=1")[1])["members"] == []
 
 
 def test_metrics_show_refusals_by_reason():

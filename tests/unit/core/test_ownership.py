@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from core import state
+from core.lifecycle import CLOSED, OPENED, LifecycleBody
 from core.log import LogRecord
 from core.ownership import FORGET_EDGES_MS, OwnedPartition, PartitionState
 from core.quiet import QUIET_MS
@@ -119,3 +120,14 @@ def test_only_what_is_shown_and_kept_counts_as_the_last_of_a_channel() -> None:
         owned.take(each, duplicate=each.offset == 4, rules=NO_RULES, now=1.0)
     owned.sweep(1.0 + QUIET_MS / 1000)
     assert owned.changes == {state.last_key(KEY): state.encode(LastState(offset=1, at=500))}
+
+
+def test_events_of_the_lifecycle_are_state_and_no_sign_of_life() -> None:
+    owned = partition()
+    for offset, name in enumerate((OPENED, CLOSED)):
+        value = msgspec.msgpack.encode(LifecycleBody(id="x", timestamp=1_000, name=name, n=1))
+        owned.take(LogRecord("stream00", 3, offset, 1_000, KEY, value, Kind.LIFECYCLE, "x"), duplicate=False, rules=NO_RULES, now=0.0)
+    assert len(owned.quiet) == 0
+    assert owned.changes[state.lifecycle_key(KEY)] == state.encode(state.LifecycleState(number=1, open=False, at=1_000))
+    owned.done()
+    assert owned.lifecycle.journal is owned.changes

@@ -19,6 +19,7 @@ from relay.link.frames import (
     Append,
     Appended,
     Barrier,
+    Counts,
     Frame,
     Open,
     Opened,
@@ -76,6 +77,8 @@ class Edge:
         self.node = EdgeNode(Policy(**settings), limits or EdgeLimits(), "boot", lambda size: next(random).to_bytes(size, "big"))
         self.clients: dict[int, Client] = {}
         self.sent: dict[int, list[Frame]] = {}
+        self.reports: list[tuple[int, Counts]] = []
+        """How many are attached where, as the cores were told; apart from everything else, for it comes with almost everything."""
         self.answers: dict[int, RestAnswer] = {}
         self.next_client = self.next_link = self.next_call = 0
         self.sessions = 0
@@ -117,7 +120,11 @@ class Edge:
                 case LinkSend(link, link_frame):
                     assert link in self.sent, "sent on a link that is not up"
                     # As on the wire: what is changed afterwards was not sent.
-                    self.sent[link].append(msgspec.msgpack.decode(msgspec.msgpack.encode(link_frame), type=type(link_frame)))
+                    copy = msgspec.msgpack.decode(msgspec.msgpack.encode(link_frame), type=type(link_frame))
+                    if isinstance(copy, Counts):
+                        self.reports.append((link, copy))
+                    else:
+                        self.sent[link].append(copy)
                 case RestAnswer(call):
                     assert call not in self.answers, "answered twice"
                     self.answers[call] = effect

@@ -914,3 +914,25 @@ def test_who_waits_for_a_core_that_is_lost_attaches_through_the_next(edge: Edge)
     (again,) = edge.take(Open, link=link)
     edge.core(Opened(again.req, edge.serial("c", 50)), link=link)
     edge.gets(second, action=11)
+
+
+def test_what_is_published_right_after_an_attach_is_not_taken_for_what_was_there_before(edge: Edge) -> None:
+    first, second = edge.connect(), edge.connect()
+    edge.sends(first, action=10, channel="c")
+    (opening,) = edge.take(Open)
+    edge.core(edge.record(opening.req, 51))
+    edge.core(Opened(opening.req, edge.serial("c", 50)))
+    edge.gets(first, action=11, channelSerial=edge.serial("c", 50))
+    edge.gets(first, action=15, channelSerial=edge.serial("c", 51))
+    edge.behind = True
+    edge.sends(second, action=10, channel="c")
+    edge.core(edge.record(opening.req, 52))
+    edge.gets(first, action=15, channelSerial=edge.serial("c", 52))
+    edge.gets_nothing(second)
+    edge.behind = False
+    edge.reach()
+    edge.gets(second, action=11, channelSerial=edge.serial("c", 51))
+    edge.gets(second, action=15, channelSerial=edge.serial("c", 52))
+    edge.core(edge.record(opening.req, 53))
+    for client in (first, second):
+        edge.gets(client, action=15, channelSerial=edge.serial("c", 53))

@@ -1,0 +1,221 @@
+"""`tidegate status` and `tidegate tail`: what cores say of themselves on their admin listeners, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from core.config import CoreConfig
+from relay.runtime.settings import load
+
+WAIT_S = 5.0
+SILENT_S = 15.0
+"""A tail says something, if only an empty line, every five seconds; one that is silent for so long is lost."""
+_CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code != 9}
+"""What a client publishes does not steer the terminal of who watches it."""
+
+
+class Unfound(Exception):  # noqa: N818 - what a person can put right
+    """One line, with what to do."""
+
+
+# --- which cores -------------------------------------------------------------------------------------------------------------------------
+
+
+def find_cores(urls: Sequence[str], configs: Sequence[Path], state: Path | None) -> list[str]:
+    """The admin addresses asked for, else those of the one `tidegate dev` that runs here. Raises: Unfound; SettingsError."""
+    found = [url.rstrip("/") for url in urls]
+    for url in found:
+        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            raise Unfound(f"--core takes an address as in http://127.0.0.1:9101, not {url!r}")
+    found += _admins(configs)
+    if state is not None:
+        found += _admins(_settings_in(state))
+    if not found:
+        found = _admins(_settings_in(_running_dev()))
+    return list(dict.fromkeys(found))
+
+
+def _admins(configs: Iterable[Path]) -> list[str]:
+    found = []
+    for config in configs:
+        admin = load(CoreConfig, config).admin
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(admin.host, admin.host)  # noqa: S104
+        found.append(f"http://[{host}]:{admin.port}" if ":" in host else f"http://{host}:{admin.port}")
+    return found
+
+
+def _settings_in(state: Path) -> list[Path]:
+    found = sorted(state.glob("core-*.toml"))
+    if not found:
+        raise Unfound(f"{state} is no state directory of tidegate dev: no core-*.toml there")
+    return found
+
+
+def _running_dev() -> Path:
+    directories = [
+        each.parent
+        for each in Path(tempfile.gettempdir()).glob("tidegate-dev-*/processes.json")
+        if each.stat().st_uid == os.getuid() and any(map(_lives, json.loads(each.read_text())["core"]))
+    ]
+    if len(directories) != 1:
+        what = "no tidegate dev runs here" if not directories else "several tidegate dev run here"
+        raise Unfound(f"{what}: name cores with --core http://HOST:PORT, --config core.toml or --state DIRECTORY")
+    return directories[0]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+# --- status ------------------------------------------------------------------------------------------------------------------------------
+
+
+def ask_status(cores: Sequence[str]) -> dict[str, Any]:
+    """What all of them say, put together: `cores`, `edges`, `partitions`. A core that does not answer has an `error`."""
+    with ThreadPoolExecutor(max_workers=min(16, len(cores))) as pool:
+        answers = list(pool.map(_status_of, cores))
+    return {"cores": answers, "edges": _edges(answers), "partitions": _partitions(answers)}
+
+
+def _status_of(core: str) -> dict[str, Any]:
+    try:
+        with urllib.request.urlopen(f"{core}/v1/status", timeout=WAIT_S) as answer:  # noqa: S310 - the scheme is checked
+            return {"url": core, **json.load(answer)}
+    except (OSError, ValueError) as error:
+        return {"url": core, "error": str(getattr(error, "reason", error))}
+
+
+def _edges(cores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Edge processes by boot id: the youngest word of their lease, and which cores they are linked to."""
+    found: dict[str, dict[str, Any]] = {}
+    for core in cores:
+        for lease in core.get("leases", ()):
+            known = found.setdefault(lease["boot"], {**lease, "cores": [], "sessions": 0})
+            known["ageMs"] = min(known["ageMs"], lease["ageMs"])
+            known["alive"] = known["alive"] or lease["alive"]
+        for link in core.get("links", ()):
+            known = found.setdefault(
+                link["boot"], {"edge": link["edge"], "boot": link["boot"], "ageMs": None, "alive": True, "cores": [], "sessions": 0}
+            )
+            known["cores"].append(core["node"])
+            known["sessions"] = max(known["sessions"], link["sessions"])
+    return sorted(found.values(), key=lambda each: (each["edge"], not each["alive"], each["boot"]))
+
+
+def _partitions(cores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Who owns each, and how far the slowest core is behind its end."""
+    found: dict[int, dict[str, Any]] = {}
+    for core in cores:
+        for each in core.get("partitions", ()):
+            known = found.setdefault(each["partition"], {"partition": each["partition"], "owners": [], "end": None, "lag": None})
+            if each["owned"]:
+                known["owners"].append(core["node"])
+            if each["end"] is not None:
+                known["end"] = max(known["end"] or 0, each["end"])
+                known["lag"] = max(known["lag"] or 0, each["lag"])
+    return [found[number] for number in sorted(found)]
+
+
+def show_status(status: dict[str, Any], console: Console) -> None:
+    cores = Table(
+        "core", "state", "partitions owned", "lag", "links", "sessions", "connections", "channels", "publishes under way", title="Cores"
+    )
+    for core in status["cores"]:
+        if "error" in core:
+            cores.add_row(core["url"], f"[red]no answer[/red]: {core['error']}")
+        elif "partitions" not in core:
+            cores.add_row(core["node"], "[yellow]starting[/yellow]")
+        else:
+            lags = [each["lag"] for each in core["partitions"] if each["lag"] is not None]
+            cores.add_row(
+                core["node"],
+                "[green]ready[/green]" if core["ready"] else "[red]not ready[/red]",
+                f"{_ranges(each['partition'] for each in core['partitions'] if each['owned'])} of {len(core['partitions'])}",
+                str(sum(lags)) if lags else "?",
+                *(str(value) for value in (len(core["links"]), core["sessions"], core["connections"], core["channels"], core["appends"])),
+            )
+    console.print(cores)
+    edges = Table("edge", "process", "state", "lease, s", "linked to", "sessions", title="Edges")
+    for edge in status["edges"]:
+        age = "" if edge["ageMs"] is None else f"{edge['ageMs'] / 1000:.1f}"
+        state = "[green]alive[/green]" if edge["alive"] else "[red]gone[/red]"
+        edges.add_row(edge["edge"], edge["boot"][:8], state, age, ", ".join(edge["cores"]) or "-", str(edge["sessions"]))
+    console.print(edges)
+    for wrong, which in (("without an owner", 0), ("with two owners (for some seconds that is normal)", 2)):
+        numbers = [each["partition"] for each in status["partitions"] if min(len(each["owners"]), 2) == which]
+        if numbers:
+            console.print(f"[yellow]Partitions {wrong}: {_ranges(numbers)}[/yellow]")
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """`0-3, 7`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs) or "none"
+
+
+# --- tail --------------------------------------------------------------------------------------------------------------------------------
+
+
+def follow(core: str, app: str, channel: str) -> Iterator[dict[str, Any]]:
+    """The events of a channel as they come, until the core stops. Raises: Unfound; OSError when the core is lost."""
+    query = urllib.parse.urlencode({"app": app, "channel": channel})
+    try:
+        answer = urllib.request.urlopen(f"{core}/v1/tail?{query}", timeout=SILENT_S)  # noqa: S310 - the scheme is checked
+    except urllib.error.HTTPError as refused:
+        try:
+            why = json.load(refused)["error"]
+        except (ValueError, KeyError):
+            why = f"HTTP {refused.code}"
+        raise Unfound(f"{core}: {why}") from None
+    except OSError as error:
+        raise Unfound(f"{core} does not answer: {getattr(error, 'reason', error)}") from None
+    with answer:
+        for line in answer:
+            if line.strip():
+                yield json.loads(line)
+
+
+def as_text(event: dict[str, Any]) -> str:
+    """One line for people. What clients sent is shown without its control characters."""
+    at = event.get("at")
+    when = "" if at is None else datetime.fromtimestamp(at / 1000, UTC).strftime("%H:%M:%S.%f")[:-3] + "  "
+    match event["event"]:
+        case "watching":
+            text = f"watching {event['channel']} of {event['app']} through {event['core']}"
+        case "message" | "presence" as kind:
+            who = event.get("clientId") or event.get("connectionId") or "-"
+            what = event.get("name") or "-" if kind == "message" else event["action"]
+            encoding = f" ({event['encoding']})" if event.get("encoding") else ""
+            data = event.get("data")
+            text = f"{kind:9} {who}  {what}  {'' if data is None else data if isinstance(data, str) else json.dumps(data)}{encoding}"
+        case "lifecycle":
+            text = f"lifecycle {event['name']} ({event['number']})"
+        case "occupancy":
+            text = "occupancy " + ", ".join(f"{name} {count}" for name, count in event["metrics"].items() if count or name == "connections")
+        case "left_out":
+            text = f"({event['count']} events left out: they came faster than they were read)"
+        case other:
+            text = str(other)
+    return (when + text).translate(_CONTROL).rstrip()
