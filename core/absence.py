@@ -320,6 +320,11 @@ class Absence:
             return True
         return False
 
+    def _lives(self, partition: int, holder: Holder, record: ConnectionRecord) -> bool:
+        """Whether it was taken for gone because nobody had read of it for too long, and is there: its end will be said once it comes."""
+        edge_gone = holder.edge in self._attendance.views[partition].gone_edges
+        return record.state is State.LIVE and record.incarnation == holder.incarnation and not edge_gone
+
     def _asked(self, record: ConnectionRecord | None) -> int | None:
         """The grace that the client asked for, as far as it is granted."""
         if record is None or record.remain_present_ms is None:
@@ -361,5 +366,7 @@ class Absence:
             if now - holder.gone_at < self._grace_s(holder):
                 continue
             record = self._connections.find(connection)
+            if record is not None and self._lives(partition, holder, record):
+                continue
             if record is None or self._agrees(partition, holder, record, now_ms):
                 self._leave(partition, key, connection, set(holder.members), cause=holder.gone, word=str(holder.gone), now_ms=now_ms)

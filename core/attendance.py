@@ -57,6 +57,17 @@ class _Arrival:
         """Once it is reported durable."""
 
 
+class _Coming:
+    """What is on its way to one channel, with its sums."""
+
+    __slots__ = ("arrivals", "clients", "size")
+
+    def __init__(self) -> None:
+        self.arrivals: dict[int, _Arrival] = {}
+        self.clients = 0
+        self.size = 0
+
+
 class Attendance:
     def __init__(self, partitions: Iterable[int], limits: CoreLimits, tails: Tails) -> None:
         self._limits = limits
@@ -67,7 +78,7 @@ class Attendance:
         self._unread = set(self.views)
         self._arrivals: dict[int, _Arrival] = {}
         """By ticket."""
-        self._by_key: dict[bytes, dict[int, _Arrival]] = {}
+        self._by_key: dict[bytes, _Coming] = {}
         self._by_connection: dict[str, dict[int, _Arrival]] = {}
         self.entered: deque[str] = deque(maxlen=_ENTERED)
         """Connections whose entering was read lately; the oldest goes first."""
@@ -112,13 +123,13 @@ class Attendance:
         return _shown(record, changes)
 
     def _note_expired(self, record: LogRecord, changes: list[Change], now: float) -> None:
-        for action, connection, client_id, made in changes:
+        leaves = [change for change in changes if change.action == PresenceAction.LEAVE]
+        expired = bool(leaves) and decode_body(record.value).cause is not None
+        for _, connection, client_id, made in leaves:
             place = (record.key, connection, client_id)
-            if action != PresenceAction.LEAVE:
-                continue
             self._expired.pop(place, None)
             self._note_left(record.key, connection, client_id, made.id, now)
-            if decode_body(record.value).cause is not None:
+            if expired:
                 self._expired[place] = (record.offset, now)
                 if len(self._expired) > _EXPIRED:
                     self._expired.popitem(last=False)
@@ -235,20 +246,27 @@ class Attendance:
         entering = [item for item in items if item.action != PresenceAction.LEAVE]
         if not entering:
             return
-        self._forget_read(key)
         channel = self.views[partition].channels.get(key)
-        coming = self._by_key.get(key, {}).values()
-        size = sum(arrival.size for arrival in coming) + sum(map(_size, entering))
+        members, size, new_clients = 0, sum(map(_size, entering)), len(entering)
         if channel is not None:
+            members = len(channel)
             size += channel.size
             for item in entering:
                 known = channel.find(connection, item.client_id)
-                size -= 0 if known is None else known.size
+                if known is not None:
+                    size -= known.size
+                    new_clients -= 1
+        waiting = self._by_key.get(key)
+        if waiting is None:
+            waiting = _NOTHING
+        # Mostly there is room, however long what has been read since is still counted as coming: no need to go through all of it.
+        if size + waiting.size <= self._limits.presence_bytes and (not new_clients or members + new_clients + waiting.clients <= most):
+            return
+        self._forget_read(key)
+        coming = list(waiting.arrivals.values())
+        size += sum(arrival.size for arrival in coming)
         if size > self._limits.presence_bytes:
             raise RelayError(91006, "Unable to enter member to presence channel; maximum size of the presence set exceeded")
-        members = 0 if channel is None else len(channel)
-        if members + len(entering) + sum(len(arrival.clients) for arrival in coming) <= most:
-            return
         places = {(arrival.connection, client) for arrival in coming for client in arrival.clients}
         new = {(connection, item.client_id) for item in entering} - places
         if channel is not None:
@@ -269,7 +287,10 @@ class Attendance:
         if entering:
             arrival = _Arrival(partition, key, connection, [item.client_id for item in entering], sum(map(_size, entering)))
             self._arrivals[ticket] = arrival
-            self._by_key.setdefault(key, {})[ticket] = arrival
+            coming = self._by_key.setdefault(key, _Coming())
+            coming.arrivals[ticket] = arrival
+            coming.clients += len(arrival.clients)
+            coming.size += arrival.size
             self._by_connection.setdefault(connection, {})[ticket] = arrival
 
     def reported(self, ticket: int, offset: int | None) -> None:
@@ -301,18 +322,24 @@ class Attendance:
             self._forget_read(key)
 
     def _forget_read(self, key: bytes) -> None:
-        for ticket, arrival in list(self._by_key.get(key, {}).items()):
+        coming = self._by_key.get(key)
+        for ticket, arrival in [] if coming is None else list(coming.arrivals.items()):
             if arrival.offset is not None and arrival.offset < self._tails.tail_position(arrival.partition):
                 self._forget(ticket, arrival)
 
     def _forget(self, ticket: int, arrival: _Arrival) -> None:
         del self._arrivals[ticket]
         of_key, of_connection = self._by_key[arrival.key], self._by_connection[arrival.connection]
-        del of_key[ticket], of_connection[ticket]
-        if not of_key:
+        del of_key.arrivals[ticket], of_connection[ticket]
+        of_key.clients -= len(arrival.clients)
+        of_key.size -= arrival.size
+        if not of_key.arrivals:
             del self._by_key[arrival.key]
         if not of_connection:
             del self._by_connection[arrival.connection]
+
+
+_NOTHING = _Coming()
 
 
 def _size(item: PresenceItem) -> int:

@@ -470,6 +470,11 @@ class CoreNode:
     def _edge_up(self, event: EdgeUp) -> None:
         if event.link in self._roster.links:
             self._edge_lost(event.link)
+        if event.boot == FIXTURE:
+            # Members at an edge of that name would outlive it for ever.
+            self.counters["link.bad_boot"] += 1
+            self._out.append(LinkClose(event.link, "bad boot id"))
+            return
         self._roster.link_up(event.link, event.identity, event.site, event.node, event.boot)
         self._channels.link_up(event.link)
         self._connections.edge_up(event.link, event.identity, event.boot, self._now_ms)

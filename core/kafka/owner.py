@@ -172,11 +172,14 @@ class _Run:
             allow_auto_create_topics=False,
             fetch_wait_max_ms=10,
         )
+        # Not the group's consumer: asked for metadata within a rebalance, the driver's binding forgets which call it is in, and its next
+        # callback in that call (another rebalance, a log line) aborts the process (measured with confluent-kafka 2.16).
+        self._looks = open_consumer(self._config, "targets", allow_auto_create_topics=False)
         self._transactions = Transactions(
             self._config,
             owner.core,
             owner.state_topic.topic,
-            TargetTopics(self._config, self._consumer, create=owner.create_topics, timeout_s=CALL_S),
+            TargetTopics(self._config, self._looks, create=owner.create_topics, timeout_s=CALL_S),
             drop=lambda output, reason, detail: owner.drop(output.rule, reason, detail),
             admit=owner.within_topics,
             say=lambda what: owner.complain("owner", what),
@@ -211,6 +214,7 @@ class _Run:
             # What was committed is given up in order; what was not is dropped, and done again by whoever comes next.
             self._give_up(list(self._owned))
             self._consumer.close()
+            self._looks.close()
             self._transactions.close()
 
     # --- partitions come and go ------------------------------------------------------------------------------------------------------
@@ -261,21 +265,34 @@ class _Run:
 
     def _take_over(self, numbers: list[int]) -> dict[int, int]:
         """What is to be known of these partitions. Returns where to read each from. Raises KafkaException."""
-        found = self._states.read(numbers, self._fence if self._config.capabilities.fencing else None)
+        fence = self._fence if self._config.capabilities.fencing else None
+        found = self._states.read(numbers, fence)
         if self._owner.closing.is_set():
             return {}
+        committed = self._committed(numbers)
+        # The group's positions wait for transactions that may still be committed; the state waits only for those that have written to it
+        # by now. What a core has sent since, after it stood still, is found by reading once more.
+        if behind := [number for number, position in committed.items() if _is_behind(found[number], position)]:
+            found |= self._states.read(behind, fence)
+            if self._owner.closing.is_set():
+                return {}
         low: dict[int, int] = {}
         seen: dict[int, int] = {}
-        for at in self._consumer.committed([TopicPartition(self._stream.topic, number) for number in numbers], timeout=CALL_S):
+        for number in numbers:
+            bottom, top = self._consumer.get_watermark_offsets(TopicPartition(self._stream.topic, number), timeout=CALL_S)
+            low[number] = bottom
+            self._owned[number] = partition = self._begin(number, found[number], committed[number], bottom, top)
+            self._fold.forget(number)
+            seen[number] = partition.time if partition.first > bottom else 0
+        return self._look_back(seen, low)
+
+    def _committed(self, numbers: list[int]) -> dict[int, int | None]:
+        """The group's positions in this stream. Raises KafkaException."""
+        found = self._consumer.committed([TopicPartition(self._stream.topic, number) for number in numbers], timeout=CALL_S)
+        for at in found:
             if at.error is not None:
                 raise KafkaException(at.error)
-            bottom, top = self._consumer.get_watermark_offsets(TopicPartition(at.topic, at.partition), timeout=CALL_S)
-            low[at.partition] = bottom
-            partition = self._begin(at.partition, found[at.partition], _position(at, self._stream.stream), bottom, top)
-            self._owned[at.partition] = partition
-            self._fold.forget(at.partition)
-            seen[at.partition] = partition.time if partition.first > bottom else 0
-        return self._look_back(seen, low)
+        return {at.partition: _position(at, self._stream.stream) for at in found}
 
     def _begin(self, number: int, found: PartitionState, committed: int | None, low: int, top: int) -> OwnedPartition:
         """`committed` is the group's position in this stream; it says no more than the checkpoint, unless there is none."""
@@ -339,22 +356,25 @@ class _Run:
             wait = max(0.0, min(wait, self._committed_at + COMMIT_S - time.monotonic()))
         self._take_in_order([])
         first = self._consumer.poll(wait)
+        owned = dict(self._owned)
         self._commit([partition for partition in self._owned.values() if partition.claims])
-        self._take_in_order([] if first is None else [first])  # before `consume`, in which a rebalance may happen
+        self._take_in_order([] if first is None else [first], owned)  # before `consume`, in which a rebalance may happen
         if first is not None:
             self._take_in_order(self._consumer.consume(BATCH - 1, 0))
         self._transactions.poll()
+        self._looks.poll(0)
 
-    def _take_in_order(self, messages: list[Any]) -> None:
-        """These, and then what has come meanwhile, before anything else is read."""
-        self._take(messages)
+    def _take_in_order(self, messages: list[Any], owned: dict[int, OwnedPartition] | None = None) -> None:
+        """These, and then what has come meanwhile, before anything else is read. `owned`: when they were read, unless it was just now."""
+        self._take(messages, owned)
         while self._held:
             held, self._held = self._held, []
             self._take(held)
 
-    def _take(self, messages: list[Any]) -> None:
+    def _take(self, messages: list[Any], owned: dict[int, OwnedPartition] | None = None) -> None:
         owner, see, stream = self._owner, self._fold.see, self._stream.stream
-        owned = dict(self._owned)  # a partition that comes back while these are taken begins with what is read then
+        if owned is None:
+            owned = dict(self._owned)  # a partition that comes back while these are taken begins with what is read then
         now = time.monotonic()
         for message in messages:
             error = message.error()
@@ -480,6 +500,11 @@ def _states(partitions: list[OwnedPartition]) -> list[StateRecord]:
 def _position(at: TopicPartition, stream: str) -> int | None:
     """The group's position, if it is one in this stream."""
     return at.offset if at.offset >= 0 and at.metadata == stream else None
+
+
+def _is_behind(found: PartitionState, position: int | None) -> bool:
+    """Whether the group's position says that there is more than was found."""
+    return position is not None and (found.checkpoint is None or found.checkpoint.offset < position)
 
 
 def _now_ms() -> int:

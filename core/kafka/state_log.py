@@ -56,6 +56,7 @@ class StateReader:
         try:
             consumer.assign([TopicPartition(self._topic, number, OFFSET_BEGINNING) for number in wanted])
             waiting = set(wanted)
+            blocked: set[int] = set()  # read up to a transaction that is still open
             fenced: set[str] = set()
             heard = time.monotonic()
             while waiting and not self._closing.is_set():
@@ -66,17 +67,21 @@ class StateReader:
                     error = message.error()
                     if error is None:
                         found[number].take(message)
+                        blocked.discard(number)
                         heard = now
                     elif error.code() == KafkaError._PARTITION_EOF:
                         heard = now
                         if message.offset() >= ends[number]:
                             waiting.discard(number)
+                        else:
+                            blocked.add(number)
                     elif error.fatal() or error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                         raise KafkaException(error)
                 if now - heard > SILENT_S:
                     raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"reading {self._topic}"))
-                if fence and waiting and now - heard > IN_FLIGHT_S:
-                    for core in {found[number].owner for number in waiting} - fenced - {""}:
+                # Brokers that are slow to answer are no reason to end anybody's transactions.
+                if fence and now - heard > IN_FLIGHT_S:
+                    for core in {found[number].owner for number in waiting & blocked} - fenced - {""}:
                         fenced.add(core)
                         fence(core)
         finally:

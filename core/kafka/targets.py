@@ -32,7 +32,8 @@ class TargetTopics:
     __slots__ = ("_client", "_config", "_create", "_known", "_sizes", "_timeout_s")
 
     def __init__(self, config: KafkaConfig, client: confluent_kafka.Consumer, *, create: bool, timeout_s: float = 10.0) -> None:
-        """`client` must not create topics by asking for them, which a consumer does not. `create`: missing topics are made (dev)."""
+        """`client` must not create topics by asking for them, which a consumer does not; nor may it be the one whose callback this is used
+        in. `create`: missing topics are made (dev)."""
         self._config = config
         self._client = client
         self._create = create
