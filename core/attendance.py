@@ -112,6 +112,7 @@ class Attendance:
         view = self.views[record.partition]
         before = self._before.get(record.partition)
         if before is not None and record.offset >= before[0]:
+            view.left.update(before[1].left)
             before = None
             del self._before[record.partition]
         changes = (view if before is None else before[1]).apply(record, now)

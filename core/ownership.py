@@ -111,6 +111,8 @@ class OwnedPartition:
 
     def look_back(self, record: LogRecord) -> None:
         """A record before `first`, no duplicate as far as is known."""
+        if record.kind == Kind.PRESENCE:
+            self.presence.look_back(record)
         if record.kind not in _HIDDEN and not body_is_ephemeral(record.value):
             self.quiet.saw(record.key, record.offset, record.timestamp, self.changes)
 

@@ -16,16 +16,21 @@ returns at the last moment keeps its members or loses them on every core alike, 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 
 from core import state
+from core.fold import WINDOW_MS
 from core.log import LogRecord
 from core.state import EdgeState, HolderState, MemberState
 from relay.model.message import Kind, PresenceAction, RecordBody
-from relay.model.presence import is_newer
+from relay.model.presence import is_newer, member_order
+
+LEFT = 50_000
+"""Leaves remembered for each partition. Beyond it the oldest is forgotten early, and an entry that it made void may count again."""
 
 decode_body = msgspec.msgpack.Decoder(RecordBody).decode
 
@@ -137,6 +142,9 @@ class PartitionPresence:
         self.gone: dict[tuple[bytes, str], Holder] = {}
         """Holders whose grace runs, by log key and connection."""
         self.gone_edges: dict[str, EdgeState] = {}
+        self.left: OrderedDict[tuple[bytes, str, str], tuple[tuple[int, int], int]] = OrderedDict()
+        """Members that left by themselves: the place of the leave among its connection's changes, and its broker time. For as long as the
+        verdict on duplicates looks back, so that all readers agree."""
         self.by_connection: dict[str, dict[bytes, Holder]] = {}
         self.by_edge: dict[str, dict[tuple[bytes, str], Holder]] = {}
         self.unreadable = 0
@@ -188,7 +196,10 @@ class PartitionPresence:
                 encoding=item.encoding,
                 extras=item.extras,
             )
+            place = (key, connection, item.client_id)
             if item.action == PresenceAction.LEAVE:
+                if body.cause is None:
+                    self._note_left(place, made.id, record.timestamp)
                 if member is None and not self._lenient:
                     continue
                 if member is not None and channel is not None:
@@ -198,6 +209,8 @@ class PartitionPresence:
                         made = msgspec.structs.replace(made, data=member.state.data, encoding=member.state.encoding)
                 changes.append(Change(PresenceAction.LEAVE, connection, item.client_id, made))
             elif item.action in (PresenceAction.ENTER, PresenceAction.UPDATE):
+                if self.left and self._has_left(place, made.id, record.timestamp):
+                    continue
                 if member is not None and not is_newer(made.id, member.state.id, connection):
                     continue
                 if channel is None:
@@ -211,6 +224,34 @@ class PartitionPresence:
         if channel is not None and holder is not None and not holder.members:
             self._release(channel, holder)
         return changes
+
+    def look_back(self, record: LogRecord) -> None:
+        """A PRESENCE record before the checkpoint, for the sake of the leaves in it."""
+        try:
+            body = decode_body(record.value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return
+        if body.connection_id is not None and body.cause is None:
+            for index, item in enumerate(body.presence):
+                if item.action == PresenceAction.LEAVE:
+                    place = (record.key, body.connection_id, item.client_id)
+                    self._note_left(place, item.id or f"{body.id}:{index}", record.timestamp)
+
+    def _note_left(self, place: tuple[bytes, str, str], leave_id: str, at_ms: int) -> None:
+        order = member_order(leave_id, place[1])
+        if order is None:
+            return
+        known = self.left.pop(place, None)
+        self.left[place] = (order if known is None else max(order, known[0]), at_ms)
+        while len(self.left) > LEFT or next(iter(self.left.values()))[1] < at_ms - WINDOW_MS:
+            self.left.popitem(last=False)
+
+    def _has_left(self, place: tuple[bytes, str, str], member_id: str, at_ms: int) -> bool:
+        """Whether an entry is older than the member's own leave. An SDK enters its members again at every attach after a drop (RTP17i),
+        also one whose leave it has sent and not seen come back: who has left stays away (RTP2b2)."""
+        known = self.left.get(place)
+        order = None if known is None else member_order(member_id, place[1])
+        return known is not None and order is not None and order < known[0] and at_ms - known[1] <= WINDOW_MS
 
     def _gone(self, record: LogRecord, body: RecordBody, now: float) -> None:
         connection = body.connection_id or ""

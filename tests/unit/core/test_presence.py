@@ -174,3 +174,18 @@ def test_before_the_checkpoint_records_are_judged_by_what_they_say_of_each_other
     assert log.presence("c", LEAVE, "cid", cause=-1), "whose cause was before anything read"
     log.append(Kind.GONE, connection_id="a", incarnation=3)
     assert log.presence("a", LEAVE, "ann", cause=cause) == []
+
+
+def test_rtp2b2_who_has_left_stays_away_though_an_older_entry_follows_in_the_log(log: Log) -> None:
+    log.presence("a", ENTER, "ann", serial=3)
+    log.presence("a", LEAVE, "ann", serial=7)
+    again = [PresenceItem(action=ENTER, client_id="ann", id="a:3:0")]
+    assert log.append(Kind.PRESENCE, connection_id="a", id="a:9", presence=again, incarnation=1, edge="e2") == []
+    late = PartitionPresence()
+    late.look_back(log.records[1])
+    assert late.apply(log.records[2], 0.0) == [], "a reader that starts at a checkpoint after the leave agrees"
+    assert log.presence("a", ENTER, "ann", serial=10), "a later entry counts"
+    log.append(Kind.GONE, connection_id="a", incarnation=1)
+    assert log.presence("a", LEAVE, "ann", cause=log.offset - 1)
+    back = [PresenceItem(action=ENTER, client_id="ann", id="a:10:0")]
+    assert log.append(Kind.PRESENCE, connection_id="a", id="a:11", presence=back, incarnation=2, edge="e2"), "it had not left by itself"
