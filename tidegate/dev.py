@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
 import os
 import secrets
@@ -34,7 +33,7 @@ from certs.policy import Policy
 from core.kafka import Unreachable
 from core.kafka.embedded import EmbeddedBroker
 from core.kafka.topics import create_missing
-from tidegate.kafka_local import LocalKafka
+from tidegate.kafka_local import LocalKafka, free_port
 from tidegate.tokens import mint
 from tidegate.workers import die_with_parent
 
@@ -383,11 +382,10 @@ def _pair(text: str, option: str, form: str) -> tuple[str, str]:
 
 
 def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return list(ports)
 
 
 def _write_private(path: Path, content: bytes) -> None:

@@ -28,6 +28,7 @@ import tomli_w
 from certs.authority import Authority, Issued
 from certs.policy import Policy
 from tests.support import bad_certs
+from tidegate.kafka_local import free_port
 
 pytestmark = pytest.mark.kafka
 
@@ -90,11 +91,6 @@ class Places:
             pair = self.pair(secrets.token_hex(4), issued)
             context.load_cert_chain(pair["certificate"], pair["private_key"])
         return context
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -19,12 +18,7 @@ import tomli_w
 
 from certs.authority import Authority
 from certs.policy import Policy
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tidegate.kafka_local import free_port
 
 
 def status_of(port: int, path: str) -> int:
