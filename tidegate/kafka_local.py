@@ -160,8 +160,8 @@ def fetch() -> Path:
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on. Not of those that the kernel gives to outgoing connections: between now and the time that a
-    server binds it, one of ours to Kafka would take it."""
+    """A port on 127.0.0.1 that nobody listens on. Not one of those that the kernel gives to outgoing connections: one of ours to Kafka might
+    take it before the server binds it."""
     while True:
         port = secrets.choice(range(10_000, 32_000))
         with socket.socket() as probe, contextlib.suppress(OSError):
