@@ -160,7 +160,7 @@ def fetch() -> Path:
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on. Not one of those that the kernel gives to outgoing connections: one of ours to Kafka might
+    """A port on 127.0.0.1 that nobody listens on. Not one of those that the kernel gives to outgoing connections: one to Kafka might
     take it before the server binds it."""
     while True:
         port = secrets.choice(range(10_000, 32_000))
