@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -29,8 +29,11 @@ class Index(Protocol):
         """The tail of this partition began at `offset`; needed for partitions without traffic. Safe to call late or twice."""
         ...
 
-    def put(self, records: Sequence[LogRecord]) -> None:
-        """Take in records that the fold accepted (no duplicates), in offset order within a partition. Never raises."""
+    def put(self, records: Sequence[LogRecord], befores: Sequence[int]) -> None:
+        """Take in records that the fold accepted (no duplicates), in offset order within a partition. Never raises.
+
+        `befores`: for each record, an offset after which its channel has none until this one (see `core.recency.Recency.saw`).
+        """
         ...
 
     def lost(self, stream: str, partition: int, offset: int) -> None:
@@ -42,7 +45,11 @@ class Index(Protocol):
         ...
 
     def read_after(self, stream: str, partition: int, key: bytes, offset: int, limit_records: int, limit_bytes: int) -> Slice | None:
-        """The channel's records with a higher offset. None: some of them may be gone ("expired"). One record is given however large."""
+        """The channel's records with a higher offset. None: some of them may be gone ("expired"). One record is given however large.
+
+        An offset below `covers_from` will do if the first record that is held is known to be the next one after it: a client that was
+        away for a minute may have seen the last message of a quiet channel an hour ago.
+        """
         ...
 
     def read_before(self, stream: str, partition: int, key: bytes, offset: int, limit_records: int, limit_bytes: int) -> Slice:
@@ -68,6 +75,7 @@ class MemoryIndex:
         self._retention_ms = int(retention_s * 1000)
         self._max_records = max_records
         self._channels: dict[tuple[str, int, bytes], deque[LogRecord]] = {}
+        self._befores: dict[tuple[str, int, bytes], deque[int]] = {}
         self._order: deque[LogRecord] = deque()
         self._covers: dict[tuple[str, int], int] = {}
         self._forgotten: dict[tuple[str, int], int] = {}
@@ -77,14 +85,12 @@ class MemoryIndex:
         place = (stream, partition)
         self._covers[place] = max(min(offset, self._covers.get(place, offset)), self._forgotten.get(place, 0))
 
-    def put(self, records: Sequence[LogRecord]) -> None:
-        for record in records:
+    def put(self, records: Sequence[LogRecord], befores: Sequence[int]) -> None:
+        for record, before in zip(records, befores, strict=True):
             place = (record.stream, record.partition)
             self._covers.setdefault(place, record.offset)
-            channel = self._channels.get((*place, record.key))
-            if channel is None:
-                channel = self._channels[(*place, record.key)] = deque()
-            channel.append(record)
+            self._channels.setdefault((*place, record.key), deque()).append(record)
+            self._befores.setdefault((*place, record.key), deque()).append(before)
             self._order.append(record)
             self._newest_ms = max(self._newest_ms, record.timestamp)
         self.expire(self._newest_ms)
@@ -99,12 +105,14 @@ class MemoryIndex:
 
     def read_after(self, stream: str, partition: int, key: bytes, offset: int, limit_records: int, limit_bytes: int) -> Slice | None:
         covers = self._covers.get((stream, partition))
-        if covers is None or offset + 1 < covers:
+        if covers is None:
             return None
         channel = self._channels.get((stream, partition, key), ())
+        first = bisect_left(channel, max(offset + 1, covers), key=lambda record: record.offset)
+        if offset + 1 < covers and (first == len(channel) or self._befores[stream, partition, key][first] > offset):
+            return None
         found: list[LogRecord] = []
         size = 0
-        first = bisect_right(channel, offset, key=lambda record: record.offset)
         for at in range(first, len(channel)):
             record = channel[at]
             size += len(record.value)
@@ -139,10 +147,12 @@ class MemoryIndex:
             place = (record.stream, record.partition)
             channel = self._channels[(*place, record.key)]
             channel.popleft()
+            self._befores[(*place, record.key)].popleft()
             if not channel:
-                del self._channels[(*place, record.key)]
+                del self._channels[(*place, record.key)], self._befores[(*place, record.key)]
             self.lost(*place, record.offset + 1)
 
     def close(self) -> None:
         self._channels.clear()
+        self._befores.clear()
         self._order.clear()

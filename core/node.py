@@ -178,7 +178,7 @@ class _Partition:
 class _Pending:
     """An append between `Produce` and its answer."""
 
-    __slots__ = ("at", "fresh", "id", "key", "link", "partition", "req", "session", "size", "ticket")
+    __slots__ = ("at", "fresh", "id", "key", "link", "partition", "presence", "req", "session", "size", "ticket")
 
     def __init__(self, ticket: int, link: int, frame: Append, session: Session, key: bytes, partition: int, fresh: bool, size: int) -> None:
         self.ticket = ticket
@@ -186,6 +186,7 @@ class _Pending:
         self.session = session
         self.req = frame.req
         self.id = frame.id
+        self.presence = bool(frame.presence)
         self.key = key
         self.partition = partition
         self.fresh = fresh
@@ -1052,12 +1053,10 @@ class CoreNode:
             self._opened(channel, None)
             return
         covers = self._index.covers_from(channel.stream.id, channel.partition)
-        floor = max(partition.position if each is None else each for each in (partition.floor, covers))
-        error = EXPIRED if after + 1 < floor else None
-        if error is not None and partition.recency.quiet_since(channel.key, floor - 1):
+        if covers is None or (after + 1 < covers and partition.recency.quiet_since(channel.key, covers - 1)):
             self.counters["open.expired"] += 1
-            self._opened(channel, error)
-        elif not self._replays.start(channel, max(after, floor - 1), error, self._now):
+            self._opened(channel, EXPIRED)
+        elif not self._replays.start(channel, after, self._now):
             self.counters["open.replays_full"] += 1
             self._channels.shut(channel.link, channel.ref)
             self._forget(channel)
@@ -1306,7 +1305,7 @@ class CoreNode:
             self._finish(pending, Unknown(pending.req))
             return
         partition = self._partitions[pending.partition]
-        if pending.fresh:
+        if pending.fresh and not pending.presence:  # whoever enters is shown it before it is acknowledged
             self._finish(pending, Appended(pending.req, self._serial(pending.partition, event.offset)))
         elif event.offset < partition.position:
             # The tail was faster than the report.
@@ -1366,8 +1365,11 @@ class CoreNode:
 
     def _tailed(self, records: list[LogRecord]) -> None:
         accepted: list[LogRecord] = []
+        befores: list[int] = []
         see, holders_of, out = self._fold.see, self._channels.holders, self._out
         moved: set[int] = set()
+        told: list[tuple[_Pending, int]] = []
+        """Answers, with the offsets that they name. They come after what they are about."""
         for record in records:
             number, offset = record.partition, record.offset
             partition = self._partitions.get(number)
@@ -1381,7 +1383,7 @@ class CoreNode:
             if partition.verdicts:
                 pending = partition.verdicts.pop(offset, None)
                 if pending is not None:
-                    self._finish(pending, Appended(pending.req, self._serial(number, offset if first is None else first)))
+                    told.append((pending, offset if first is None else first))
             moved.add(number)
             if first is not None:
                 self.duplicates += 1
@@ -1406,12 +1408,15 @@ class CoreNode:
                 for channel in holders:
                     out.append(LinkSend(channel.link, Record(channel.ref, offset, record.kind, record.value), Lane.LIVE))
             if not (record.value.endswith(EPHEMERAL_TAIL) and body_is_ephemeral(record.value)):
-                partition.recency.saw(record.key, offset)
+                before = partition.recency.saw(record.key, offset)
                 if partition.floor is not None:
                     accepted.append(record)
+                    befores.append(before)
         self.records += len(records)
+        for pending, offset in told:
+            self._finish(pending, Appended(pending.req, self._serial(pending.partition, offset)))
         if accepted:
-            self._index.put(accepted)
+            self._index.put(accepted, befores)
         for number in moved:
             self._barriers.read(number, self._partitions[number].position)
             if self._partitions[number].ahead:
@@ -1449,7 +1454,7 @@ class CoreNode:
         partition.looked = True
         partition.position = max(partition.position, event.position)
         self._barriers.read(event.partition, partition.position)
-        partition.recency.complete_from(event.start)
+        partition.recency.read_from(event.start)
         if partition.quiet_from is not None:
             partition.recency.complete_from(partition.quiet_from)
         if partition.floor is None:

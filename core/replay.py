@@ -48,10 +48,10 @@ class Replay:
 
     __slots__ = ("at", "channel", "error", "gathered", "gathering", "sent", "size")
 
-    def __init__(self, channel: OpenChannel, after: int, error: ErrorInfo | None) -> None:
+    def __init__(self, channel: OpenChannel, after: int) -> None:
         self.channel = channel
         self.at = after
-        self.error = error
+        self.error: ErrorInfo | None = None
         self.gathered: deque[LogRecord] = deque()
         self.size = 0
         self.gathering = True
@@ -114,7 +114,7 @@ class Replays:
     def __len__(self) -> int:
         return self._count
 
-    def start(self, channel: OpenChannel, after: int, error: ErrorInfo | None, now: float) -> bool:
+    def start(self, channel: OpenChannel, after: int, now: float) -> bool:
         """False when too many of the app are waiting already."""
         limits = self._limits
         link = self._links.get(channel.link)
@@ -125,7 +125,7 @@ class Replays:
             app = link.apps[channel.app] = _App(limits.app_replay_bytes_per_s, now)
         if len(app.waiting) >= limits.app_replays_waiting:
             return False
-        app.waiting.append(Replay(channel, after, error))
+        app.waiting.append(Replay(channel, after))
         self._count += 1
         return True
 

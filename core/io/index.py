@@ -33,7 +33,7 @@ LAST_OFFSET = 0xFFFF_FFFF_FFFF_FFFF
 RECORD_OVERHEAD = 64
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[int, int, str, bytes, bytes]).decode
+_decode = msgspec.msgpack.Decoder(tuple[int, int, int, str, bytes, bytes]).decode
 
 
 def _options() -> Options:
@@ -131,7 +131,7 @@ class RocksIndex:
     def lost(self, stream: str, partition: int, offset: int) -> None:
         self._place(stream, partition).lost(offset)
 
-    def put(self, records: Sequence[LogRecord]) -> None:
+    def put(self, records: Sequence[LogRecord], befores: Sequence[int]) -> None:
         if not records:
             return
         newest = self._now_ms
@@ -145,7 +145,7 @@ class RocksIndex:
         at_minute = at_partition = -1
         at_stream = ""
         pack, known_places = KEY.pack, self._places
-        for stream, partition, offset, timestamp, channel, value, kind, publish_id in records:
+        for (stream, partition, offset, timestamp, channel, value, kind, publish_id), before in zip(records, befores, strict=True):
             if place is None or partition != at_partition or stream != at_stream:  # they come in runs
                 place = known_places.get((stream, partition)) or self._place(stream, partition)
                 at_stream, at_partition, at_minute = stream, partition, -1
@@ -164,7 +164,7 @@ class RocksIndex:
                 pending = batches.get(minute)
                 if pending is None:
                     pending = batches[minute] = _Pending()
-            entry = _encode((timestamp, kind, publish_id, channel, value))
+            entry = _encode((before, timestamp, kind, publish_id, channel, value))
             pending.put(pack(place.stream, partition, channel_hash(channel), offset), entry)
             pending.last[place] = offset
             pending.size += len(entry) + RECORD_OVERHEAD
@@ -220,10 +220,11 @@ class RocksIndex:
 
     def read_after(self, stream: str, partition: int, key: bytes, offset: int, limit_records: int, limit_bytes: int) -> Slice | None:
         covers = self.covers_from(stream, partition)
-        if covers is None or offset + 1 < covers:
+        if covers is None:
             return None
         place = self._places[stream, partition]
-        first = KEY.pack(place.stream, place.partition, channel_hash(key), offset + 1)
+        first = KEY.pack(place.stream, place.partition, channel_hash(key), max(offset + 1, covers))
+        whole = offset + 1 >= covers
         # Exclusive, so the record at the highest offset that there could ever be is out of reach
         end = KEY.pack(place.stream, place.partition, channel_hash(key), LAST_OFFSET)
         found: list[LogRecord] = []
@@ -236,8 +237,11 @@ class RocksIndex:
                 records = bucket.db.iter(_until(end))
                 records.seek(first)
                 while records.valid():
-                    timestamp, kind, publish_id, channel, value = _decode(records.value())
+                    before, timestamp, kind, publish_id, channel, value = _decode(records.value())
                     if channel == key:  # and not another channel of the same hash
+                        if not whole and before > offset:
+                            return None
+                        whole = True
                         size += len(value)
                         if found and (len(found) >= limit_records or size > limit_bytes):
                             return Slice(found, more=True)
@@ -249,7 +253,7 @@ class RocksIndex:
                 self.errors += 1
                 self._lose(minute)
                 return None
-        return Slice(found, more=False)
+        return Slice(found, more=False) if whole else None
 
     def read_before(self, stream: str, partition: int, key: bytes, offset: int, limit_records: int, limit_bytes: int) -> Slice:
         covers = self.covers_from(stream, partition)
@@ -268,7 +272,7 @@ class RocksIndex:
                 records = bucket.db.iter(ReadOptions())
                 records.seek_for_prev(last)
                 while records.valid() and records.key() >= first:  # the driver's own lower bound finds nothing at all
-                    timestamp, kind, publish_id, channel, value = _decode(records.value())
+                    _, timestamp, kind, publish_id, channel, value = _decode(records.value())
                     if channel == key:
                         size += len(value)
                         if found and (len(found) >= limit_records or size > limit_bytes):
@@ -296,7 +300,7 @@ class RocksIndex:
                 records = self._buckets[minute].db.iter(ReadOptions())
                 records.seek_for_prev(last)
                 while records.valid() and records.key() >= first:
-                    if _decode(records.value())[3] == key:
+                    if _decode(records.value())[4] == key:
                         return int(KEY.unpack(records.key())[3])
                     records.prev()
                 records.status()

@@ -84,7 +84,7 @@ def test_without_a_broker_barriers_and_writes_fail_and_closing_answers_the_rest(
     async def story() -> None:
         stream = StreamInfo("abcdefgh", "tidegate.config", 1)
         limits = CoreLimits(end_timeout_s=0.5, config_writes=1)
-        world = Kafka(KafkaConfig(brokers="127.0.0.1:1"), Topics(stream, stream, stream, []), limits)
+        world = Kafka(KafkaConfig(brokers="127.0.0.1:1"), Topics(stream, stream, stream, stream, []), limits)
         log: ConfigLog = world.start(ConfigLog, stream)
         log.ask_end(1)
         log.write(1, "key", b"v")

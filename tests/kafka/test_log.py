@@ -307,7 +307,7 @@ def test_without_a_broker_publishes_wait_and_end_as_unknown_when_the_core_stops(
     async def story() -> None:
         config = KafkaConfig(brokers="127.0.0.1:1")
         stream = StreamInfo("abcdefgh", "tidegate.log", 4)
-        world = Kafka(config, Topics(stream, stream, stream, []), CoreLimits(publish_timeout_s=2.0, end_timeout_s=0.5))
+        world = Kafka(config, Topics(stream, stream, stream, stream, []), CoreLimits(publish_timeout_s=2.0, end_timeout_s=0.5))
         producer: LogProducer = world.start(LogProducer)
         ends: EndOffsets = world.start(EndOffsets)
         tail(world)

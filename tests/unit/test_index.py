@@ -30,6 +30,10 @@ def index(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Index]:
     made.close()
 
 
+def put(index: Index, records: list[LogRecord], befores: list[int] | None = None) -> None:
+    index.put(records, befores or [record.offset - 1 for record in records])
+
+
 def read(index: Index, after: int, key: bytes = b"app:a", records: int = 1_000, size: int = 1_000_000) -> Slice | None:
     return index.read_after("stream00", 0, key, after, records, size)
 
@@ -44,7 +48,7 @@ def offsets(found: Slice | None) -> list[int] | None:
 
 def test_a_channel_is_read_forward_and_only_its_own_records_are_given(index: Index) -> None:
     written = [record(offset, b"app:a" if offset % 3 else b"app:b", T0 + offset * 1000) for offset in range(100)]
-    index.put(written)
+    put(index, written)
     found = read(index, 49)
     assert found == Slice([r for r in written if r.offset > 49 and r.key == b"app:a"], more=False)
     assert index.head("stream00", 0, b"app:b") == 99
@@ -54,7 +58,7 @@ def test_a_channel_is_read_forward_and_only_its_own_records_are_given(index: Ind
 
 def test_a_channel_is_read_backwards_newest_first(index: Index) -> None:
     written = [record(offset, b"app:a" if offset % 3 else b"app:b", T0 + offset * 1000) for offset in range(100)]
-    index.put(written)
+    put(index, written)
     assert read_back(index, 50) == Slice([r for r in reversed(written) if r.offset < 50 and r.key == b"app:a"], more=False)
     assert offsets(read_back(index, 1 << 50, b"app:b", records=2)) == [99, 96]
     assert read_back(index, 0) == read_back(index, 50, b"app:c") == Slice([], more=False)
@@ -62,7 +66,7 @@ def test_a_channel_is_read_backwards_newest_first(index: Index) -> None:
 
 
 def test_limits_cut_backwards_too(index: Index) -> None:
-    index.put([record(offset, size=100) for offset in range(10)])
+    put(index, [record(offset, size=100) for offset in range(10)])
     assert read_back(index, 4, records=3) == Slice([record(offset, size=100) for offset in (3, 2, 1)], more=True)
     assert read_back(index, 3, records=3) == Slice([record(offset, size=100) for offset in (2, 1, 0)], more=False)
     assert offsets(read_back(index, 9, size=250)) == [8, 7]
@@ -70,15 +74,15 @@ def test_limits_cut_backwards_too(index: Index) -> None:
 
 
 def test_reading_backwards_ends_at_a_hole(index: Index) -> None:
-    index.put([record(0), record(1)])
+    put(index, [record(0), record(1)])
     index.lost("stream00", 0, 5)
-    index.put([record(5), record(6)])
+    put(index, [record(5), record(6)])
     assert offsets(read_back(index, 100)) == [6, 5]
     assert offsets(read_back(index, 5)) == []
 
 
 def test_limits_cut_and_say_so_but_one_record_is_always_given(index: Index) -> None:
-    index.put([record(offset, size=100) for offset in range(10)])
+    put(index, [record(offset, size=100) for offset in range(10)])
     assert read(index, 0, records=3) == Slice([record(offset, size=100) for offset in (1, 2, 3)], more=True)
     assert offsets(read(index, 0, size=250)) == [1, 2]
     assert read(index, 0, size=1) == Slice([record(1, size=100)], more=True)
@@ -86,17 +90,29 @@ def test_limits_cut_and_say_so_but_one_record_is_always_given(index: Index) -> N
 
 
 def test_what_is_past_retention_is_expired_not_absent(index: Index) -> None:
-    index.put([record(0), record(1, b"app:b"), record(2)])
-    index.put([record(3, at=T0 + 4 * MINUTE)])
+    put(index, [record(0), record(1, b"app:b"), record(2)])
+    put(index, [record(3, at=T0 + 4 * MINUTE)])
     assert read(index, 0) is None
     assert read(index, 1) is None, "record 2 is gone"
     assert offsets(read(index, 2)) == [3]
     assert index.covers_from("stream00", 0) == 3
 
 
+def test_a_position_before_what_is_held_will_do_if_the_next_record_is_held(index: Index) -> None:
+    put(index, [record(0), record(1, b"app:b"), record(5, at=T0 + 5 * MINUTE), record(6, b"app:b", T0 + 5 * MINUTE)], [-1, -1, 0, 3])
+    assert index.covers_from("stream00", 0) == 2
+    assert [offsets(read(index, after)) for after in (0, 4)] == [[5], [5]]
+    assert read(index, -1) is None, "record 0 is gone"
+    assert read(index, 0, b"app:c") is None, "nothing is known of it"
+    assert [offsets(read(index, after, b"app:b")) for after in (-1, 2, 3)] == [None, [6], [6]]
+    index.lost("stream00", 0, 6)
+    assert read(index, 0) is None
+    assert offsets(read(index, 3, b"app:b")) == [6], "of a gap its writer knows"
+
+
 def test_what_was_written_within_retention_is_held(index: Index) -> None:
     for second in range(400):
-        index.put([record(second, at=T0 + second * 1000)])
+        put(index, [record(second, at=T0 + second * 1000)])
         if second > 150:
             assert offsets(read(index, second - 120)) == list(range(second - 119, second + 1))
 
@@ -111,15 +127,15 @@ def test_a_partition_without_traffic_is_covered_from_where_its_tail_began(index:
 
 
 def test_records_that_the_tail_never_read_expire_what_lies_before(index: Index) -> None:
-    index.put([record(0), record(1)])
+    put(index, [record(0), record(1)])
     index.lost("stream00", 0, 5)
-    index.put([record(5)])
+    put(index, [record(5)])
     assert read(index, 1) is None
     assert offsets(read(index, 4)) == [5]
 
 
 def test_partitions_and_streams_are_apart(index: Index) -> None:
-    index.put([record(5), record(7, partition=1), record(9, stream="stream01")])
+    put(index, [record(5), record(7, partition=1), record(9, stream="stream01")])
     assert offsets(index.read_after("stream00", 1, b"app:a", 6, 10, 1000)) == [7]
     assert offsets(index.read_after("stream01", 0, b"app:a", 8, 10, 1000)) == [9]
     assert offsets(read(index, 4)) == [5]
@@ -131,6 +147,7 @@ def test_disk_and_memory_give_the_same_or_say_expired(tmp_path_factory: pytest.T
     """The disk keeps whole minutes, so it may hold more than memory; where both answer, they agree with what was written."""
     memory, disk = MemoryIndex(), RocksIndex(tmp_path_factory.mktemp("index"))
     written: list[LogRecord] = []
+    last: dict[bytes, int] = {}
     now = T0
     for _ in range(data.draw(st.integers(1, 12))):
         batch = []
@@ -139,8 +156,12 @@ def test_disk_and_memory_give_the_same_or_say_expired(tmp_path_factory: pytest.T
             back = data.draw(st.sampled_from([0, 0, 0, 5_000]))  # a new leader's clock
             batch.append(record(len(written) + len(batch), data.draw(st.sampled_from([b"app:a", b"app:b"])), now - back))
         written += batch
-        memory.put(batch)
-        disk.put(batch)
+        befores = []
+        for each in batch:
+            befores.append(min(each.offset - 1, last.get(each.key, -1) + data.draw(st.sampled_from([0, 0, 2]))))
+            last[each.key] = each.offset
+        put(memory, batch, befores)
+        put(disk, batch, befores)
         after = data.draw(st.integers(0, len(written)))
         expected = [r for r in written if r.offset > after and r.key == b"app:a"]
         for index in (memory, disk):
@@ -161,13 +182,13 @@ def test_disk_and_memory_give_the_same_or_say_expired(tmp_path_factory: pytest.T
 
 def test_a_restart_begins_empty_and_is_filled_by_the_look_back(tmp_path: Path) -> None:
     first = RocksIndex(tmp_path)
-    first.put([record(0), record(1)])
+    put(first, [record(0), record(1)])
     with pytest.raises(OSError, match="in use by another core"):
         RocksIndex(tmp_path)
     first.close()
     again = RocksIndex(tmp_path)
     assert read(again, 0) is None
-    again.put([record(0), record(1)])
+    put(again, [record(0), record(1)])
     assert offsets(read(again, 0)) == [1]
     again.close()
     assert not list(tmp_path.glob("minute-*"))
@@ -176,7 +197,7 @@ def test_a_restart_begins_empty_and_is_filled_by_the_look_back(tmp_path: Path) -
 def test_channels_of_equal_hash_do_not_see_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_disk, "channel_hash", lambda key: -7)
     index = RocksIndex(tmp_path)
-    index.put([record(offset, b"app:%d" % (offset % 2)) for offset in range(10)])
+    put(index, [record(offset, b"app:%d" % (offset % 2)) for offset in range(10)])
     assert offsets(read(index, 0, b"app:0")) == [2, 4, 6, 8]
     assert offsets(read_back(index, 6, b"app:0")) == [4, 2, 0]
     assert index.head("stream00", 0, b"app:0") == 8
@@ -198,11 +219,11 @@ def close_files(index: RocksIndex) -> None:
 @pytest.mark.parametrize("spoil", [damage_files, close_files])
 def test_a_damaged_disk_costs_the_index_not_an_answer(tmp_path: Path, spoil: Callable[[RocksIndex], None]) -> None:
     index = RocksIndex(tmp_path)
-    index.put([record(offset, size=5_000) for offset in range(1_000)])
+    put(index, [record(offset, size=5_000) for offset in range(1_000)])
     spoil(index)
     assert read(index, 0) is None
     assert index.errors == 1
-    index.put([record(1_000)])
+    put(index, [record(1_000)])
     assert offsets(read(index, 999)) == [1_000]
     assert read(index, 500) is None
     index.close()
@@ -211,9 +232,9 @@ def test_a_damaged_disk_costs_the_index_not_an_answer(tmp_path: Path, spoil: Cal
 @pytest.mark.parametrize("spoil", [damage_files, close_files])
 def test_a_damaged_disk_shortens_what_is_read_backwards(tmp_path: Path, spoil: Callable[[RocksIndex], None]) -> None:
     index = RocksIndex(tmp_path)
-    index.put([record(offset, size=5_000) for offset in range(1_000)])
+    put(index, [record(offset, size=5_000) for offset in range(1_000)])
     spoil(index)
-    index.put([record(1_000, at=T0 + MINUTE)])
+    put(index, [record(1_000, at=T0 + MINUTE)])
     assert offsets(read_back(index, 2_000)) == [1_000]
     assert index.errors == 1
     assert index.covers_from("stream00", 0) == 1_000
@@ -222,11 +243,11 @@ def test_a_damaged_disk_shortens_what_is_read_backwards(tmp_path: Path, spoil: C
 
 def test_a_write_that_fails_expires_what_it_did_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = RocksIndex(tmp_path)
-    index.put([record(0), record(1)])
+    put(index, [record(0), record(1)])
     with monkeypatch.context() as full:
         full.setattr(index, "_write", "no options: the driver raises")
-        index.put([record(2)])
-    index.put([record(3)])
+        put(index, [record(2)])
+    put(index, [record(3)])
     assert index.errors == 1
     assert read(index, 0) is None
     assert offsets(read(index, 2)) == offsets(read_back(index, 9)) == [3]
@@ -236,7 +257,7 @@ def test_a_write_that_fails_expires_what_it_did_not_take(tmp_path: Path, monkeyp
 def test_above_its_size_the_oldest_minutes_go_early(tmp_path: Path) -> None:
     index = RocksIndex(tmp_path, max_bytes=1_000_000)
     for minute in range(3):
-        index.put([record(minute * 100 + n, at=T0 + minute * MINUTE, size=4_500) for n in range(100)])
+        put(index, [record(minute * 100 + n, at=T0 + minute * MINUTE, size=4_500) for n in range(100)])
     assert read(index, 0) is None
     assert offsets(read(index, 99)) == list(range(100, 300))
     index.close()

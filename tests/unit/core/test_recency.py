@@ -64,6 +64,18 @@ def test_after_a_gap_nothing_before_it_counts() -> None:
     assert [table.quiet_since(b"a", offset) for offset in (5, 48, 49)] == [False, False, True]
 
 
+def test_it_tells_how_long_the_channel_was_quiet_before_a_record() -> None:
+    table = Recency(2)
+    table.restore(b"old", 7)
+    table.complete_from(3)
+    table.read_from(100)
+    assert [table.saw(key, offset) for key, offset in ((b"a", 105), (b"a", 110), (b"old", 111))] == [99, 105, 99]
+    assert table.saw(b"b", 112) == 99
+    assert table.saw(b"a", 113) == 110, "it was dropped, for want of room"
+    table.gap(120)
+    assert table.saw(b"a", 125) == 119
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=60),
     st.integers(1, 4),
@@ -79,8 +91,10 @@ def test_it_never_calls_a_channel_quiet_that_is_not(written: list[tuple[int, boo
         if offset < start:
             table.restore(log[offset], offset)
     table.complete_from(0 if restored >= set(range(start)) else start)
+    table.read_from(start)
     for offset in range(start, len(log)):
-        table.saw(log[offset], offset)
+        before = table.saw(log[offset], offset)
+        assert log[offset] not in log[before + 1 : offset]
     assert len(table) <= limit
     for key in {*log, b"c9"}:
         last = max((offset for offset, each in enumerate(log) if each == key), default=-1)
