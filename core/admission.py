@@ -202,12 +202,16 @@ class Admission:
             raise RelayError(40142, "Token expired")
         app, key = self._key(token.key_name, realtime=realtime)
         check_status(app, key, now_ms)
+        # The key may have lost rights since.
+        capability = Capability.parse(token.capability).intersect(key.capability)
+        if not capability:
+            raise RelayError(40160, "The capability of the token has nothing in common with the key's")
         return Verified(
             app=app,
             key=key,
             basic=False,
             client_id=token.client_id,
-            capability=Capability.parse(token.capability),
+            capability=capability,
             issued=token.issued,
             expires=token.expires,
         )

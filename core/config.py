@@ -34,6 +34,7 @@ import re
 
 import msgspec
 
+from core.control.access import Scope, StaticToken
 from core.kafka.config import KafkaConfig
 from core.mappings import Mapping, MappingConfig
 from core.registry import App, Key, Namespace
@@ -43,11 +44,14 @@ from relay.model.errors import RelayError
 from relay.model.keyring import KEY_BYTES, Keyring
 from relay.model.limits import CoreLimits, LinkLimits
 from relay.runtime.settings import File, PrivateFile, Secret
+from relay.runtime.tls import SpiffeId
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 MIN_SECRET = 16
 """Shortest secret of an API key outside `dev`, in characters. RFC 7518, 3.2 asks for 32 bytes; existing Ably keys have fewer."""
+MIN_TOKEN_SECRET = 32
+"""Shortest secret of an access token outside `dev`, in characters."""
 
 
 def _distinct(what: str, ids: list[str]) -> None:
@@ -80,6 +84,59 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     host: str = "127.0.0.1"
     port: int
+
+
+class AdminToken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An access token of the Control API that does not come from the Control API: the first one. The token is `<id>.<secret>`."""
+
+    id: str
+    secret: Secret
+    scopes: list[Scope]
+
+    def __post_init__(self) -> None:
+        _checked_id("the id of an access token", self.id)
+        if not re.fullmatch(r"[\x21-\x7e]{1,512}", self.secret.reveal()):
+            raise ValueError("the secret of an access token must be 1 to 512 printable characters without spaces")
+        if not self.scopes:
+            raise ValueError("an access token without scopes is of no use")
+
+
+class AdminClient(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who uses the Control API with a client certificate: one of its subject alternative names (URI, DNS or mail), letter for letter."""
+
+    name: str
+    scopes: list[Scope]
+
+    def __post_init__(self) -> None:
+        if not self.name or SpiffeId.parse(self.name) is not None:
+            raise ValueError("name must not be empty, and not that of an edge or a core: they never use the Control API")
+        if not self.scopes:
+            raise ValueError("a client without scopes is of no use")
+
+
+class AdminListen(Listen, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The Control API, status and tail. With `certificate` and `private_key` over TLS, else in clear."""
+
+    account_id: str = "tidegate"
+    account_name: str = "Tidegate"
+    """The one account that there is, as the Control API shows it. The same on every core."""
+    tokens: list[AdminToken] = []
+    certificate: File | None = None
+    private_key: PrivateFile | None = None
+    client_ca: File | None = None
+    """Whose certificates `clients` present. Best an authority of its own, not that of the link."""
+    clients: list[AdminClient] = []
+
+    def __post_init__(self) -> None:
+        _checked_id("account_id", self.account_id)
+        _distinct("access token", [token.id for token in self.tokens])
+        _distinct("client", [client.name for client in self.clients])
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("certificate and private_key go together")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("client_ca needs certificate and private_key: client certificates come over TLS")
+        if self.clients and self.client_ca is None:
+            raise ValueError("clients needs client_ca: who else would have signed their certificates?")
 
 
 class RingKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -201,7 +258,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     index_dir: str = ""
     """Where the index of recent records is kept; emptied at start. Empty: in memory."""
     link: LinkListen
-    admin: Listen
+    admin: AdminListen
     metrics: Listen
     kafka: KafkaConfig
     limits: CoreLimits = CoreLimits()
@@ -224,6 +281,9 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 for key in app.keys:
                     if len(key.secret.reveal()) < MIN_SECRET:
                         raise ValueError(f"the secret of key {app.id}.{key.id} is shorter than {MIN_SECRET} characters")
+            for token in self.admin.tokens:
+                if len(token.secret.reveal()) < MIN_TOKEN_SECRET:
+                    raise ValueError(f"the secret of access token {token.id} is shorter than {MIN_TOKEN_SECRET} characters")
 
     def _check_rules(self, app: AppConfig) -> None:
         """Rules and mappings are checked by making them. Raises: ValueError."""
@@ -243,3 +303,10 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def static_apps(self) -> list[App]:
         return [app.app() for app in self.apps]
+
+    def static_tokens(self) -> list[StaticToken]:
+        return [StaticToken(token.id, token.secret.reveal(), frozenset(token.scopes)) for token in self.admin.tokens]
+
+    def admin_clients(self) -> dict[str, frozenset[str]]:
+        """Name in a client certificate → scopes."""
+        return {client.name: frozenset(client.scopes) for client in self.admin.clients}

@@ -63,7 +63,7 @@ from core.occupancy import PREFIX as COUNTS_PREFIX
 from core.occupancy import Occupancies
 from core.quiet import lasts
 from core.recency import Recency
-from core.registry import Registry, Streams
+from core.registry import App, Registry, Streams, app_of
 from core.replay import EXPIRED, OTHER_SITE, Replays
 from core.roster import Denied, Roster, Session
 from relay.link.calls import (
@@ -143,6 +143,8 @@ _EXPIRE_INDEX_S = 10.0
 _BUSY = ErrorInfo.of(50004, "The service is busy; try again")
 _STARTING = ErrorInfo.of(50320, "The core is not ready; try another")
 _OVERFULL = ErrorInfo.of(50003, "The publish could not be taken in; nothing was published")
+_APP_GONE = ErrorInfo.of(40101, "The app no longer exists")
+_KEY_CHANGED = ErrorInfo.of(80003, "The key has changed; connect again")
 _NO_READER = ErrorInfo.of(40160, "No session of this link may read the channel")
 _REPLAYS_FULL = ErrorInfo.of(42912, "Too many channels of the app are catching up; try again")
 _NOT_RESUMED = ErrorInfo.of(50003, "The connection could not be resumed in time; try again")
@@ -227,6 +229,18 @@ class _Held(NamedTuple):
 
 _Job = tuple[Admit | Fetch, bool]
 """A request in an admission queue, and whether the end of `tidegate.config` has been asked for since it came."""
+
+
+def _lessens(before: App, now: App | None) -> bool:
+    """Whether sessions may have lost rights: then all are looked at, and not for every key that is made. O(keys of the app)."""
+    if now is None or now.status != before.status:
+        return True
+    return any(
+        key is not old
+        and (key is None or (key.status, key.secret, key.capability, key.expires) != (old.status, old.secret, old.capability, old.expires))
+        for key_id, old in before.keys.items()
+        for key in (now.keys.get(key_id),)
+    )
 
 
 class CoreNode:
@@ -506,7 +520,7 @@ class CoreNode:
             case Append():
                 self._append(link, frame)
             case Present():
-                self._roster.present(link, frame.grant, self._now_ms)
+                self._present(link, frame)
             case Fetch() if frame.what in READS:
                 self._read(link, frame)
             case Fetch() if frame.what == STATUS:
@@ -823,6 +837,17 @@ class CoreNode:
             ),
         )
 
+    def _present(self, link: int, frame: Present) -> None:
+        session = self._roster.present(link, frame.grant, self._now_ms)
+        if session is None or self._registry.app(session.grant.app) is None:
+            return  # refused, or of an app that this core has not read of yet: what it asks for is checked
+        error = self._refused_now(session.grant)
+        if error is not None:
+            self.counters["grant.revoked"] += 1
+            self._roster.depart(link, session.grant.session)
+            self._lose_witness(session)
+            self._send(link, Revoke(session.grant.session, error))
+
     def _renew(self, link: int, frame: Renew) -> None:
         try:
             grant = self._renewable(link, frame.session)
@@ -959,15 +984,49 @@ class CoreNode:
             self._send(write.link, write.page)
 
     def _config(self, event: ConfigRead) -> None:
+        before = self._registry.app(app_of(event.key))
         app = self._registry.apply(event.key, event.value)
         if app is None:
             return
         self._admission.forget_refusals()
-        if self._registry.app(app) is None:
-            for session, error in self._roster.revoke_app(app):
+        now = self._registry.app(app)
+        if before is not None and _lessens(before, now):
+            for session, error in self._roster.revoke(app, partial(self._lost_rights, before)):
+                self.counters["session.revoked"] += 1
+                self._lose_witness(session)
                 self._send(session.link, Revoke(session.grant.session, error))
+        if now is None:
             for channel in list(self._channels.of_app(app)):
                 self._lose(channel, _NO_READER)
+
+    def _lost_rights(self, before: App, session: Session) -> ErrorInfo | None:
+        """Why a session's rights are void after its app or key has changed; None if they are not. A key with another secret or capability
+        is no refusal: the client is sent away to come back and be admitted anew."""
+        error = self._refused_now(session.grant)
+        if error is not None:
+            return error
+        key_id = session.grant.key_name.partition(".")[2]
+        old, key = before.keys.get(key_id), self._registry.key(session.grant.key_name)
+        if old is None or key is None or (old.secret == key.secret and old.capability == key.capability):
+            return None
+        if old.secret == key.secret and session.capability.intersect(key.capability) == session.capability:
+            return None
+        return _KEY_CHANGED
+
+    def _refused_now(self, grant: Grant) -> ErrorInfo | None:
+        """Why a grant that holds by itself must not count: its app or key is gone, disabled or revoked."""
+        app, key = self._registry.app(grant.app), self._registry.key(grant.key_name)
+        if app is None:
+            return _APP_GONE
+        if key is None:
+            # An edge that shows the grant of a key made a moment ago may be ahead of what this core has read: not told apart from one that
+            # was taken out of core.toml, whose grants end with their renewal.
+            return None
+        try:
+            check_status(app, key, self._now_ms)
+        except RelayError as error:
+            return error.info
+        return None
 
     # --- reading -----------------------------------------------------------------------------------------------------------------------
 

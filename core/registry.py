@@ -6,8 +6,9 @@ Records of `tidegate.config` that this module reads, by key:
     key:<app>.<key>            KeyRecord; its secret is sealed to the record's key
     namespace:<app>:<id>       the namespace's properties
 
-A tombstone takes the record away again, so that a static entry of the same name shows through. Values are JSON with a version; a record
-that cannot be read is counted and left out, and never keeps a core from starting.
+A tombstone takes the record away again, so that a static entry of the same name shows through; a record that says `deleted` does the same
+to an app or a namespace, and outlives its deletion (`core.control.ledger` says why). Values are JSON with a version; a record that cannot
+be read is counted and left out, and never keeps a core from starting.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from relay.model.keyring import Keyring
 
 RECORD_VERSION = 1
 """Schema version of the records of apps, keys and namespaces."""
+
+
+class _Deletable(msgspec.Struct, frozen=True):
+    deleted: bool = False
 
 
 class AppRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -135,6 +140,8 @@ class Registry:
         """One record of `tidegate.config`, in log order; None is a tombstone. Returns the id of the app it touched, if any."""
         kind, _, name = key.partition(":")
         try:
+            if kind in ("app", "namespace") and value is not None and msgspec.json.decode(value, type=_Deletable).deleted:
+                value = None
             match kind:
                 case "app":
                     app_id = name
@@ -163,14 +170,14 @@ class Registry:
 
     def _key(self, name: str, value: bytes) -> Key:
         record = msgspec.json.decode(value, type=KeyRecord)
-        secret = self._keyring.open(base64.b64decode(record.secret, validate=True), _associated(f"key:{name}"))
+        secret = open_secret(self._keyring, f"key:{name}", record.secret)
         if secret is None:
             raise ValueError("sealed under a key that is not in the ring, or for another record")
         app_id, _, key_id = name.partition(".")
         return Key(
             app=app_id,
             id=key_id,
-            secret=secret.decode(),
+            secret=secret,
             capability=Capability.parse(record.capability),
             status=record.status,
             expires=record.expires,
@@ -199,11 +206,24 @@ class Registry:
         )
 
 
+def app_of(record_key: str) -> str:
+    """The id of the app that a record is about; empty if it is about none."""
+    kind, _, name = record_key.partition(":")
+    match kind:
+        case "app":
+            return name
+        case "key":
+            return name.partition(".")[0]
+        case "namespace" | "rule" | "mapping":
+            return name.partition(":")[0]
+    return ""
+
+
 def key_record(keyring: Keyring, key: Key, *, created: int) -> tuple[str, bytes]:
     """The record (key, value) of `tidegate.config` that makes `key` known to every core."""
     record_key = f"key:{key.name}"
     record = KeyRecord(
-        secret=base64.b64encode(keyring.seal(key.secret.encode(), _associated(record_key))).decode(),
+        secret=seal_secret(keyring, record_key, key.secret),
         capability=key.capability.canonical(),
         status=key.status,
         expires=key.expires,
@@ -213,6 +233,23 @@ def key_record(keyring: Keyring, key: Key, *, created: int) -> tuple[str, bytes]
     return record_key, msgspec.json.encode(record)
 
 
+def seal_secret(keyring: Keyring, record_key: str, secret: str) -> str:
+    """What a record holds in place of a secret: AES-GCM, then base64. It can be opened for this record alone: the sealed secret of one key
+    does not pass as another's."""
+    return base64.b64encode(keyring.seal(secret.encode(), _associated(record_key))).decode()
+
+
+def open_secret(keyring: Keyring, record_key: str, sealed: str) -> str | None:
+    """The secret; None if it was sealed for another record, or under a key that is not in the ring. Raises: ValueError if not base64."""
+    secret = keyring.open(base64.b64decode(sealed, validate=True), _associated(record_key))
+    return None if secret is None else secret.decode()
+
+
+def sealed_under(sealed: str) -> str:
+    """The id of the ring's key under which it was sealed. Raises: ValueError."""
+    data = base64.b64decode(sealed, validate=True)
+    return data[1 : 1 + data[0]].decode("ascii", "replace") if data else ""
+
+
 def _associated(record_key: str) -> bytes:
-    """Binds a sealed secret to its record: the sealed secret of one key does not pass as another's."""
     return f"{record_key}|{RECORD_VERSION}".encode()

@@ -171,12 +171,15 @@ class Roster:
                 del link.sessions[session_id]
                 yield session
 
-    def revoke_app(self, app: str) -> Iterator[tuple[Session, ErrorInfo]]:
-        """The app is gone, and with it the rights of all its sessions. O(sessions)."""
-        error = ErrorInfo.of(40101, "The app no longer exists")
+    def revoke(self, app: str, verdict: Callable[[Session], ErrorInfo | None]) -> Iterator[tuple[Session, ErrorInfo]]:
+        """Forget the sessions of an app that `verdict` finds to have lost their rights, and name them with why. O(sessions)."""
         for link in self.links.values():
-            for session_id in [name for name, session in link.sessions.items() if session.grant.app == app]:
-                session = link.sessions.pop(session_id)
+            for session_id, session in [(name, one) for name, one in link.sessions.items() if one.grant.app == app]:
+                error = verdict(session)
+                if error is None:
+                    continue
+                del link.sessions[session_id]
+                # A resume has a higher incarnation: who may come back under other rights does.
                 self._raise_floor(session_id, session.grant.incarnation + 1)
                 yield session, error
 

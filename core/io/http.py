@@ -1,4 +1,4 @@
-"""The two plain HTTP listeners of a core: admin (status, tail; the Control API will join it) and metrics. Neither is ever routed to edges.
+"""The two HTTP listeners of a core: admin (status, tail, the Control API of `core.control.io`) and metrics. No edge ever reaches them.
 
 `/healthz` says that the process runs, and nothing more, so that a broker's outage does not make an orchestrator kill cores; `/readyz` says
 whether the core serves. Both are on both listeners.
@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 
 from relay.link.calls import MemberPage
 from relay.model.errors import RelayError
@@ -61,7 +61,7 @@ _COUNTERS = {
 }
 
 
-def admin_app(ready: Callable[[], bool], status: Callable[[], dict[str, Any]], routes: Sequence[Route | Mount] = ()) -> Starlette:
+def admin_app(ready: Callable[[], bool], status: Callable[[], dict[str, Any]], routes: Sequence[BaseRoute] = ()) -> Starlette:
     """`GET /v1/status` with what `status` gives as JSON, `/healthz`, `/readyz`, and what `routes` add."""
 
     async def show(_: Request) -> Response:

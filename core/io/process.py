@@ -21,6 +21,9 @@ from typing import Any, TypeVar
 import structlog
 
 from core.config import CoreConfig
+from core.control.control import Control
+from core.control.io.api import ControlApi
+from core.control.io.writer import ConfigWriter
 from core.effects import (
     AskConfigEnd,
     AskEnd,
@@ -34,7 +37,7 @@ from core.effects import (
     WriteConfig,
     WriteSession,
 )
-from core.events import EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Tick
+from core.events import ConfigRead, ConfigWritten, EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Tick
 from core.index import Index, MemoryIndex
 from core.io.congestion import Congestion
 from core.io.http import admin_app, members_route, metrics_app, watch, watch_kafka
@@ -113,6 +116,9 @@ class CoreProcess:
         self._ends: EndOffsets
         self._config_log: ConfigLog
         self._sessions: SessionsLog
+        self._writer: ConfigWriter
+        self._config_read = False
+        """Everything that `tidegate.config` held at the start has been read."""
         self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
         self._tails: Tails
@@ -122,8 +128,12 @@ class CoreProcess:
     async def start(self) -> None:
         config = self._config
         context = tls.link_server_context(config.link.certificate, config.link.private_key, config.link.ca)
+        admin = config.admin
+        admin_context = None
+        if admin.certificate is not None and admin.private_key is not None:
+            admin_context = tls.admin_context(admin.certificate, admin.private_key, admin.client_ca)
         self._tails = Tails(config.node, config.limits)
-        await self._serve_http()
+        await self._serve_http(admin_context)
         topics = await self._reach_kafka()
         if topics is None:
             return
@@ -143,6 +153,19 @@ class CoreProcess:
             limits=config.limits,
             dev=config.dev,
             sandbox=config.sandbox,
+        )
+        self._writer = ConfigWriter(
+            Control(
+                keyring=keyring,
+                limits=config.limits,
+                random=os.urandom,
+                core=config.node,
+                account=(admin.account_id, admin.account_name),
+                static=config.static_apps(),
+                tokens=config.static_tokens(),
+                certificates=config.admin_clients(),
+            ),
+            config.limits,
         )
         self._driver = Driver(self._node, self._perform, Tick(), self._failed)
         self._tails.post = self._driver.post
@@ -190,13 +213,15 @@ class CoreProcess:
 
     # --- parts ---------------------------------------------------------------------------------------------------------------------
 
-    async def _serve_http(self) -> None:
-        """Admin and metrics: plain HTTP on inside addresses, each a listener of its own."""
-        for name, listen, app in (
-            ("admin", self._config.admin, admin_app(lambda: self.ready, self.status, [self._tails.route(), members_route(self._present)])),
-            ("metrics", self._config.metrics, metrics_app(self._metrics, lambda: self.ready)),
+    async def _serve_http(self, admin_context: ssl.SSLContext | None) -> None:
+        """Admin and metrics: inside addresses, each a listener of its own."""
+        control = ControlApi(lambda: self._writer if self._config_read else None, self._config.limits)
+        routes = [self._tails.route(), members_route(self._present), *control.routes()]
+        for name, context, listen, app in (
+            ("admin", admin_context, self._config.admin, admin_app(lambda: self.ready, self.status, routes)),
+            ("metrics", None, self._config.metrics, metrics_app(self._metrics, lambda: self.ready)),
         ):
-            listener = await Listener(context=None, app=app, make_listener=_no_websocket).start(listen.host, listen.port)
+            listener = await Listener(context=context, app=app, make_listener=_no_websocket).start(listen.host, listen.port)
             self._scope.on_stop(name, listener.close)
         self._scope.on_stop("tails", self._tails.close)
 
@@ -223,6 +248,7 @@ class CoreProcess:
         config, limits, loop = self._config, self._config.limits, self._loop
         appends = LogAppends(topics.log.partitions)
         self._config_log = ConfigLog(config.kafka, topics.config, limits, loop, self._deliver)
+        self._writer.use(self._config_log)
         self._producer = LogProducer(config.kafka, topics.log, limits, loop, appends.sort(self._deliver))
         self._ends = EndOffsets(config.kafka, topics.log, limits, loop, self._deliver)
         self._sessions = SessionsLog(config.kafka, topics.sessions, limits, loop, self._deliver)
@@ -244,6 +270,7 @@ class CoreProcess:
         tail.start()
         self._scope.on_stop("tail", tail.close)
         await self._config_log.ready()
+        self._config_read = True
         await self._sessions.ready()
         while True:
             try:
@@ -252,6 +279,7 @@ class CoreProcess:
             except Unreachable as error:
                 await self._wait_for_kafka(error)
 
+        self._scope.spawn("configuration", self._writer.run())
         self._scope.on_stop("owner and mappings", self._close_runners)
         self._owner = owner = OwnerRunner(
             config.kafka,
@@ -337,6 +365,10 @@ class CoreProcess:
             if isinstance(event, EndOffset) and event.ask == PROBE:
                 if event.offset is not None:
                     self._log_ends[event.partition] = event.offset
+                continue
+            if isinstance(event, ConfigRead) and not self._writer.read(event):
+                continue
+            if isinstance(event, ConfigWritten | EndOffset) and self._writer.took(event):
                 continue
             self._driver.post(event)
 

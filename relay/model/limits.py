@@ -318,6 +318,24 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     sandbox_apps: int = 1_000
     """Apps made through the sandbox and not deleted. Above it: 42910."""
 
+    control_requests: int = 64
+    """Requests of the Control API under way in one core. Above it: HTTP 503."""
+    control_body_bytes: int = 262_144
+    """Largest body of a request to the Control API. Above it: HTTP 413."""
+    control_apps: int = 1_000
+    """Apps made by the Control API or the sandbox. Above it: 42910."""
+    control_per_app: int = 1_000
+    """Keys of one app made by the Control API, revoked ones of the last 30 days included; its namespaces, its rules and its mappings have
+    the same bound each. Above it: 42910."""
+    control_tokens: int = 1_000
+    """Access tokens made by the Control API, revoked ones of the last 30 days included. Above it: 42910."""
+    control_upkeep_records: int = 500
+    """Records of `tidegate.config` that a core puts in order in one go (`core.control.ledger`). Above it: the rest waits for the next."""
+    audit_records: int = 10_000
+    """Changes in the audit, and as many readings of secrets. Above it: the oldest is taken out."""
+    audit_bytes: int = 16_777_216
+    """The same, in bytes."""
+
     owner_span_records: int = 1_000
     """Records of the log, ruled upon or of presence, in one transaction of their partitions' owner. At it: the transaction is committed."""
     owner_span_bytes: int = 8_388_608

@@ -353,7 +353,9 @@ class Listener:
     async def _run_http(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert self._app is not None
         try:
-            await _HttpServer(self._app, asyncio.get_running_loop(), self._config, self._context, {}, reader, writer)
+            # `scope["state"]["tls"]`: for applications that ask whose certificate was presented.
+            state = {"tls": writer.get_extra_info("ssl_object")}
+            await _HttpServer(self._app, asyncio.get_running_loop(), self._config, self._context, state, reader, writer)
         except Exception as error:  # the connection alone is lost; its request may be in the traceback's text, so only the kind is told
             log.warning("HTTP connection failed", error=type(error).__name__)
             writer.transport.abort()

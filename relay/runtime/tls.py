@@ -119,6 +119,18 @@ def client_side_context(certificate: str | Path, private_key: str | Path) -> ssl
     return context
 
 
+def admin_context(certificate: str | Path, private_key: str | Path, client_ca: str | Path | None) -> ssl.SSLContext:
+    """For a core's admin listener: like that for clients; with `client_ca` whoever presents a certificate must have it from there, and who
+    presents none is let in to show a token. Raises: TlsError."""
+    context = client_side_context(certificate, private_key)
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.num_tickets = 0
+        context.options |= ssl.OP_NO_TICKET
+        _trust(context, client_ca)
+    return context
+
+
 def link_server_context(certificate: str | Path, private_key: str | Path, ca: str | Path) -> ssl.SSLContext:
     """For the core's link listener: TLS 1.3, a client certificate of `ca` required. Raises: TlsError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -146,13 +158,17 @@ def _link(context: ssl.SSLContext, certificate: str | Path, private_key: str | P
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     context.set_alpn_protocols(["http/1.1"])
+    _trust(context, ca)
+    _present(context, certificate, private_key)
+
+
+def _trust(context: ssl.SSLContext, ca: str | Path) -> None:
     try:
         context.load_verify_locations(ca)
     except ssl.SSLError:
         raise TlsError(f"{ca} is not a certificate in PEM form") from None
     except OSError as error:
         raise TlsError(f"{ca} cannot be read: {error.strerror}") from None
-    _present(context, certificate, private_key)
 
 
 def _present(context: ssl.SSLContext, certificate: str | Path, private_key: str | Path) -> None:

@@ -26,7 +26,7 @@ TOUCHES_THE_WORLD = {
     *("asyncio", "ssl", "socket", "time", "threading", "picows", "uvloop", "aiofastnet"),
     *("hypercorn", "starlette", "confluent_kafka", "rocksdict"),
 }
-MAY_TOUCH_THE_WORLD = ("edge.io", "core.io", "core.kafka", "core.control", "relay.link.io", "relay.runtime", "tidegate")
+MAY_TOUCH_THE_WORLD = ("edge.io", "core.io", "core.kafka", "core.control.io", "relay.link.io", "relay.runtime", "tidegate")
 
 
 def modules() -> dict[str, Path]:

@@ -1,0 +1,312 @@
+"""The Control API over HTTP, on the admin listener: `/v1` and `/api/v1` are the same. Source: Ably protocol docs, 11.7 to 11.9.
+
+Every request needs `Authorization: Bearer <access token>`, or comes over TLS with a certificate that core.toml knows; every answer but the
+OpenAPI document is for whoever asked (`Cache-Control: no-store`). Errors are one JSON object with `message`, `code`, `statusCode`, `href`
+and `details`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+from cryptography import x509
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route
+
+from core.control.access import READ, Principal
+from core.control.control import Change
+from core.control.fields import Invalid, object_of
+from core.control.io.writer import ConfigWriter
+from core.control.openapi import document
+from relay.model.errors import HELP, RelayError
+from relay.model.limits import CoreLimits
+
+log = structlog.get_logger("core.control")
+
+MOST_AUDIT = 1_000
+_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+_HTTP_CODES = {404: 40400, 405: 40500, 413: 40009, 503: 50320}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request: who asks, from where, with what."""
+
+    request: Request
+    who: Principal
+    source: str
+    body: dict[str, Any]
+
+    def __getitem__(self, name: str) -> str:
+        """A part of the path."""
+        return str(self.request.path_params[name])
+
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+
+class ControlApi:
+    """The routes. `ready` says whether `tidegate.config` has been read."""
+
+    def __init__(self, writer: Callable[[], ConfigWriter | None], limits: CoreLimits) -> None:
+        self._find = writer
+        self._limits = limits
+        self._running = 0
+
+    def routes(self) -> list[BaseRoute]:
+        app = Starlette(
+            routes=[
+                Route("/openapi.json", _openapi),
+                *(Route(path, self._serve(methods), methods=[*methods]) for path, methods in self._table().items()),
+            ],
+            exception_handlers={HTTPException: _http_error},
+        )
+        # A sub-application of its own: its errors have a shape of their own.
+        return [Mount("/v1", app), Mount("/api/v1", app)]
+
+    def _table(self) -> dict[str, dict[str, Handler]]:
+        return {
+            "/me": {"GET": self._me},
+            "/me/accounts": {"GET": self._accounts},
+            "/accounts/{account}/apps": {"GET": self._apps, "POST": self._create_app},
+            "/apps/{app}": {"PATCH": self._change_app, "DELETE": self._delete_app},
+            "/apps/{app}/keys": {"GET": self._keys, "POST": self._create_key},
+            "/apps/{app}/keys/{key}": {"PATCH": self._change_key},
+            "/apps/{app}/keys/{key}/revoke": {"POST": self._revoke_key},
+            "/apps/{app}/keys/{key}/rotate": {"POST": self._rotate_key},
+            "/apps/{app}/namespaces": {"GET": self._namespaces, "POST": self._create_namespace},
+            "/apps/{app}/namespaces/{namespace}": {"PATCH": self._change_namespace, "DELETE": self._delete_namespace},
+            "/tokens": {"GET": self._tokens, "POST": self._create_token},
+            "/tokens/{token}": {"DELETE": self._revoke_token},
+            "/audit": {"GET": self._audit},
+        }
+
+    # --- one request ---------------------------------------------------------------------------------------------------------------------
+
+    def _serve(self, methods: dict[str, Handler]) -> Callable[[Request], Awaitable[Response]]:
+        async def serve(request: Request) -> Response:
+            handler = methods["GET" if request.method == "HEAD" else request.method]
+            if self._running >= self._limits.control_requests:
+                return _error(RelayError(50004, "Too many requests of the Control API at once; try again"))
+            self._running += 1
+            try:
+                return await handler(await self._call(request))
+            except RelayError as error:
+                return _error(error)
+            except ClientDisconnect:
+                return Response(status_code=400)
+            except Exception as error:  # what it was about may be in the text
+                log.error("a request of the Control API failed", method=request.method, error=type(error).__name__)
+                return _error(RelayError(50000, "Internal error"))
+            finally:
+                self._running -= 1
+
+        return serve
+
+    async def _call(self, request: Request) -> Call:
+        """Raises: RelayError."""
+        if self._find() is None:
+            raise RelayError(50320, "The core is starting; try again")
+        who = self._principal(request)
+        body = await self._body(request) if request.method in ("POST", "PATCH") else {}
+        return Call(request, who, request.client.host if request.client is not None else "", body)
+
+    def _principal(self, request: Request) -> Principal:
+        """Raises: RelayError 40100."""
+        access, now_ms = self._writer.control.access, self._writer.now_ms()
+        given = request.headers.getlist("authorization")
+        scheme, _, credential = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        who = access.bearer(credential.strip(), now_ms) if scheme.lower() == "bearer" else None
+        if who is None and not given:
+            who = access.certificate(_certificate_names(request.scope.get("state", {}).get("tls")))
+        if who is None:
+            raise RelayError(40100, "Access denied", 401)
+        return who
+
+    async def _body(self, request: Request) -> dict[str, Any]:
+        """Raises: RelayError 40009, 40001; Invalid."""
+        content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        found = bytearray()
+        async for part in request.stream():
+            found += part
+            if len(found) > self._limits.control_body_bytes:
+                raise RelayError(40009, f"The body is larger than {self._limits.control_body_bytes} bytes")
+        if found and content_type != "application/json":
+            raise RelayError(40013, "The body must be application/json", 415)
+        return object_of(bytes(found))
+
+    @property
+    def _writer(self) -> ConfigWriter:
+        writer = self._find()
+        assert writer is not None, "asked before"
+        return writer
+
+    async def _look(self, call: Call) -> None:
+        """May read, and sees whatever anybody has been told is done. Raises: RelayError."""
+        call.who.require(*READ)
+        await self._writer.catch_up()
+
+    async def _change(self, call: Call, plan: Callable[[], Change]) -> Response:
+        change = await self._writer.change(plan, call.who, call.source)
+        return _answer(change.answer(), change.status)
+
+    # --- me, apps ------------------------------------------------------------------------------------------------------------------------
+
+    async def _me(self, call: Call) -> Response:
+        return _answer(self._writer.control.me(call.who))
+
+    async def _accounts(self, call: Call) -> Response:
+        account, name = self._writer.control.account
+        return _answer([{"id": account, "name": name}])
+
+    async def _apps(self, call: Call) -> Response:
+        self._writer.control.check_account(call["account"])
+        await self._look(call)
+        return _answer(self._writer.control.apps())
+
+    async def _create_app(self, call: Call) -> Response:
+        call.who.require("security")
+        control = self._writer.control
+        control.check_account(call["account"])
+        return await self._change(call, lambda: control.create_app(call.body, self._writer.now_ms()))
+
+    async def _change_app(self, call: Call) -> Response:
+        call.who.require("security")
+        return await self._change(call, lambda: self._writer.control.change_app(call["app"], call.body, self._writer.now_ms()))
+
+    async def _delete_app(self, call: Call) -> Response:
+        call.who.require("security")
+        return await self._change(call, lambda: self._writer.control.delete_app(call["app"], self._writer.now_ms()))
+
+    # --- keys ----------------------------------------------------------------------------------------------------------------------------
+
+    async def _keys(self, call: Call) -> Response:
+        await self._look(call)
+        secrets = call.who.shown_secrets
+        keys = self._writer.control.keys(call["app"], secrets=secrets)
+        if any(key["key"] is not None for key in keys):
+            await self._writer.note_reading("key.list", {"app": call["app"]}, call.who, call.source)
+        return _answer(keys)
+
+    async def _create_key(self, call: Call) -> Response:
+        call.who.require("security")
+        secrets = call.who.shown_secrets
+        return await self._change(
+            call, lambda: self._writer.control.create_key(call["app"], call.body, self._writer.now_ms(), secrets=secrets)
+        )
+
+    async def _change_key(self, call: Call) -> Response:
+        call.who.require("security")
+        secrets = call.who.shown_secrets
+        return await self._change(
+            call, lambda: self._writer.control.change_key(call["app"], call["key"], call.body, self._writer.now_ms(), secrets=secrets)
+        )
+
+    async def _rotate_key(self, call: Call) -> Response:
+        call.who.require("security")
+        secrets = call.who.shown_secrets
+        return await self._change(
+            call, lambda: self._writer.control.rotate_key(call["app"], call["key"], self._writer.now_ms(), secrets=secrets)
+        )
+
+    async def _revoke_key(self, call: Call) -> Response:
+        call.who.require("security")
+        return await self._change(call, lambda: self._writer.control.revoke_key(call["app"], call["key"], self._writer.now_ms()))
+
+    # --- namespaces ----------------------------------------------------------------------------------------------------------------------
+
+    async def _namespaces(self, call: Call) -> Response:
+        await self._look(call)
+        return _answer(self._writer.control.namespaces(call["app"]))
+
+    async def _create_namespace(self, call: Call) -> Response:
+        call.who.require("operator")
+        return await self._change(call, lambda: self._writer.control.create_namespace(call["app"], call.body, self._writer.now_ms()))
+
+    async def _change_namespace(self, call: Call) -> Response:
+        call.who.require("operator")
+        control = self._writer.control
+        return await self._change(call, lambda: control.change_namespace(call["app"], call["namespace"], call.body, self._writer.now_ms()))
+
+    async def _delete_namespace(self, call: Call) -> Response:
+        call.who.require("operator")
+        control = self._writer.control
+        return await self._change(call, lambda: control.delete_namespace(call["app"], call["namespace"], self._writer.now_ms()))
+
+    # --- access tokens, audit ------------------------------------------------------------------------------------------------------------
+
+    async def _tokens(self, call: Call) -> Response:
+        call.who.require("security")
+        await self._writer.catch_up()
+        return _answer(self._writer.control.tokens(self._writer.now_ms()))
+
+    async def _create_token(self, call: Call) -> Response:
+        """The answer shows the token, which is a secret: so it takes both scopes."""
+        call.who.require("security")
+        call.who.require("secrets")
+        return await self._change(call, lambda: self._writer.control.create_token(call.who, call.body, self._writer.now_ms()))
+
+    async def _revoke_token(self, call: Call) -> Response:
+        call.who.require("security")
+        return await self._change(call, lambda: self._writer.control.revoke_token(call["token"], self._writer.now_ms()))
+
+    async def _audit(self, call: Call) -> Response:
+        call.who.require("security")
+        query = call.request.query_params
+        limit = query.get("limit", "100")
+        if not limit.isascii() or not limit.isdecimal() or len(limit) > 4 or not 1 <= int(limit) <= MOST_AUDIT:
+            raise Invalid({"limit": [f"must be a whole number from 1 to {MOST_AUDIT}"]})
+        await self._writer.catch_up()
+        found = self._writer.control.audit.newest(
+            int(limit), before=query.get("before", ""), app=query.get("app", ""), action=query.get("action", "")
+        )
+        return _answer(found)
+
+
+def _certificate_names(tls: Any) -> list[str]:
+    """The names (URI, DNS, mail) of the certificate that the other end of the connection has presented and the listener has checked."""
+    der = tls.getpeercert(True) if tls is not None else None
+    if not isinstance(der, bytes):
+        return []
+    try:
+        names = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return []
+    kinds = (x509.UniformResourceIdentifier, x509.DNSName, x509.RFC822Name)
+    return [str(name) for kind in kinds for name in names.get_values_for_type(kind)]
+
+
+def _answer(content: Any, status: int = 200) -> Response:
+    """No content is an empty body."""
+    if content is None:
+        return Response(status_code=status, headers=_HEADERS)
+    return Response(msgspec.json.encode(content), status, headers=_HEADERS, media_type="application/json")
+
+
+def _error(error: RelayError) -> Response:
+    info = error.info
+    return _problem(info.code, info.status_code, info.message, error.details if isinstance(error, Invalid) else None)
+
+
+def _problem(code: int, status: int, message: str, details: Any = None, headers: dict[str, str] | None = None) -> Response:
+    content = {"message": message, "code": code, "statusCode": status, "href": f"{HELP}{code}", "details": details}
+    more = {"www-authenticate": "Bearer"} if status == 401 else {}
+    return Response(msgspec.json.encode(content), status, headers={**_HEADERS, **more, **(headers or {})}, media_type="application/json")
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    """What the router itself refuses: paths and methods that are not there."""
+    assert isinstance(error, HTTPException)
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    return _problem(_HTTP_CODES.get(error.status_code, 40000), error.status_code, error.detail, headers=headers)
+
+
+async def _openapi(_: Request) -> Response:
+    return Response(msgspec.json.encode(document()), media_type="application/json")

@@ -1,0 +1,265 @@
+"""The OpenAPI document of the Control API, `GET /v1/openapi.json`. Pure data; a test holds it against the running routes."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from core.control.access import SCOPES
+from core.control.control import MAX_CONFLATION_MS, NAMESPACE_FLAGS, PUSH_TEXTS
+from core.control.fields import MAX_TEXT
+
+VERSION = "1.0.0"
+
+_TEXT = {"type": "string", "maxLength": MAX_TEXT}
+_MAYBE_TEXT = {"type": ["string", "null"], "maxLength": MAX_TEXT}
+_FLAG = {"type": ["boolean", "null"]}
+_TIME = {"type": "integer", "minimum": 0, "description": "Milliseconds since 1970"}
+_MAYBE_TIME = {"type": ["integer", "null"], "minimum": 0}
+_CAPABILITY = {
+    "type": "object",
+    "description": 'Resource → list of operations, as in {"chat:*": ["publish", "subscribe"]}',
+    "additionalProperties": {"type": "array", "items": {"type": "string"}},
+}
+
+
+def _object(properties: dict[str, Any], required: tuple[str, ...] | None = None) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties if required is None else required)}
+
+
+def _number(low: int, high: int) -> dict[str, Any]:
+    return {"type": ["integer", "null"], "minimum": low, "maximum": high}
+
+
+_INTERVALS = {
+    "batchingInterval": _number(20, 1_000),
+    "conflationInterval": _number(1, MAX_CONFLATION_MS),
+    "conflationKey": _MAYBE_TEXT,
+}
+_APP_BODY = {
+    "name": {**_TEXT, "minLength": 1},
+    "status": {"enum": ["enabled", "disabled", None]},
+    "tlsOnly": _FLAG,
+    "apnsUseSandboxEndpoint": _FLAG,
+    **dict.fromkeys(PUSH_TEXTS, _MAYBE_TEXT),
+}
+_KEY_BODY = {"name": _MAYBE_TEXT, "capability": {**_CAPABILITY, "minProperties": 1}, "revocableTokens": _FLAG}
+_NAMESPACE_BODY = {
+    **dict.fromkeys((*NAMESPACE_FLAGS, "authenticated", "identified", "exposeTimeserial", "exposeTimeSerial"), _FLAG),
+    **_INTERVALS,
+}
+SCHEMAS: dict[str, Any] = {
+    "Error": _object(
+        {
+            "message": {"type": "string"},
+            "code": {"type": "integer"},
+            "statusCode": {"type": "integer"},
+            "href": {"type": "string"},
+            "details": {"type": ["object", "null"], "additionalProperties": {"type": "array", "items": {"type": "string"}}},
+        }
+    ),
+    "Me": _object(
+        {
+            "token": _object(
+                {
+                    "id": _TEXT,
+                    "name": _TEXT,
+                    "capabilities": {"type": "array", "items": {"type": "string"}},
+                    "scopes": {"type": "array", "items": {"enum": list(SCOPES)}},
+                    "expires_at": _MAYBE_TIME,
+                    "last_used_at": {"type": "null"},
+                }
+            ),
+            "user": _object({"id": {"type": "integer"}, "email": {"type": "string"}}),
+            "account": _object({"id": _TEXT, "name": _TEXT}),
+        }
+    ),
+    "Account": _object({"id": _TEXT, "name": _TEXT}),
+    "AppBody": _object(_APP_BODY, ("name",)),
+    "AppPatch": _object(_APP_BODY, ()),
+    "App": _object(
+        {
+            "accountId": _TEXT,
+            "id": _TEXT,
+            "name": {"type": "string"},
+            "status": {"enum": ["enabled", "disabled"]},
+            "tlsOnly": {"type": "boolean"},
+            "apnsUseSandboxEndpoint": {"type": "boolean"},
+            "apnsCertificateConfigured": {"const": False},
+            "apnsSigningKeyConfigured": {"const": False},
+            "fcmServiceAccountConfigured": {"const": False},
+            **dict.fromkeys(PUSH_TEXTS, _MAYBE_TEXT),
+            "created": _TIME,
+            "modified": _TIME,
+            "_links": {"type": "null"},
+        }
+    ),
+    "KeyBody": _object(_KEY_BODY, ()),
+    "Key": _object(
+        {
+            "appId": _TEXT,
+            "id": _TEXT,
+            "name": {"type": "string"},
+            "status": {"enum": [0, 1], "description": "0 enabled, 1 revoked"},
+            "revocableTokens": {"type": "boolean"},
+            "key": {"type": ["string", "null"], "description": "app.key:secret; null without the scope `secrets`"},
+            "capability": _CAPABILITY,
+            "created": _TIME,
+            "modified": _TIME,
+        }
+    ),
+    "NamespaceBody": _object({"id": {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}, **_NAMESPACE_BODY}, ("id",)),
+    "NamespacePatch": _object(_NAMESPACE_BODY, ()),
+    "Namespace": _object(
+        {
+            "id": {"type": "string"},
+            "appId": _TEXT,
+            **{name: {"type": "boolean"} for name in (*NAMESPACE_FLAGS, "authenticated", "identified", "exposeTimeserial")},
+            **_INTERVALS,
+            "created": _TIME,
+            "modified": _TIME,
+        }
+    ),
+    "TokenBody": _object(
+        {
+            "name": {**_TEXT, "minLength": 1},
+            "scopes": {"type": "array", "minItems": 1, "items": {"enum": list(SCOPES)}},
+            "expires": {**_MAYBE_TIME, "description": "Milliseconds since 1970, in the future; null: never"},
+        },
+        ("name", "scopes"),
+    ),
+    "Token": _object(
+        {
+            "id": _TEXT,
+            "name": {"type": "string"},
+            "scopes": {"type": "array", "items": {"enum": list(SCOPES)}},
+            "status": {"enum": [0, 1], "description": "0 enabled, 1 revoked"},
+            "active": {"type": "boolean", "description": "Neither revoked nor expired"},
+            "created": _TIME,
+            "modified": _TIME,
+            "expires": _MAYBE_TIME,
+            "token": {"type": ["string", "null"], "description": "Shown once, when it is made"},
+        }
+    ),
+    "AuditEntry": _object(
+        {
+            "id": {"type": "string"},
+            "at": _TIME,
+            "by": {"type": "object", "additionalProperties": {"type": "string"}},
+            "source": {"type": "string"},
+            "core": {"type": "string"},
+            "action": {"type": "string"},
+            "target": {"type": "object", "additionalProperties": {"type": "string"}},
+            "before": {},
+            "after": {},
+            "outcome": {"enum": ["pending", "applied", "lost", "shown"]},
+        }
+    ),
+}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _content(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+def _operation(
+    summary: str,
+    scopes: str,
+    status: int,
+    answer: str | None = None,
+    *,
+    body: str | None = None,
+    many: bool = False,
+    query: tuple[tuple[str, dict[str, Any]], ...] = (),
+) -> dict[str, Any]:
+    schema = _ref(answer) if answer is not None else None
+    if many and schema is not None:
+        schema = {"type": "array", "items": schema}
+    done: dict[str, Any] = {"description": "Done" if schema is None else "As it is now"}
+    if schema is not None:
+        done["content"] = _content(schema)
+    found: dict[str, Any] = {
+        "summary": summary,
+        "description": f"Scopes: {scopes}",
+        "responses": {str(status): done, "default": {"description": "Refused", "content": _content(_ref("Error"))}},
+    }
+    if body is not None:
+        found["requestBody"] = {"required": True, "content": _content(_ref(body))}
+    if query:
+        found["parameters"] = [{"name": name, "in": "query", "schema": each} for name, each in query]
+    return found
+
+
+_ANY = "reader, operator or security"
+PATHS: dict[str, dict[str, Any]] = {
+    "/me": {"get": _operation("Who asks, and in which account", "any", 200, "Me")},
+    "/me/accounts": {"get": _operation("The one account", "any", 200, "Account", many=True)},
+    "/accounts/{account}/apps": {
+        "get": _operation("All apps", _ANY, 200, "App", many=True),
+        "post": _operation("Make an app", "security", 201, "App", body="AppBody"),
+    },
+    "/apps/{app}": {
+        "patch": _operation("Change an app", "security", 200, "App", body="AppPatch"),
+        "delete": _operation("Delete an app, with all that is its", "security", 204),
+    },
+    "/apps/{app}/keys": {
+        "get": _operation("All keys; revoked ones for 30 days", _ANY, 200, "Key", many=True),
+        "post": _operation("Make a key", "security", 201, "Key", body="KeyBody"),
+    },
+    "/apps/{app}/keys/{key}": {"patch": _operation("Change a key", "security", 200, "Key", body="KeyBody")},
+    "/apps/{app}/keys/{key}/revoke": {"post": _operation("Revoke a key for good", "security", 200)},
+    "/apps/{app}/keys/{key}/rotate": {"post": _operation("Give a key another secret", "security", 200, "Key")},
+    "/apps/{app}/namespaces": {
+        "get": _operation("All namespaces", _ANY, 200, "Namespace", many=True),
+        "post": _operation("Make a namespace", "operator", 201, "Namespace", body="NamespaceBody"),
+    },
+    "/apps/{app}/namespaces/{namespace}": {
+        "patch": _operation("Change a namespace", "operator", 200, "Namespace", body="NamespacePatch"),
+        "delete": _operation("Delete a namespace", "operator", 204),
+    },
+    "/tokens": {
+        "get": _operation("All access tokens, without their secrets", "security", 200, "Token", many=True),
+        "post": _operation("Make an access token", "security and secrets", 201, "Token", body="TokenBody"),
+    },
+    "/tokens/{token}": {"delete": _operation("Revoke an access token", "security", 204)},
+    "/audit": {
+        "get": _operation(
+            "Who did what, newest first",
+            "security",
+            200,
+            "AuditEntry",
+            many=True,
+            query=(
+                ("limit", {"type": "integer", "minimum": 1, "maximum": 1_000, "default": 100}),
+                ("before", {"type": "string"}),
+                ("app", {"type": "string"}),
+                ("action", {"type": "string"}),
+            ),
+        )
+    },
+}
+
+
+@cache
+def document() -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for path, operations in PATHS.items():
+        names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+        parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}} for name in names]
+        paths[path] = {**({"parameters": parameters} if parameters else {}), **operations}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Tidegate Control API",
+            "version": VERSION,
+            "description": "On the admin listener of every core; what one core changes holds on all within two seconds.",
+        },
+        "servers": [{"url": "/v1"}],
+        "security": [{"accessToken": []}],
+        "paths": paths,
+        "components": {"schemas": SCHEMAS, "securitySchemes": {"accessToken": {"type": "http", "scheme": "bearer"}}},
+    }
