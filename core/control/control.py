@@ -69,6 +69,7 @@ class Control:
         self._random = random
         self._core = core
         self._static = {app.id: app for app in static}
+        self._changes = 0
 
     def read(self, key: str, value: bytes | None, now: float) -> bool:
         """A record of `tidegate.config`, in its order. Whether it counts for others too."""
@@ -358,7 +359,9 @@ class Control:
     # --- audit -------------------------------------------------------------------------------------------------------------------------
 
     def change_id(self, now_ms: int) -> str:
-        return f"{now_ms:013d}-{self._random(6).hex()}"
+        """In the order of time, those of one core in the order in which they were made."""
+        self._changes += 1
+        return f"{now_ms:013d}-{self._changes % 1_000_000:06d}-{self._random(4).hex()}"
 
     def entry_of(self, change: Change, who: Principal, source: str, change_id: str, now_ms: int, outcome: Outcome) -> tuple[str, bytes]:
         """The audit record (key, value) of a change."""

@@ -102,8 +102,9 @@ class ControlApi:
                 return _error(error)
             except ClientDisconnect:
                 return Response(status_code=400)
-            except Exception as error:  # what it was about may be in the text
-                log.error("a request of the Control API failed", method=request.method, error=type(error).__name__)
+            except Exception as error:
+                # What the request was about may be in the exception's text, so only its kind is told.
+                log.error("a request of the Control API failed", method=request.method, error=type(error).__name__)  # noqa: TRY400
                 return _error(RelayError(50000, "Internal error"))
             finally:
                 self._running -= 1
