@@ -16,6 +16,7 @@ import typer
 from relay.runtime import logs
 from relay.runtime.settings import SettingsError
 from relay.runtime.shutdown import CannotStart
+from tidegate import control_cli
 from tidegate.certs_cli import certs_app
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at configuration files.", no_args_is_help=True)
 app.add_typer(certs_app, name="certs")
 app.add_typer(config_app, name="config")
+app.add_typer(control_cli.apps_app, name="apps")
+app.add_typer(control_cli.keys_app, name="keys")
+app.add_typer(control_cli.namespaces_app, name="namespaces")
+app.add_typer(control_cli.tokens_app, name="tokens")
+app.command("audit")(control_cli.audit)
+app.command("can")(control_cli.can)
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The TOML file of this process.")]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="How much to log.")]

@@ -83,6 +83,10 @@ class _Broker(Protocol):
     def stop(self) -> None: ...
 
 
+ACCESS_TOKEN = "access-token"  # noqa: S105
+"""File of the state directory with an access token of the Control API that may do everything."""
+
+
 @dataclass
 class _Child:
     name: str
@@ -103,6 +107,8 @@ class Dev:
     keepers: list[asyncio.Task[None]] = field(default_factory=list)
     broker: _Broker | None = None
     stopping: bool = False
+    _access_secret: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    """Of the access token `dev`, with which the Control API is used."""
 
     async def start(self) -> dict[str, Any]:
         """Brings everything up. Returns what `--json` prints; raises DevError."""
@@ -132,6 +138,7 @@ class Dev:
                 f"core-{n + 1}.toml",
                 self._core(n + 1, brokers, secret, rules, mappings, link_ports[n], admin_ports[n], metrics_ports[n]),
             )
+        _write_private(self.directory / ACCESS_TOKEN, f"dev.{self._access_secret}".encode())
         edge_metrics = _free_ports(self.options.edges)
         for n in range(self.options.edges):
             self._write(f"edge-{n + 1}.toml", self._edge(n + 1, ports[n], link_ports, edge_metrics[n]))
@@ -149,6 +156,8 @@ class Dev:
             "rest": f"https://{host}:{ports[0]}",
             "edges": [f"wss://{host}:{port}" for port in ports],
             "admin": f"http://127.0.0.1:{admin_ports[0]}",
+            "admins": [f"http://127.0.0.1:{port}" for port in admin_ports],
+            "accessToken": f"dev.{self._access_secret}",
             "ca": str(self.directory / "ca.pem"),
             "key": key,
             "token": token,
@@ -240,7 +249,11 @@ class Dev:
             "sandbox": self.options.sandbox,
             "index_dir": str(self.directory / f"index-{n}"),
             "link": {"host": "127.0.0.1", "port": link, **self._identity(f"core-{n}")},
-            "admin": {"host": "127.0.0.1", "port": admin},
+            "admin": {
+                "host": "127.0.0.1",
+                "port": admin,
+                "tokens": [{"id": "dev", "secret": self._access_secret, "scopes": ["reader", "operator", "security", "secrets"]}],
+            },
             "metrics": {"host": "127.0.0.1", "port": metrics},
             "kafka": {"brokers": brokers, "embedded": self.options.kafka is None},
             "keyring": [{"id": "dev1", "secret_file": str(self.directory / "ring.secret")}],

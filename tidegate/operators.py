@@ -76,6 +76,14 @@ def _running_dev() -> Path:
     return directories[0]
 
 
+def dev_access_token(state: Path | None) -> str | None:
+    """That of the state directory, else of the one `tidegate dev` that runs here, if there is one."""
+    try:
+        return ((state or _running_dev()) / "access-token").read_text().strip()
+    except (OSError, Unfound):
+        return None
+
+
 def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)

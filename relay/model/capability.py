@@ -156,6 +156,13 @@ class Capability:
     def permits_any(self, channel_name: str, operations: Iterable[Operation]) -> bool:
         return not self.operations_on(channel_name).isdisjoint(operations)
 
+    def lines_on(self, channel_name: str) -> list[tuple[str, frozenset[Operation]]]:
+        """The resources that match a channel, with what each grants: for people who ask why. O(resources)."""
+        target = _target(channel_name)
+        if target is None:
+            return []
+        return [(resource, operations) for resource, operations in self._resources.items() if _pattern(resource).matches(*target)]
+
     def _look_up(self, channel_name: str) -> frozenset[Operation]:
         target = _target(channel_name)
         if target is None:
