@@ -180,12 +180,12 @@ def list_keys(context: typer.Context, app: App, as_json: AsJson = False) -> None
 def create_key(
     context: typer.Context,
     app: App,
+    capability: Annotated[str, typer.Option(help='What it may do: JSON, as in `{"chat:*":["subscribe"]}`.')],
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
-    capability: CapabilityText = None,
     revocable_tokens: Revocable = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key. Without --capability it may do everything on every channel."""
+    """Make a key."""
     body = _given(name=name, capability=_capability(capability), revocableTokens=revocable_tokens)
     _say(_ask(context, "POST", "apps", app, "keys", body=body), as_json, "Key", _KEY)
 

@@ -27,7 +27,7 @@ class Invalid(RelayError):  # noqa: N818 - it says what happened
 def object_of(body: bytes) -> dict[str, Any]:
     """Raises: RelayError 40001; Invalid."""
     try:
-        found = msgspec.json.decode(body or b"{}")
+        found = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         raise RelayError(40001, "Invalid body: not JSON") from None
     if not isinstance(found, dict):
@@ -55,17 +55,17 @@ class Fields:
         return any(field in self._body for field in fields)
 
     def _take(self, fields: tuple[str, ...], default: T, known: Any, check: Callable[[Any], str | None]) -> Any:
-        """The first of the spellings that is there. Null is the default; what is not there stays, or is the default too."""
-        for field in fields:
-            if field in self._body:
-                value = self._body[field]
-                if value is None:
-                    return default
-                if fault := check(value):
-                    self.wrong(field, fault)
-                    return default
-                return value
-        return known if self._patch else default
+        """Null is the default; what is not there stays, or is the default too. Of two spellings that say different things the one counts
+        that is a change: clients send back what they were shown, with one of them changed."""
+        given = [field for field in fields if field in self._body]
+        for field in given:
+            if self._body[field] is not None and (fault := check(self._body[field])):
+                self.wrong(field, fault)
+                return default
+        if not given:
+            return known if self._patch else default
+        values = [default if self._body[field] is None else self._body[field] for field in given]
+        return next((value for value in values if value != known), values[0])
 
     def text(self, *fields: str, default: str | None = None, known: Any = None, required: bool = False) -> Any:
         """Empty text counts as not given: Go clients send it so."""
@@ -90,9 +90,11 @@ class Fields:
         return self._take((field,), default, known, check) or default
 
     def capability(self, field: str, *, known: Any = None) -> Any:
-        """As it was sent, once it is known to be one: an object of resource → operations, or the same as JSON text."""
-        everything = {"*": ["*"]}
-        value = self._take((field,), everything, known, _capability_fault)
+        """As it was sent, once it is known to be one: an object of resource → operations, or the same as JSON text. There is no default:
+        a slip of the pen must not make a key that may do everything."""
+        value = self._take((field,), None, known, _capability_fault)
+        if value is None and field not in self.details:
+            self.wrong(field, "is required")
         return msgspec.json.decode(value) if isinstance(value, str) else value
 
     def unsupported(self, *fields: str, why: str) -> None:

@@ -94,7 +94,8 @@ SCHEMAS: dict[str, Any] = {
             "_links": {"type": "null"},
         }
     ),
-    "KeyBody": _object(_KEY_BODY, ()),
+    "KeyBody": _object(_KEY_BODY, ("capability",)),
+    "KeyPatch": _object(_KEY_BODY, ()),
     "Key": _object(
         {
             "appId": _TEXT,
@@ -210,7 +211,7 @@ PATHS: dict[str, dict[str, Any]] = {
         "get": _operation("All keys; revoked ones for 30 days", _ANY, 200, "Key", many=True),
         "post": _operation("Make a key", "security", 201, "Key", body="KeyBody"),
     },
-    "/apps/{app}/keys/{key}": {"patch": _operation("Change a key", "security", 200, "Key", body="KeyBody")},
+    "/apps/{app}/keys/{key}": {"patch": _operation("Change a key", "security", 200, "Key", body="KeyPatch")},
     "/apps/{app}/keys/{key}/revoke": {"post": _operation("Revoke a key for good", "security", 200)},
     "/apps/{app}/keys/{key}/rotate": {"post": _operation("Give a key another secret", "security", 200, "Key")},
     "/apps/{app}/namespaces": {

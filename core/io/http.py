@@ -15,10 +15,12 @@ import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
+from core.control.io.api import http_error
 from relay.link.calls import MemberPage
 from relay.model.errors import RelayError
 from relay.runtime.metrics import PREFIX, Metrics
@@ -67,7 +69,8 @@ def admin_app(ready: Callable[[], bool], status: Callable[[], dict[str, Any]], r
     async def show(_: Request) -> Response:
         return Response(msgspec.json.encode(status()), media_type="application/json")
 
-    return Starlette(routes=[Route("/v1/status", show), *_probes(ready), *routes])
+    # Of what no route has: the Control API's shape of errors goes for the whole listener.
+    return Starlette(routes=[Route("/v1/status", show), *_probes(ready), *routes], exception_handlers={HTTPException: http_error})
 
 
 def members_route(present: Callable[[str, str, int, int], MemberPage]) -> Route:

@@ -32,6 +32,7 @@ log = structlog.get_logger("core.control")
 
 MOST_AUDIT = 1_000
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+_WITHOUT_BODY = ("/revoke", "/rotate")
 _HTTP_CODES = {404: 40400, 405: 40500, 413: 40009, 503: 50320}
 
 
@@ -66,7 +67,7 @@ class ControlApi:
                 Route("/openapi.json", _openapi),
                 *(Route(path, self._serve(methods), methods=[*methods]) for path, methods in self._table().items()),
             ],
-            exception_handlers={HTTPException: _http_error},
+            exception_handlers={HTTPException: http_error},
         )
         # A sub-application of its own: its errors have a shape of their own.
         return [Mount("/v1", app), Mount("/api/v1", app)]
@@ -116,7 +117,8 @@ class ControlApi:
         if self._find() is None:
             raise RelayError(50320, "The core is starting; try again")
         who = self._principal(request)
-        body = await self._body(request) if request.method in ("POST", "PATCH") else {}
+        takes_body = request.method in ("POST", "PATCH") and not request.url.path.endswith(_WITHOUT_BODY)
+        body = await self._body(request) if takes_body else {}
         return Call(request, who, request.client.host if request.client is not None else "", body)
 
     def _principal(self, request: Request) -> Principal:
@@ -302,7 +304,7 @@ def _problem(code: int, status: int, message: str, details: Any = None, headers:
     return Response(msgspec.json.encode(content), status, headers={**_HEADERS, **more, **(headers or {})}, media_type="application/json")
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def http_error(_: Request, error: Exception) -> Response:
     """What the router itself refuses: paths and methods that are not there."""
     assert isinstance(error, HTTPException)
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}

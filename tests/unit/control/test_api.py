@@ -179,8 +179,8 @@ def test_there_is_a_bound_to_everything(topic):
     core = OneCore(topic, limits=CoreLimits(control_apps=1, control_per_app=1, control_tokens=1))
     app = core.an_app()
     assert core.ask("POST", "/accounts/tidegate/apps", {"name": "two"}).json()["code"] == 42910
-    core.made(f"/apps/{app}/keys", {"name": "k"})
-    assert core.ask("POST", f"/apps/{app}/keys", {"name": "l"}).json()["code"] == 42910
+    core.made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})
+    assert core.ask("POST", f"/apps/{app}/keys", {"name": "l", "capability": {"*": ["*"]}}).json()["code"] == 42910
     core.made(f"/apps/{app}/namespaces", {"id": "k"})
     assert core.ask("POST", f"/apps/{app}/namespaces", {"id": "l"}).status_code == 429
     core.made("/tokens", {"name": "k", "scopes": ["reader"]})
@@ -232,10 +232,10 @@ def test_a_capability_that_is_none_is_refused(core, capability):
 
 def test_secrets_are_shown_to_that_scope_alone_and_every_showing_is_in_the_audit(core, topic):
     app = core.an_app()
-    secret = core.made(f"/apps/{app}/keys", {"name": "k"})["key"].partition(":")[2]
+    secret = core.made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})["key"].partition(":")[2]
     hidden = core.made("/tokens", {"name": "no secrets", "scopes": ["security", "reader"]})
     bearer = {"authorization": f"Bearer {hidden['token']}"}
-    made = core.ask("POST", f"/apps/{app}/keys", {"name": "l"}, headers=bearer).json()
+    made = core.ask("POST", f"/apps/{app}/keys", {"name": "l", "capability": {"*": ["*"]}}, headers=bearer).json()
     assert made["key"] is None
     listed = core.ask("GET", f"/apps/{app}/keys", headers=bearer)
     assert [key["key"] for key in listed.json()] == [None, None]
@@ -263,7 +263,7 @@ def test_secrets_are_shown_to_that_scope_alone_and_every_showing_is_in_the_audit
 
 def test_a_sealed_secret_does_not_pass_as_that_of_another_key(core, topic):
     app = core.an_app()
-    one, two = (core.made(f"/apps/{app}/keys", {"name": name}) for name in "ab")
+    one, two = (core.made(f"/apps/{app}/keys", {"name": name, "capability": {"*": ["*"]}}) for name in "ab")
     records = dict(topic.records)
     stolen = json.loads(records[f"key:{app}.{one['id']}"])["secret"]
     forged = {**json.loads(records[f"key:{app}.{two['id']}"]), "secret": stolen, "rev": 9}
@@ -350,7 +350,7 @@ def test_a_namespace_that_cannot_be_is_refused(core, wrong):
 
 def test_the_audit_says_who_changed_a_capability_from_what_to_what(core):
     app = core.an_app()
-    key = core.made(f"/apps/{app}/keys", {"name": "k"})["id"]
+    key = core.made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})["id"]
     made = core.made("/tokens", {"name": "alice", "scopes": ["security"]})
     core.now_ms += 7
     core.ask("PATCH", f"/apps/{app}/keys/{key}", {"capability": {"a": ["publish"]}}, headers={"authorization": f"Bearer {made['token']}"})

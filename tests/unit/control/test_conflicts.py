@@ -50,7 +50,7 @@ def state(core: OneCore) -> dict[str, Any]:
 def test_what_one_core_makes_is_there_on_the_other(cores):
     one, two = cores
     app = one.an_app()
-    key = two.made(f"/apps/{app}/keys", {"name": "k"})
+    key = two.made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})
     assert one.ask("GET", f"/apps/{app}/keys").json() == [key]
     assert one.registry.key(f"{app}.{key['id']}").secret == key["key"].partition(":")[2]
 
@@ -59,7 +59,7 @@ def test_two_changes_of_one_key_both_come_to_pass(topic, cores):
     """The second is planned again from what the first has left."""
     one, two = cores
     app = one.an_app()
-    key = one.made(f"/apps/{app}/keys", {"name": "k"})["id"]
+    key = one.made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})["id"]
     answers = at_once(
         topic,
         one.asks("PATCH", f"/apps/{app}/keys/{key}", {"name": "renamed"}),
@@ -77,7 +77,7 @@ def test_two_changes_of_one_key_both_come_to_pass(topic, cores):
 def test_a_revoked_key_is_not_brought_back_by_a_change_of_the_same_moment(topic, cores):
     one, two = cores
     app = one.an_app()
-    key = one.made(f"/apps/{app}/keys", {"name": "k"})["id"]
+    key = one.made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})["id"]
     revoked, changed = at_once(
         topic, one.asks("POST", f"/apps/{app}/keys/{key}/revoke"), two.asks("PATCH", f"/apps/{app}/keys/{key}", {"name": "x"})
     )
@@ -99,7 +99,7 @@ def test_of_two_namespaces_of_one_name_the_second_is_told(topic, cores):
 def test_after_compaction_a_new_core_sees_what_the_others_see(topic, cores):
     one, two = cores
     app = one.an_app()
-    keys = [one.made(f"/apps/{app}/keys", {"name": "k"})["id"] for _ in range(3)]
+    keys = [one.made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})["id"] for _ in range(3)]
     for key in keys:
         at_once(topic, *(core.asks("PATCH", f"/apps/{app}/keys/{key}", {"name": core.control._core}) for core in (one, two)))
     late = OneCore(topic, "late")
@@ -126,8 +126,8 @@ def test_a_core_that_dies_after_it_came_second_leaves_it_to_the_others(topic, co
 def test_deleted_and_revoked_records_get_tombstones_after_thirty_days(topic, cores):
     one, _ = cores
     app, gone = one.an_app(), one.an_app("gone")
-    key = one.made(f"/apps/{app}/keys", {"name": "k"})["id"]
-    lost = one.made(f"/apps/{gone}/keys", {"name": "k"})["id"]
+    key = one.made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})["id"]
+    lost = one.made(f"/apps/{gone}/keys", {"name": "k", "capability": {"*": ["*"]}})["id"]
     one.ask("POST", f"/apps/{app}/keys/{key}/revoke")
     one.ask("DELETE", f"/apps/{gone}")
     assert one.control.upkeep(0.0, one.now_ms, 10) == [(f"key:{gone}.{lost}", None)]
@@ -141,7 +141,7 @@ def test_deleted_and_revoked_records_get_tombstones_after_thirty_days(topic, cor
 
 def test_secrets_are_sealed_anew_under_the_key_that_signs(topic, cores):
     app = cores[0].an_app()
-    made = cores[0].made(f"/apps/{app}/keys", {"name": "k"})
+    made = cores[0].made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})
     new = ("k2", b"\2" * 32)
     started = OneCore(topic, "core-3", ring=[new, *RING])
     (again,) = started.control.reseal(10)
@@ -155,7 +155,7 @@ def test_secrets_are_sealed_anew_under_the_key_that_signs(topic, cores):
 def test_the_audit_is_bounded_and_readings_do_not_crowd_out_changes(topic):
     core = OneCore(topic, limits=CoreLimits(audit_records=3))
     app = core.an_app()
-    core.made(f"/apps/{app}/keys", {"name": "k"})
+    core.made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})
     for _ in range(5):
         core.ask("GET", f"/apps/{app}/keys")
     for record in core.control.upkeep(0.0, core.now_ms, 100):
@@ -176,7 +176,7 @@ def test_kafka_that_does_not_answer_is_no_success(topic):
 def test_a_secret_is_not_shown_when_the_audit_cannot_have_it(topic):
     core = OneCore(topic)
     app = core.an_app()
-    core.made(f"/apps/{app}/keys", {"name": "k"})
+    core.made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})
     core.write = lambda ticket, key, value: core.writer.took(_failed(ticket))
     answer = core.ask("GET", f"/apps/{app}/keys")
     assert answer.status_code == 503

@@ -34,8 +34,7 @@ CHECKS = [
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_operation_holds_to_its_description(case) -> None:
     _aim(case)
-    case.headers = {**(case.headers or {}), "authorization": f"Bearer root.{SECRET}"}
-    case.call_and_validate(checks=CHECKS)
+    case.call_and_validate(checks=CHECKS, headers={"Authorization": f"Bearer root.{SECRET}"})
 
 
 def _aim(case) -> None:
@@ -48,7 +47,9 @@ def _aim(case) -> None:
         parameters["app"] = apps[0] if apps else CORE.an_app("fixed")
         if "key" in parameters:
             keys = [entry for entry in CORE.control.ledger.of("key", f"{parameters['app']}.") if entry.data["status"] == 0]
-            parameters["key"] = keys[0].name.split(".")[1] if keys else CORE.made(f"/apps/{parameters['app']}/keys", {"name": "k"})["id"]
+            parameters["key"] = (
+                keys[0].name.split(".")[1] if keys else CORE.made(f"/apps/{parameters['app']}/keys", {"capability": {"*": ["*"]}})["id"]
+            )
 
 
 def test_the_document_is_served_under_both_prefixes() -> None:
