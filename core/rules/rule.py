@@ -13,6 +13,7 @@ from core.rules.envelope import Envelope, Format, Headers, enveloped, plain, wir
 from core.rules.template import Template, TemplateError
 from relay.model.message import Kind, Message, RecordBody
 from relay.model.serials import Serial, message_serial
+from relay.runtime.settings import Secret
 
 MAX_CACHED_CHANNELS = 10_000
 """Channels whose matching rules are remembered. At the bound all are forgotten and matched again as they come."""
@@ -23,13 +24,35 @@ _BODY = msgspec.msgpack.Decoder(RecordBody)
 # --- configuration -------------------------------------------------------------------------------------------------------------------
 
 
+SourceType = Literal["channel.message", "channel.presence", "channel.lifecycle", "channel.occupancy"]
+
+
 class RuleSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What triggers a record."""
 
-    type: Literal["channel.message"] = "channel.message"
-    """One record per message published; a publish of three messages gives three records."""
+    type: SourceType = "channel.message"
+    """The events that the rule is for; in single mode each makes one record. A publish of three messages is three events."""
     channel_filter: str = ""
     """RE2 expression, searched (unanchored) in the channel name; empty takes every channel."""
+
+
+class RuleHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A header that every record of the rule carries."""
+
+    name: str
+    value: str
+
+
+class Sasl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the rule names itself to its brokers."""
+
+    mechanism: Literal["plain", "scram-sha-256", "scram-sha-512"]
+    username: str
+    password: Secret
+
+
+class RuleAuth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    sasl: Sasl
 
 
 class RuleTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,12 +64,24 @@ class RuleTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """True: a JSON or msgpack envelope around the message. False: the payload alone, the rest in record headers."""
     format: Format = "json"
     """Of the envelope."""
+    headers: list[RuleHeader] = []
+    """Put behind the rule's own headers, in this order; a name may be there more than once."""
+    brokers: list[str] = []
+    """`host:port` of another cluster; empty: the core's own, exactly once."""
+    auth: RuleAuth | None = None
+    """For another cluster."""
+    tls: bool = False
+    """For another cluster."""
 
 
 class RuleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One rule. Setting: `[[apps.rules]]` of core.toml."""
 
     id: str
+    status: Literal["enabled", "disabled"] = "enabled"
+    """A disabled rule is checked like the others, and writes nothing."""
+    request_mode: Literal["single", "batch"] = "single"
+    """Batch: events that go to the same topic with the same key share a record."""
     source: RuleSource = msgspec.field(default_factory=RuleSource)
     target: RuleTarget
 
@@ -76,6 +111,29 @@ class Outcome(NamedTuple):
     drops: list[Drop]
 
 
+def check_supported(config: RuleConfig) -> None:
+    """Raises ConfigError for what is described and not there."""
+    if config.source.type != "channel.message":
+        raise ConfigError("source.type", f"{config.source.type} is not supported")
+    if config.request_mode != "single":
+        raise ConfigError("request_mode", f"{config.request_mode} is not supported")
+    if config.status != "enabled":
+        raise ConfigError("status", f"{config.status} is not supported")
+    if config.target.headers:
+        raise ConfigError("target.headers", "not supported")
+    check_cluster(config.target)
+
+
+def check_cluster(target: RuleTarget) -> None:
+    """Raises ConfigError for a cluster other than the core's own."""
+    if target.brokers:
+        raise ConfigError("target.brokers", "not supported: rules write to the core's own cluster")
+    if target.auth is not None:
+        raise ConfigError("target.auth", "not supported: rules write to the core's own cluster")
+    if target.tls:
+        raise ConfigError("target.tls", "not supported: rules write to the core's own cluster")
+
+
 class Rule:
     """A checked rule of one app."""
 
@@ -95,6 +153,7 @@ class Rule:
         self.config = config
         self._reserved = prefix
         self._filter = compile_filter(config.source.channel_filter)
+        check_supported(config)
         static = self._routing.static_prefix
         if self._routing.static or ":" in static:
             topic = static.partition(":")[0]
