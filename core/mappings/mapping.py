@@ -21,25 +21,35 @@ PUSH_HEADER = "com.ably.extras.push"
 
 _BODY = msgspec.msgpack.Encoder()
 
-ValueAs = Literal["auto", "bytes", "string", "json"]
+Format = Literal["auto", "bytes", "string", "json", "avro", "protobuf", "json_schema"]
+"""What keys or values are. `auto`: a JSON object or array is data with encoding `json`, other UTF-8 a string, everything else binary. The
+last three are in Schema Registry's framing."""
 
 
 class MappingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One mapping. Setting: `[[apps.mappings]]` of core.toml."""
 
     id: str
-    topics: list[str]
+    status: Literal["enabled", "disabled"] = "enabled"
+    """`disabled`: nothing is read. Enabled again, it goes on where it was."""
+    topics: list[str] = []
     """Topics to read, by name."""
+    topic_pattern: str = ""
+    """RE2 expression for the whole names of further topics to read; empty: none."""
     channel: str
     """Template of the channel name."""
     message_name: str = ""
     """Template of the message name; empty: messages have none."""
-    value: ValueAs = "auto"
-    """What record values are. `auto`: a JSON object or array is data with encoding `json`, other UTF-8 a string, everything else binary."""
-    start: Literal["latest", "earliest"] = msgspec.field(default="latest", name="from")
-    """Where a mapping that has never run begins in topics that are already there."""
-    on_failed_record_mapping: str = "skip"
-    """What to do with a record that cannot become a message. `skip` (counted and logged) is all that this version has."""
+    key: Format = "auto"
+    """What record keys are."""
+    value: Format = "auto"
+    """What record values are."""
+    start: Literal["latest", "earliest"] | int = msgspec.field(default="latest", name="from")
+    """Where a mapping that has never run begins in topics that are already there; a number is a time in milliseconds since 1970."""
+    on_failed_record_mapping: Literal["skip", "stop", "dlq"] = "skip"
+    """What to do with a record that cannot become a message. `skip`: count and log it. `stop`: wait at it. `dlq`: write it to `dlq_topic`."""
+    dlq_topic: str = ""
+    """Where records go that cannot become messages, with `dlq`."""
 
 
 SkipReason = Literal["no_text", "illegal_channel", "undecodable", "oversize", "refused"]
@@ -73,8 +83,7 @@ class Mapping:
         for topic in config.topics:
             if wrong := topic_fault(topic, prefix):
                 raise ConfigError("topics", f"{topic!r} cannot be read ({wrong.replace('_', ' ')})")
-        if config.on_failed_record_mapping != "skip":
-            raise ConfigError("on_failed_record_mapping", "this version knows 'skip' only; 'stop' and 'dlq' come later")
+        _refuse_unsupported(config)
         self.app = app
         self.id = config.id
         self.config = config
@@ -128,6 +137,22 @@ class Mapping:
             return value.decode(), None
         except UnicodeDecodeError:
             return value, None
+
+
+def _refuse_unsupported(config: MappingConfig) -> None:
+    """Raises ConfigError."""
+    if config.on_failed_record_mapping != "skip":
+        raise ConfigError("on_failed_record_mapping", "not supported; this version knows 'skip' only")
+    if config.topic_pattern:
+        raise ConfigError("topic_pattern", "not supported")
+    if isinstance(config.start, int):
+        raise ConfigError("from", "a time is not supported")
+    if config.key != "auto":
+        raise ConfigError("key", "not supported; this version knows 'auto' only")
+    if config.value in ("avro", "protobuf", "json_schema"):
+        raise ConfigError("value", "Schema Registry is not supported")
+    if config.status != "enabled":
+        raise ConfigError("status", "not supported")
 
 
 def channel_fault(name: str) -> str | None:
