@@ -64,8 +64,8 @@ class Control:
         self.audit = AuditTrail(limits.audit_records, limits.audit_bytes)
         self.access = Access(self.ledger, tokens, certificates or {})
         self.account = account
-        self._keyring = keyring
-        self._limits = limits
+        self.keyring = keyring
+        self.limits = limits
         self._random = random
         self._core = core
         self._static = {app.id: app for app in static}
@@ -98,7 +98,7 @@ class Control:
     def check_account(self, account: str) -> None:
         """Raises: RelayError 40400."""
         if account != self.account[0]:
-            raise _missing("account", account)
+            raise missing("account", account)
 
     # --- apps --------------------------------------------------------------------------------------------------------------------------
 
@@ -110,22 +110,22 @@ class Control:
         fields = Fields(body)
         data = self._app_fields(fields, {}, None)
         fields.done()
-        if sum(1 for _ in self.ledger.of("app")) >= self._limits.control_apps:
-            raise _full("apps", self._limits.control_apps)
-        app = self._unused("app", 6)
+        if sum(1 for _ in self.ledger.of("app")) >= self.limits.control_apps:
+            raise too_many("apps", self.limits.control_apps)
+        app = self.unused("app", 6)
         return self._app_change("app.create", app, None, {**data, "created": now_ms, "modified": now_ms}, 201)
 
     def change_app(self, app: str, body: dict[str, Any], now_ms: int) -> Change:
-        entry = self._app(app)
+        entry = self.changeable(app)
         fields = Fields(body, patch=True)
         data = self._app_fields(fields, entry.data, app)
         fields.done()
-        return self._app_change("app.change", app, entry, {**_kept(entry), **data, "modified": now_ms}, 200)
+        return self._app_change("app.change", app, entry, {**kept(entry), **data, "modified": now_ms}, 200)
 
     def delete_app(self, app: str, now_ms: int) -> Change:
         """Its keys, namespaces, rules and mappings are nothing without it; their records go later."""
-        entry = self._app(app)
-        data = {**_kept(entry), "deleted": True, "modified": now_ms}
+        entry = self.changeable(app)
+        data = {**kept(entry), "deleted": True, "modified": now_ms}
         return Change("app.delete", {"app": app}, self._app_view(entry), None, entry.key, data, 204, lambda: None)
 
     def _app_fields(self, fields: Fields, known: dict[str, Any], app: str | None) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Control:
     def _app_change(self, action: str, app: str, entry: Entry | None, data: dict[str, Any], status: int) -> Change:
         before = None if entry is None else self._app_view(entry)
         after = _app_view(app, data, self.account[0])
-        return Change(action, {"app": app}, before, after, f"app:{app}", data, status, lambda: self._app_view(self._app(app)))
+        return Change(action, {"app": app}, before, after, f"app:{app}", data, status, lambda: self._app_view(self.changeable(app)))
 
     def _app_view(self, entry: Entry) -> dict[str, Any]:
         return _app_view(entry.name, entry.data, self.account[0])
@@ -154,19 +154,19 @@ class Control:
     def _static_app(self, app: App) -> dict[str, Any]:
         return _app_view(app.id, {"name": app.name, "status": app.status, "tlsOnly": app.tls_only}, self.account[0])
 
-    def _app(self, app: str) -> Entry:
+    def changeable(self, app: str) -> Entry:
         """An app that may be changed. Raises: RelayError 40400; 40300 for one of core.toml."""
         if app in self._static:
             raise RelayError(40300, f"The app {app} is configured in core.toml: change it there, on every core")
         entry = self.ledger.get("app", app)
         if entry is None:
-            raise _missing("app", app)
+            raise missing("app", app)
         return entry
 
     def check_app(self, app: str) -> None:
         """Raises: RelayError 40400."""
         if app not in self._static and self.ledger.get("app", app) is None:
-            raise _missing("app", app)
+            raise missing("app", app)
 
     # --- keys --------------------------------------------------------------------------------------------------------------------------
 
@@ -177,32 +177,32 @@ class Control:
         return [self._key_view(entry, secrets=secrets) for entry in self.ledger.of("key", f"{app}.")]
 
     def create_key(self, app: str, body: dict[str, Any], now_ms: int, *, secrets: bool) -> Change:
-        self._app(app)
+        self.changeable(app)
         fields = Fields(body)
         data = _key_fields(fields, {})
         fields.done()
-        if sum(1 for _ in self.ledger.of("key", f"{app}.")) >= self._limits.control_per_app:
-            raise _full("keys of one app", self._limits.control_per_app)
-        name = f"{app}.{self._unused('key', 6, f'{app}.')}"
+        if sum(1 for _ in self.ledger.of("key", f"{app}.")) >= self.limits.control_per_app:
+            raise too_many("keys of one app", self.limits.control_per_app)
+        name = f"{app}.{self.unused('key', 6, f'{app}.')}"
         data |= {"secret": self._new_secret(f"key:{name}"), "status": 0, "created": now_ms, "modified": now_ms}
         return self._key_change("key.create", name, None, data, 201, secrets)
 
     def change_key(self, app: str, key: str, body: dict[str, Any], now_ms: int, *, secrets: bool) -> Change:
         entry = self._live_key(app, key)
         fields = Fields(body, patch=True)
-        data = {**_kept(entry), **_key_fields(fields, entry.data), "modified": now_ms}
+        data = {**kept(entry), **_key_fields(fields, entry.data), "modified": now_ms}
         fields.done()
         return self._key_change("key.change", entry.name, entry, data, 200, secrets)
 
     def rotate_key(self, app: str, key: str, now_ms: int, *, secrets: bool) -> Change:
         """Another secret under the same name; the old one counts no more."""
         entry = self._live_key(app, key)
-        data = {**_kept(entry), "secret": self._new_secret(entry.key), "rotated": now_ms, "modified": now_ms}
+        data = {**kept(entry), "secret": self._new_secret(entry.key), "rotated": now_ms, "modified": now_ms}
         return self._key_change("key.rotate", entry.name, entry, data, 200, secrets)
 
     def revoke_key(self, app: str, key: str, now_ms: int) -> Change:
         entry = self._live_key(app, key)
-        data = {**_kept(entry), "status": 1, "modified": now_ms}
+        data = {**kept(entry), "status": 1, "modified": now_ms}
         return self._key_change("key.revoke", entry.name, entry, data, 200, secrets=False)._replace(answer=lambda: None)
 
     def _key_change(self, action: str, name: str, entry: Entry | None, data: dict[str, Any], status: int, secrets: bool) -> Change:
@@ -224,10 +224,10 @@ class Control:
 
     def _key(self, app: str, key: str) -> Entry:
         """Raises: RelayError 40400, 40300."""
-        self._app(app)
+        self.changeable(app)
         entry = self.ledger.get("key", f"{app}.{key}")
         if entry is None:
-            raise _missing("key", f"{app}.{key}")
+            raise missing("key", f"{app}.{key}")
         return entry
 
     def _live_key(self, app: str, key: str) -> Entry:
@@ -240,11 +240,11 @@ class Control:
     def _key_view(self, entry: Entry, *, secrets: bool) -> dict[str, Any]:
         secret = None
         if secrets and not entry.data.get("status"):
-            secret = open_secret(self._keyring, entry.key, str(entry.data.get("secret", "")))
+            secret = open_secret(self.keyring, entry.key, str(entry.data.get("secret", "")))
         return _key_view(entry.name, entry.data, secret)
 
     def _new_secret(self, record: str) -> str:
-        return seal_secret(self._keyring, record, new_id(self._random, 43))
+        return seal_secret(self.keyring, record, new_id(self._random, 43))
 
     # --- namespaces --------------------------------------------------------------------------------------------------------------------
 
@@ -255,7 +255,7 @@ class Control:
         return [_namespace_view(app, entry.data) for entry in self.ledger.of("namespace", f"{app}:")]
 
     def create_namespace(self, app: str, body: dict[str, Any], now_ms: int) -> Change:
-        self._app(app)
+        self.changeable(app)
         fields = Fields(body)
         name = fields.text("id", required=True)
         data = {"v": 1, "id": name, **_namespace_fields(fields, {}), "created": now_ms, "modified": now_ms}
@@ -264,14 +264,14 @@ class Control:
         elif name and self.ledger.get("namespace", f"{app}:{name}") is not None:
             fields.wrong("id", "is taken")
         fields.done()
-        if sum(1 for _ in self.ledger.of("namespace", f"{app}:")) >= self._limits.control_per_app:
-            raise _full("namespaces of one app", self._limits.control_per_app)
+        if sum(1 for _ in self.ledger.of("namespace", f"{app}:")) >= self.limits.control_per_app:
+            raise too_many("namespaces of one app", self.limits.control_per_app)
         return self._namespace_change("namespace.create", app, name, None, data, 201)
 
     def change_namespace(self, app: str, name: str, body: dict[str, Any], now_ms: int) -> Change:
         entry = self._namespace(app, name)
         fields = Fields(body, patch=True)
-        data = {**_kept(entry), **_namespace_fields(fields, entry.data), "modified": now_ms}
+        data = {**kept(entry), **_namespace_fields(fields, entry.data), "modified": now_ms}
         fields.done()
         return self._namespace_change("namespace.change", app, name, entry, data, 200)
 
@@ -297,10 +297,10 @@ class Control:
         )
 
     def _namespace(self, app: str, name: str) -> Entry:
-        self._app(app)
+        self.changeable(app)
         entry = self.ledger.get("namespace", f"{app}:{name}")
         if entry is None:
-            raise _missing("namespace", name)
+            raise missing("namespace", name)
         return entry
 
     # --- access tokens -----------------------------------------------------------------------------------------------------------------
@@ -325,9 +325,9 @@ class Control:
         scopes = sorted(set(asked or ()))
         if not who.scopes.issuperset(scopes):
             raise RelayError(40160, "Access denied: a token cannot have scopes that whoever makes it has not", 403)
-        if sum(1 for _ in self.ledger.of("token")) >= self._limits.control_tokens:
-            raise _full("access tokens", self._limits.control_tokens)
-        token, secret = self._unused("token", 8), new_id(self._random, 43)
+        if sum(1 for _ in self.ledger.of("token")) >= self.limits.control_tokens:
+            raise too_many("access tokens", self.limits.control_tokens)
+        token, secret = self.unused("token", 8), new_id(self._random, 43)
         data = {"v": 1, "name": name, "hash": digest(secret), "scopes": scopes, "status": 0}
         data |= {"created": now_ms, "modified": now_ms, "expires": expires}
         target = {"token": token}
@@ -343,7 +343,7 @@ class Control:
         before = token_view(entry, now_ms)
         if not holds(entry, now_ms) and entry.data.get("status"):
             raise RelayError(40400, f"The access token {token} is revoked")
-        data = {**_kept(entry), "status": 1, "modified": now_ms}
+        data = {**kept(entry), "status": 1, "modified": now_ms}
         return Change(
             "token.revoke", {"token": token}, before, {**before, "status": 1, "active": False}, entry.key, data, 204, lambda: None
         )
@@ -353,7 +353,7 @@ class Control:
             raise RelayError(40300, f"The access token {token} is configured in core.toml: change it there, on every core")
         entry = self.ledger.get("token", token)
         if entry is None:
-            raise _missing("access token", token)
+            raise missing("access token", token)
         return entry
 
     # --- audit -------------------------------------------------------------------------------------------------------------------------
@@ -409,32 +409,33 @@ class Control:
     def reseal(self, most: int) -> Iterator[tuple[str, dict[str, Any], str]]:
         """Records whose secrets are sealed under a key of the ring that no longer signs, sealed anew: key, data, and the change's id.
         Meant for a core's start, so that two cores with rings in another order do not do and undo it for ever."""
-        for entry in [*self.ledger.of("key")]:
-            try:
-                old = str(entry.data.get("secret", ""))
-                secret = None if sealed_under(old) == self._keyring.ids[0] else open_secret(self._keyring, entry.key, old)
-            except (ValueError, IndexError):
-                continue
-            if secret is not None and entry.rev > 0 and most > 0:
-                most -= 1
-                yield entry.key, {**_kept(entry), "secret": seal_secret(self._keyring, entry.key, secret)}, self._random(6).hex()
+        for kind, field in (("key", "secret"), ("rule", "password")):
+            for entry in [*self.ledger.of(kind)]:
+                try:
+                    old = str(entry.data.get(field, ""))
+                    secret = None if sealed_under(old) == self.keyring.ids[0] else open_secret(self.keyring, entry.key, old)
+                except (ValueError, IndexError):
+                    continue
+                if secret is not None and entry.rev > 0 and most > 0:
+                    most -= 1
+                    yield entry.key, {**kept(entry), field: seal_secret(self.keyring, entry.key, secret)}, self._random(6).hex()
 
-    def _unused(self, kind: str, length: int, prefix: str = "") -> str:
+    def unused(self, kind: str, length: int, prefix: str = "") -> str:
         while True:
             found = new_id(self._random, length)
             if not self.ledger.exists(kind, prefix + found) and not (kind == "app" and found in self._static):
                 return found
 
 
-def _kept(entry: Entry) -> dict[str, Any]:
+def kept(entry: Entry) -> dict[str, Any]:
     return {name: value for name, value in entry.data.items() if name not in ("rev", "change")}
 
 
-def _missing(what: str, name: str) -> RelayError:
+def missing(what: str, name: str) -> RelayError:
     return RelayError(40400, f"There is no {what} {name[:64]}")
 
 
-def _full(what: str, most: int) -> RelayError:
+def too_many(what: str, most: int) -> RelayError:
     return RelayError(42910, f"There may be at most {most} {what}")
 
 

@@ -48,6 +48,59 @@ _NAMESPACE_BODY = {
     **dict.fromkeys((*NAMESPACE_FLAGS, "authenticated", "identified", "exposeTimeserial", "exposeTimeSerial"), _FLAG),
     **_INTERVALS,
 }
+_SOURCE = {
+    "channelFilter": {"type": ["string", "null"], "description": "RE2; empty: every channel"},
+    "type": {"enum": ["channel.message", "channel.presence", "channel.lifecycle", "channel.occupancy"]},
+}
+_TARGET = {
+    "routingKey": {"type": "string", "minLength": 1, "description": "Template of topic:key"},
+    "brokers": {"type": ["array", "null"], "items": {"type": "string"}, "description": "Empty: the core's own cluster"},
+    "auth": {
+        "type": ["object", "null"],
+        "properties": {
+            "sasl": {
+                "type": ["object", "null"],
+                "properties": {
+                    "mechanism": {"enum": ["plain", "scram-sha-256", "scram-sha-512", "", None]},
+                    "username": {"type": ["string", "null"]},
+                    "password": {"type": ["string", "null"], "description": "null in answers without the scope `secrets`"},
+                },
+            }
+        },
+    },
+    "enveloped": _FLAG,
+    "format": {"enum": ["json", "msgpack", "", None]},
+    "headers": {
+        "type": ["array", "null"],
+        "items": _object({"name": {"type": "string"}, "value": {"type": "string"}}),
+    },
+    "tls": _FLAG,
+}
+_RULE = {
+    "ruleType": {"const": "kafka"},
+    "requestMode": {"enum": ["single", "batch"]},
+    "status": {"enum": ["enabled", "disabled", None]},
+}
+_MAPPING = {
+    "status": {"enum": ["enabled", "disabled", None]},
+    "topics": {"type": ["array", "null"], "items": {"type": "string"}},
+    "topicPattern": {"type": ["string", "null"]},
+    "channel": {"type": "string", "minLength": 1},
+    "messageName": {"type": ["string", "null"]},
+    "key": {"type": ["string", "null"]},
+    "value": {"type": ["string", "null"]},
+    "from": {"type": ["string", "integer", "null"]},
+    "onFailedRecordMapping": {"enum": ["skip", "stop", "dlq", None]},
+    "dlqTopic": {"type": ["string", "null"]},
+}
+_STORED = {
+    "id": _TEXT,
+    "appId": _TEXT,
+    "created": _TIME,
+    "modified": _TIME,
+    "_links": {"type": "null"},
+    "running": {"type": "boolean", "description": "Whether the core that answers runs it just so; else from its next start"},
+}
 SCHEMAS: dict[str, Any] = {
     "Error": _object(
         {
@@ -121,6 +174,16 @@ SCHEMAS: dict[str, Any] = {
             "modified": _TIME,
         }
     ),
+    "RuleBody": _object(
+        {**_RULE, "source": _object(_SOURCE), "target": _object(_TARGET, ("routingKey",))}, ("ruleType", "requestMode", "source", "target")
+    ),
+    "RulePatch": _object({**_RULE, "source": _object(_SOURCE, ()), "target": _object(_TARGET, ())}, ()),
+    "Rule": _object(
+        {**_STORED, "version": {"const": "1.2"}, **_RULE, "source": _object(_SOURCE), "target": _object(_TARGET, ("routingKey", "brokers"))}
+    ),
+    "MappingBody": _object(_MAPPING, ("channel",)),
+    "MappingPatch": _object(_MAPPING, ()),
+    "Mapping": _object({**_STORED, **_MAPPING}),
     "TokenBody": _object(
         {
             "name": {**_TEXT, "minLength": 1},
@@ -221,6 +284,33 @@ PATHS: dict[str, dict[str, Any]] = {
     "/apps/{app}/namespaces/{namespace}": {
         "patch": _operation("Change a namespace", "operator", 200, "Namespace", body="NamespacePatch"),
         "delete": _operation("Delete a namespace", "operator", 204),
+    },
+    "/apps/{app}/rules": {
+        "get": _operation("All rules", _ANY, 200, "Rule", many=True),
+        "post": _operation("Make a rule; cores run it from their next start", "operator", 201, "Rule", body="RuleBody"),
+    },
+    "/apps/{app}/rules/{rule}": {
+        "get": _operation("One rule", _ANY, 200, "Rule"),
+        "patch": _operation("Change a rule; cores run it so from their next start", "operator", 200, "Rule", body="RulePatch"),
+        "delete": _operation("Delete a rule; cores run it until they stop", "operator", 204),
+    },
+    "/apps/{app}/mappings": {
+        "get": _operation("All mappings", _ANY, 200, "Mapping", many=True),
+        "post": _operation("Make a mapping; cores run it from their next start", "operator", 201, "Mapping", body="MappingBody"),
+    },
+    "/apps/{app}/mappings/{mapping}": {
+        "get": _operation("One mapping", _ANY, 200, "Mapping"),
+        "patch": _operation("Change a mapping; cores run it so from their next start", "operator", 200, "Mapping", body="MappingPatch"),
+        "delete": _operation("Delete a mapping; cores run it until they stop", "operator", 204),
+    },
+    "/apps/{app}/queues": {
+        "get": {
+            **_operation("None: there are no queues", _ANY, 200),
+            "responses": {
+                "200": {"description": "None", "content": _content({"type": "array", "maxItems": 0})},
+                "default": {"description": "Refused", "content": _content(_ref("Error"))},
+            },
+        }
     },
     "/tokens": {
         "get": _operation("All access tokens, without their secrets", "security", 200, "Token", many=True),

@@ -24,6 +24,7 @@ from core.config import CoreConfig
 from core.control.control import Control
 from core.control.io.api import ControlApi
 from core.control.io.writer import ConfigWriter
+from core.control.pipelines import Pipelines
 from core.effects import (
     AskConfigEnd,
     AskEnd,
@@ -154,19 +155,23 @@ class CoreProcess:
             dev=config.dev,
             sandbox=config.sandbox,
         )
-        self._writer = ConfigWriter(
-            Control(
-                keyring=keyring,
-                limits=config.limits,
-                random=os.urandom,
-                core=config.node,
-                account=(admin.account_id, admin.account_name),
-                static=config.static_apps(),
-                tokens=config.static_tokens(),
-                certificates=config.admin_clients(),
-            ),
-            config.limits,
+        control = Control(
+            keyring=keyring,
+            limits=config.limits,
+            random=os.urandom,
+            core=config.node,
+            account=(admin.account_id, admin.account_name),
+            static=config.static_apps(),
+            tokens=config.static_tokens(),
+            certificates=config.admin_clients(),
         )
+        pipelines = Pipelines(
+            control,
+            prefix=config.kafka.prefix,
+            static_rules=[(app.id, rule) for app in config.apps for rule in app.rules],
+            static_mappings=[(app.id, mapping) for app in config.apps for mapping in app.mappings],
+        )
+        self._writer = ConfigWriter(control, pipelines, config.limits)
         self._driver = Driver(self._node, self._perform, Tick(), self._failed)
         self._tails.post = self._driver.post
         self._scope.on_stop("node", self._close_node)
@@ -281,11 +286,14 @@ class CoreProcess:
 
         self._scope.spawn("configuration", self._writer.run())
         self._scope.on_stop("owner and mappings", self._close_runners)
+        rules, mappings = self._writer.pipelines.start(
+            lambda record, why: log.error("a rule or mapping of the Control API cannot run", record=record, why=why)
+        )
         self._owner = owner = OwnerRunner(
             config.kafka,
             topics.log,
             topics.state,
-            [Rule(app.id, rule, prefix=config.kafka.prefix) for app in config.apps for rule in app.rules],
+            [*(Rule(app.id, rule, prefix=config.kafka.prefix) for app in config.apps for rule in app.rules), *rules],
             core=config.node,
             limits=limits,
             loop=loop,
@@ -294,12 +302,15 @@ class CoreProcess:
             create_topics=config.dev,
         )
         owner.start()
-        for app in config.apps:
-            for each in app.mappings:
-                mapping = Mapping(app.id, each, prefix=config.kafka.prefix, max_message_bytes=limits.max_message_bytes)
-                runner = MappingRunner(config.kafka, mapping, appends, limits=limits, loop=loop, create_topics=config.dev)
-                runner.start()
-                self._mappings.append(runner)
+        static = [
+            Mapping(app.id, each, prefix=config.kafka.prefix, max_message_bytes=limits.max_message_bytes)
+            for app in config.apps
+            for each in app.mappings
+        ]
+        for mapping in [*static, *mappings]:
+            runner = MappingRunner(config.kafka, mapping, appends, limits=limits, loop=loop, create_topics=config.dev)
+            runner.start()
+            self._mappings.append(runner)
         watch_kafka(self._metrics, owner, self._mappings)
 
     async def _close_runners(self) -> None:

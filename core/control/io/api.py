@@ -25,6 +25,7 @@ from core.control.control import Change
 from core.control.fields import Invalid, object_of
 from core.control.io.writer import ConfigWriter
 from core.control.openapi import document
+from core.control.pipelines import shows_password
 from relay.model.errors import HELP, RelayError
 from relay.model.limits import CoreLimits
 
@@ -84,6 +85,15 @@ class ControlApi:
             "/apps/{app}/keys/{key}/rotate": {"POST": self._rotate_key},
             "/apps/{app}/namespaces": {"GET": self._namespaces, "POST": self._create_namespace},
             "/apps/{app}/namespaces/{namespace}": {"PATCH": self._change_namespace, "DELETE": self._delete_namespace},
+            "/apps/{app}/rules": {"GET": self._rules, "POST": self._create_rule},
+            "/apps/{app}/rules/{rule}": {"GET": self._rule, "PATCH": self._change_rule, "DELETE": self._delete_rule},
+            "/apps/{app}/mappings": {"GET": self._mappings, "POST": self._create_mapping},
+            "/apps/{app}/mappings/{mapping}": {
+                "GET": self._mapping,
+                "PATCH": self._change_mapping,
+                "DELETE": self._delete_mapping,
+            },
+            "/apps/{app}/queues": {"GET": self._queues},
             "/tokens": {"GET": self._tokens, "POST": self._create_token},
             "/tokens/{token}": {"DELETE": self._revoke_token},
             "/audit": {"GET": self._audit},
@@ -242,6 +252,68 @@ class ControlApi:
         call.who.require("operator")
         control = self._writer.control
         return await self._change(call, lambda: control.delete_namespace(call["app"], call["namespace"], self._writer.now_ms()))
+
+    # --- rules, mappings -----------------------------------------------------------------------------------------------------------------
+
+    async def _rules(self, call: Call) -> Response:
+        await self._look(call)
+        rules = self._writer.pipelines.rules(call["app"], secrets=call.who.shown_secrets)
+        if any(map(shows_password, rules)):
+            await self._writer.note_reading("rule.list", {"app": call["app"]}, call.who, call.source)
+        return _answer(rules)
+
+    async def _rule(self, call: Call) -> Response:
+        await self._look(call)
+        rule = self._writer.pipelines.rule(call["app"], call["rule"], secrets=call.who.shown_secrets)
+        if shows_password(rule):
+            await self._writer.note_reading("rule.read", {"app": call["app"], "rule": call["rule"]}, call.who, call.source)
+        return _answer(rule)
+
+    async def _create_rule(self, call: Call) -> Response:
+        call.who.require("operator")
+        found, secrets = self._writer.pipelines, call.who.shown_secrets
+        return await self._change(call, lambda: found.create_rule(call["app"], call.body, self._writer.now_ms(), secrets=secrets))
+
+    async def _change_rule(self, call: Call) -> Response:
+        call.who.require("operator")
+        found, secrets = self._writer.pipelines, call.who.shown_secrets
+        return await self._change(
+            call, lambda: found.change_rule(call["app"], call["rule"], call.body, self._writer.now_ms(), secrets=secrets)
+        )
+
+    async def _delete_rule(self, call: Call) -> Response:
+        call.who.require("operator")
+        found = self._writer.pipelines
+        return await self._change(call, lambda: found.delete_rule(call["app"], call["rule"], self._writer.now_ms()))
+
+    async def _mappings(self, call: Call) -> Response:
+        await self._look(call)
+        return _answer(self._writer.pipelines.mappings(call["app"]))
+
+    async def _mapping(self, call: Call) -> Response:
+        await self._look(call)
+        return _answer(self._writer.pipelines.mapping(call["app"], call["mapping"]))
+
+    async def _create_mapping(self, call: Call) -> Response:
+        call.who.require("operator")
+        found = self._writer.pipelines
+        return await self._change(call, lambda: found.create_mapping(call["app"], call.body, self._writer.now_ms()))
+
+    async def _change_mapping(self, call: Call) -> Response:
+        call.who.require("operator")
+        found = self._writer.pipelines
+        return await self._change(call, lambda: found.change_mapping(call["app"], call["mapping"], call.body, self._writer.now_ms()))
+
+    async def _delete_mapping(self, call: Call) -> Response:
+        call.who.require("operator")
+        found = self._writer.pipelines
+        return await self._change(call, lambda: found.delete_mapping(call["app"], call["mapping"], self._writer.now_ms()))
+
+    async def _queues(self, call: Call) -> Response:
+        """There are none; the public tools list them."""
+        await self._look(call)
+        self._writer.control.check_app(call["app"])
+        return _answer([])
 
     # --- access tokens, audit ------------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import structlog
 from core.control.access import Principal
 from core.control.audit import Outcome
 from core.control.control import Change, Control
+from core.control.pipelines import Pipelines
 from core.events import ConfigRead, ConfigWritten, EndOffset
 from relay.model.errors import RelayError
 from relay.model.limits import CoreLimits
@@ -39,8 +40,11 @@ class Log(Protocol):
 class ConfigWriter:
     """Stands between the topic and the node: `read` says which records are for others too. Everything on the loop."""
 
-    def __init__(self, control: Control, limits: CoreLimits, *, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+    def __init__(
+        self, control: Control, pipelines: Pipelines, limits: CoreLimits, *, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    ) -> None:
         self.control = control
+        self.pipelines = pipelines
         self._limits = limits
         self.now_ms = now_ms
         self._log: Log | None = None

@@ -14,6 +14,7 @@ from core.control.access import StaticToken
 from core.control.control import Control
 from core.control.io.api import ControlApi
 from core.control.io.writer import ConfigWriter
+from core.control.pipelines import Pipelines
 from core.events import CONFIG_END, ConfigRead, ConfigWritten, EndOffset
 from core.io.http import admin_app
 from core.registry import App, Registry
@@ -68,6 +69,8 @@ class OneCore:
         ring: list[tuple[str, bytes]] | None = None,
         random: Any = None,
         certificates: dict[str, frozenset[str]] | None = None,
+        static_rules: Any = (),
+        static_mappings: Any = (),
     ) -> None:
         import os
 
@@ -87,7 +90,8 @@ class OneCore:
             tokens=tokens,
             certificates=certificates,
         )
-        self.writer = ConfigWriter(self.control, limits, now_ms=lambda: self.now_ms)
+        self.pipelines = Pipelines(self.control, prefix="tidegate", static_rules=static_rules, static_mappings=static_mappings)
+        self.writer = ConfigWriter(self.control, self.pipelines, limits, now_ms=lambda: self.now_ms)
         self.writer.use(self)
         self.registry = Registry(static, keyring)
         self.app: Starlette = admin_app(lambda: True, dict, ControlApi(lambda: self.writer, limits).routes())

@@ -49,6 +49,17 @@ SCOPE_OF = [
     ("POST", "/apps/none/namespaces", {"operator"}),
     ("PATCH", "/apps/none/namespaces/n", {"operator"}),
     ("DELETE", "/apps/none/namespaces/n", {"operator"}),
+    ("GET", "/apps/none/rules", {"reader", "operator", "security"}),
+    ("POST", "/apps/none/rules", {"operator"}),
+    ("GET", "/apps/none/rules/r", {"reader", "operator", "security"}),
+    ("PATCH", "/apps/none/rules/r", {"operator"}),
+    ("DELETE", "/apps/none/rules/r", {"operator"}),
+    ("GET", "/apps/none/mappings", {"reader", "operator", "security"}),
+    ("POST", "/apps/none/mappings", {"operator"}),
+    ("GET", "/apps/none/mappings/m", {"reader", "operator", "security"}),
+    ("PATCH", "/apps/none/mappings/m", {"operator"}),
+    ("DELETE", "/apps/none/mappings/m", {"operator"}),
+    ("GET", "/apps/none/queues", {"reader", "operator", "security"}),
     ("GET", "/tokens", {"security"}),
     ("POST", "/tokens", set()),  # takes two scopes at once
     ("DELETE", "/tokens/none", {"security"}),
@@ -69,7 +80,9 @@ def test_every_route_is_in_the_table_of_scopes(core):
     from core.control.openapi import PATHS
 
     def shape(path: str) -> str:
-        return "/".join("{}" if part.startswith("{") or part in ("none", "k", "n", "tidegate") else part for part in path.split("/"))
+        return "/".join(
+            "{}" if part.startswith("{") or part in ("none", "k", "n", "r", "m", "tidegate") else part for part in path.split("/")
+        )
 
     documented = {(method.upper(), shape(path)) for path, operations in PATHS.items() for method in operations}
     assert documented - {("GET", "/me"), ("GET", "/me/accounts")} == {(method, shape(path)) for method, path, _ in SCOPE_OF}

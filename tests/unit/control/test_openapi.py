@@ -16,6 +16,7 @@ from schemathesis.specs.openapi.checks import (
 
 from core.control.openapi import document
 from tests.unit.control.cores import SECRET, OneCore, Topic
+from tests.unit.control.test_pipelines import RULE
 
 CORE = OneCore(Topic())
 SCHEMA = schemathesis.openapi.from_asgi("/v1/openapi.json", CORE.app)
@@ -45,6 +46,10 @@ def _aim(case) -> None:
     if "app" in parameters and len(str(parameters["app"])) % 4:
         apps = [entry.name for entry in CORE.control.ledger.of("app")]
         parameters["app"] = apps[0] if apps else CORE.an_app("fixed")
+        for kind, body in (("rule", RULE), ("mapping", {"topics": ["orders"], "channel": "orders:#{key}"})):
+            if kind in parameters:
+                found = [entry.name.split(":")[1] for entry in CORE.control.ledger.of(kind, f"{parameters['app']}:")]
+                parameters[kind] = found[0] if found else CORE.made(f"/apps/{parameters['app']}/{kind}s", body)["id"]
         if "key" in parameters:
             keys = [entry for entry in CORE.control.ledger.of("key", f"{parameters['app']}.") if entry.data["status"] == 0]
             parameters["key"] = (

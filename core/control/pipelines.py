@@ -1,0 +1,395 @@
+"""Rules and mappings as the Control API has them: JSON in the public API's words, checked by making what a core would run.
+
+The words are kept as they were sent, so that what comes back compares equal to what went in; passwords are taken out and sealed. Cores read
+rules and mappings at their start: what is made or changed here takes effect then, and each answer says so (`running`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from core.control.control import Change, Control, kept, missing, too_many
+from core.control.fields import Invalid
+from core.control.ledger import Entry
+from core.mappings import Mapping, MappingConfig
+from core.registry import open_secret, seal_secret
+from core.rules import Rule, RuleConfig
+from core.rules.checks import ConfigError
+from relay.runtime.settings import Secret
+
+RULE_VERSION = "1.2"
+"""Of the JSON of rules, as the public API counts."""
+_MAPPING_FIELDS = {
+    "status": "status",
+    "topics": "topics",
+    "topicPattern": "topic_pattern",
+    "channel": "channel",
+    "messageName": "message_name",
+    "key": "key",
+    "value": "value",
+    "from": "from",
+    "onFailedRecordMapping": "on_failed_record_mapping",
+    "dlqTopic": "dlq_topic",
+}
+"""Members of a mapping and the settings of core.toml that they are."""
+_PATH = re.compile(r"(?s)(.*?)(?: - at `\$\.?(.*)`)?")
+
+Body = dict[str, Any]
+T = TypeVar("T")
+
+
+class Pipelines:
+    """The rules and mappings of all apps. `prefix`: of Tidegate's own topics."""
+
+    def __init__(
+        self,
+        control: Control,
+        *,
+        prefix: str,
+        static_rules: Iterable[tuple[str, RuleConfig]] = (),
+        static_mappings: Iterable[tuple[str, MappingConfig]] = (),
+    ) -> None:
+        self._control = control
+        self._prefix = prefix
+        self._static_rules = list(static_rules)
+        self._static_mappings = list(static_mappings)
+        self._running: dict[str, int] = {}
+        """Record key and `rev` of what this core has begun to run."""
+
+    # --- what a core runs ----------------------------------------------------------------------------------------------------------------
+
+    def start(self, failed: Callable[[str, str], None]) -> tuple[list[Rule], list[Mapping]]:
+        """Everything that is configured here, to be run from now on. `failed` is told the record and why of what cannot be."""
+        rules, mappings = [], []
+        ledger = self._control.ledger
+        for kind in ("rule", "mapping"):
+            for entry in ledger.of(kind):
+                app, _, name = entry.name.partition(":")
+                if ledger.get("app", app) is None:
+                    continue
+                try:
+                    if kind == "rule":
+                        rules.append(self._rule(app, name, entry.data["body"], self._password(entry)))
+                    else:
+                        mappings.append(self._mapping(app, name, entry.data["body"]))
+                except (Invalid, KeyError, TypeError) as error:
+                    failed(entry.key, str(error))
+                else:
+                    self._running[entry.key] = entry.rev
+        return rules, mappings
+
+    # --- rules ---------------------------------------------------------------------------------------------------------------------------
+
+    def rules(self, app: str, *, secrets: bool) -> list[Body]:
+        self._control.check_app(app)
+        found = [_static_rule(app, config, secrets=secrets) for of, config in self._static_rules if of == app]
+        return found + [self._rule_view(entry, secrets=secrets) for entry in self._control.ledger.of("rule", f"{app}:")]
+
+    def rule(self, app: str, rule: str, *, secrets: bool) -> Body:
+        """Raises: RelayError 40400."""
+        for view in self.rules(app, secrets=secrets):
+            if view["id"] == rule:
+                return view
+        raise missing("rule", rule)
+
+    def create_rule(self, app: str, body: Body, now_ms: int, *, secrets: bool) -> Change:
+        name = self._new("rule", app)
+        settled, password = _rule_body(body, None)
+        self._rule(app, name, settled, password)
+        data = {"v": 1, "body": settled, "created": now_ms, "modified": now_ms}
+        return self._rule_change("rule.create", app, name, None, data, password, 201, secrets)
+
+    def change_rule(self, app: str, rule: str, body: Body, now_ms: int, *, secrets: bool) -> Change:
+        entry = self._entry("rule", app, rule)
+        old = self._password(entry)
+        settled, password = _rule_body(body, entry.data["body"])
+        if password is None and _sasl(settled) is not None:
+            password = old  # sent back as it was shown, without
+        self._rule(app, rule, settled, password)
+        data = {**kept(entry), "body": settled, "modified": now_ms}
+        return self._rule_change("rule.change", app, rule, entry, data, password, 200, secrets)
+
+    def delete_rule(self, app: str, rule: str, now_ms: int) -> Change:
+        entry = self._entry("rule", app, rule)
+        return _deletion("rule", app, rule, entry, self._rule_view(entry, secrets=False), now_ms)
+
+    def _rule_change(
+        self, action: str, app: str, name: str, entry: Entry | None, data: Body, password: str | None, status: int, secrets: bool
+    ) -> Change:
+        key, target = f"rule:{app}:{name}", {"app": app, "rule": name}
+        data.pop("password", None)
+        old = None if entry is None else self._password(entry)
+        if password is not None:
+            data["password"] = seal_secret(self._control.keyring, key, password)
+        after = _rule_view(app, name, data, None)
+        if password != old:
+            after["secretsChanged"] = ["target.auth.sasl.password"]
+        before = None if entry is None else self._rule_view(entry, secrets=False)
+        shows = target if secrets and password is not None else None
+        return Change(action, target, before, after, key, data, status, lambda: self.rule(app, name, secrets=secrets), shows)
+
+    def _rule_view(self, entry: Entry, *, secrets: bool) -> Body:
+        app, _, name = entry.name.partition(":")
+        view = _rule_view(app, name, entry.data, self._password(entry) if secrets else None)
+        return view | {"running": self._running.get(entry.key) == entry.rev}
+
+    def _password(self, entry: Entry) -> str | None:
+        sealed = entry.data.get("password")
+        try:
+            return open_secret(self._control.keyring, entry.key, sealed) if isinstance(sealed, str) else None
+        except ValueError:
+            return None
+
+    def _rule(self, app: str, name: str, body: Body, password: str | None) -> Rule:
+        """Raises: Invalid."""
+        source, target = body["source"], body["target"]
+        sasl = _sasl(body)
+        raw: Body = {
+            "id": name,
+            "status": body["status"],
+            "request_mode": body["requestMode"],
+            "source": {"type": source["type"], "channel_filter": source["channelFilter"]},
+            "target": {
+                "routing_key": target["routingKey"],
+                "enveloped": target["enveloped"],
+                "format": target["format"],
+                "brokers": target["brokers"],
+                "headers": target.get("headers", []),
+                "tls": target.get("tls", False),
+                "auth": None if sasl is None else {"sasl": {**sasl, "password": password or ""}},
+            },
+        }
+        return _made(lambda: Rule(app, msgspec.convert(raw, RuleConfig, dec_hook=_secret), prefix=self._prefix))
+
+    # --- mappings ------------------------------------------------------------------------------------------------------------------------
+
+    def mappings(self, app: str) -> list[Body]:
+        self._control.check_app(app)
+        found = [_static_mapping(app, config) for of, config in self._static_mappings if of == app]
+        return found + [self._mapping_view(entry) for entry in self._control.ledger.of("mapping", f"{app}:")]
+
+    def mapping(self, app: str, mapping: str) -> Body:
+        for view in self.mappings(app):
+            if view["id"] == mapping:
+                return view
+        raise missing("mapping", mapping)
+
+    def create_mapping(self, app: str, body: Body, now_ms: int) -> Change:
+        name = self._new("mapping", app)
+        settled = _mapping_body(body, None)
+        self._mapping(app, name, settled)
+        data = {"v": 1, "body": settled, "created": now_ms, "modified": now_ms}
+        return self._mapping_change("mapping.create", app, name, None, data, 201)
+
+    def change_mapping(self, app: str, mapping: str, body: Body, now_ms: int) -> Change:
+        entry = self._entry("mapping", app, mapping)
+        settled = _mapping_body(body, entry.data["body"])
+        self._mapping(app, mapping, settled)
+        return self._mapping_change("mapping.change", app, mapping, entry, {**kept(entry), "body": settled, "modified": now_ms}, 200)
+
+    def delete_mapping(self, app: str, mapping: str, now_ms: int) -> Change:
+        entry = self._entry("mapping", app, mapping)
+        return _deletion("mapping", app, mapping, entry, self._mapping_view(entry), now_ms)
+
+    def _mapping_change(self, action: str, app: str, name: str, entry: Entry | None, data: Body, status: int) -> Change:
+        target = {"app": app, "mapping": name}
+        before = None if entry is None else self._mapping_view(entry)
+        after = _mapping_view(app, name, data)
+        return Change(action, target, before, after, f"mapping:{app}:{name}", data, status, lambda: self.mapping(app, name))
+
+    def _mapping_view(self, entry: Entry) -> Body:
+        app, _, name = entry.name.partition(":")
+        return _mapping_view(app, name, entry.data) | {"running": self._running.get(entry.key) == entry.rev}
+
+    def _mapping(self, app: str, name: str, body: Body) -> Mapping:
+        raw = {"id": name} | {_MAPPING_FIELDS[field]: value for field, value in body.items() if value is not None}
+        most = self._control.limits.max_message_bytes
+        return _made(lambda: Mapping(app, msgspec.convert(raw, MappingConfig), prefix=self._prefix, max_message_bytes=most))
+
+    # --- both ----------------------------------------------------------------------------------------------------------------------------
+
+    def _new(self, kind: str, app: str) -> str:
+        """An id for one more. Raises: RelayError."""
+        self._control.changeable(app)
+        most = self._control.limits.control_per_app
+        if sum(1 for _ in self._control.ledger.of(kind, f"{app}:")) >= most:
+            raise too_many(f"{kind}s of one app", most)
+        return self._control.unused(kind, 6, f"{app}:")
+
+    def _entry(self, kind: str, app: str, name: str) -> Entry:
+        self._control.changeable(app)
+        entry = self._control.ledger.get(kind, f"{app}:{name}")
+        if entry is None:
+            raise missing(kind, name)
+        return entry
+
+
+def _deletion(kind: str, app: str, name: str, entry: Entry, before: Body, now_ms: int) -> Change:
+    data = {"v": 1, "deleted": True, "modified": now_ms}
+    return Change(f"{kind}.delete", {"app": app, kind: name}, before, None, entry.key, data, 204, lambda: None)
+
+
+def _made(make: Callable[[], T]) -> T:
+    """What `make` makes of a configuration; its complaints in the words of the API. Raises: Invalid."""
+    try:
+        return make()
+    except ConfigError as error:
+        raise Invalid({_camel(error.field): [error.reason]}) from None
+    except msgspec.ValidationError as error:
+        found = _PATH.fullmatch(str(error))
+        assert found is not None, "it matches everything"
+        why, at = found.groups()
+        raise Invalid({_camel(at or "body"): [why]}) from None
+    except ValueError as error:
+        raise Invalid({"body": [str(error)]}) from None
+
+
+def _camel(name: str) -> str:
+    return re.sub(r"_([a-z])", lambda found: found.group(1).upper(), name)
+
+
+def _secret(_kind: type, value: object) -> Secret:
+    if not isinstance(value, str):
+        raise ValueError("expected text")  # noqa: TRY004 - msgspec wants it so
+    return Secret(value)
+
+
+# --- the JSON of rules -------------------------------------------------------------------------------------------------------------------
+
+
+def _part(body: Body, name: str, details: dict[str, list[str]]) -> Body:
+    part = body.get(name)
+    if part is None:
+        return {}
+    if not isinstance(part, dict):
+        details[name] = ["must be an object"]
+        return {}
+    return part
+
+
+def _or(value: Any, default: Any) -> Any:
+    """Null and empty text count as not given: Go clients send them for it."""
+    return default if value is None or value == "" else value
+
+
+def _rule_body(body: Body, known: Body | None) -> tuple[Body, str | None]:
+    """What is kept of a rule as it was sent, and the password that was in it. `known`: what a PATCH changes. Types below are left to the
+    configuration's own checks. Raises: Invalid."""
+    details: dict[str, list[str]] = {}
+    source, target = _part(body, "source", details), _part(body, "target", details)
+    if known is not None:
+        source, target = {**known["source"], **source}, {**known["target"], **target}
+    top = {**(known or {}), **body}
+    if top.get("ruleType") != "kafka":
+        details["ruleType"] = ["must be kafka: there are no others"]
+    if known is None and "requestMode" not in body:
+        details["requestMode"] = ["is required"]
+    if _or(source.get("type"), None) is None and "source" not in details:
+        details["source.type"] = ["is required"]
+    if _or(target.get("routingKey"), None) is None and "target" not in details:
+        details["target.routingKey"] = ["is required"]
+    auth, password = _auth(target, details)
+    settled = {
+        "ruleType": "kafka",
+        "requestMode": _or(top.get("requestMode"), "single"),
+        "status": _or(top.get("status"), "enabled"),
+        "source": {"channelFilter": _or(source.get("channelFilter"), ""), "type": source.get("type")},
+        "target": {
+            "routingKey": target.get("routingKey"),
+            "brokers": _or(target.get("brokers"), []),
+            "auth": auth,
+            "enveloped": _or(target.get("enveloped"), True),
+            "format": _or(target.get("format"), "json"),
+            **{name: target[name] for name in ("headers", "tls") if target.get(name) is not None},
+        },
+    }
+    if details:
+        raise Invalid(details)
+    return settled, password
+
+
+def _auth(target: Body, details: dict[str, list[str]]) -> tuple[Body | None, str | None]:
+    """`auth` without the password, and the password."""
+    auth = _part(target, "auth", details)
+    sasl = _part(auth, "sasl", details)
+    if all(_or(value, None) is None for value in sasl.values()):
+        return None, None
+    password = _or(sasl.get("password"), None)
+    if password is not None and not isinstance(password, str):
+        details["target.auth.sasl.password"] = ["must be text"]
+        password = None
+    return {"sasl": {"mechanism": sasl.get("mechanism"), "username": sasl.get("username")}}, password
+
+
+def _sasl(body: Body) -> Body | None:
+    auth = body["target"]["auth"]
+    return None if auth is None else dict(auth["sasl"])
+
+
+def _rule_view(app: str, name: str, data: Body, password: str | None) -> Body:
+    body = data["body"]
+    sasl = _sasl(body)
+    target = body["target"] | {"auth": None if sasl is None else {"sasl": {**sasl, "password": password}}}
+    return {
+        "id": name,
+        "appId": app,
+        "version": RULE_VERSION,
+        **body,
+        "target": target,
+        "created": data["created"],
+        "modified": data["modified"],
+        "_links": None,
+    }
+
+
+def _static_rule(app: str, config: RuleConfig, *, secrets: bool) -> Body:
+    source, target = config.source, config.target
+    sasl = None if target.auth is None else target.auth.sasl
+    body = {
+        "ruleType": "kafka",
+        "requestMode": config.request_mode,
+        "status": config.status,
+        "source": {"channelFilter": source.channel_filter, "type": source.type},
+        "target": {
+            "routingKey": target.routing_key,
+            "brokers": target.brokers,
+            "auth": None if sasl is None else {"sasl": {"mechanism": sasl.mechanism, "username": sasl.username}},
+            "enveloped": target.enveloped,
+            "format": target.format,
+            "headers": [{"name": header.name, "value": header.value} for header in target.headers],
+            "tls": target.tls,
+        },
+    }
+    password = sasl.password.reveal() if sasl is not None and secrets else None
+    return _rule_view(app, config.id, {"body": body, "created": 0, "modified": 0}, password) | {"running": True}
+
+
+def shows_password(view: Body) -> bool:
+    auth = view["target"]["auth"]
+    return auth is not None and auth["sasl"]["password"] is not None
+
+
+# --- the JSON of mappings ----------------------------------------------------------------------------------------------------------------
+
+
+def _mapping_body(body: Body, known: Body | None) -> Body:
+    """Raises: Invalid."""
+    if known is None and _or(body.get("channel"), None) is None:
+        raise Invalid({"channel": ["is required"]})
+    found = {**(known or {}), **{field: value for field, value in body.items() if field in _MAPPING_FIELDS}}
+    return {"status": "enabled"} | {field: value for field, value in found.items() if value is not None}
+
+
+def _mapping_view(app: str, name: str, data: Body) -> Body:
+    shown = dict.fromkeys(_MAPPING_FIELDS) | data["body"]
+    return {"id": name, "appId": app, **shown, "created": data["created"], "modified": data["modified"], "_links": None}
+
+
+def _static_mapping(app: str, config: MappingConfig) -> Body:
+    raw = msgspec.to_builtins(config)
+    body = {field: raw[setting] for field, setting in _MAPPING_FIELDS.items()}
+    return _mapping_view(app, config.id, {"body": body, "created": 0, "modified": 0}) | {"running": True}

@@ -1,0 +1,181 @@
+"""Rules and mappings through the Control API."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from core.mappings import MappingConfig
+from core.rules import RuleConfig
+from core.rules import rule as rules
+from tests.unit.control.cores import OneCore, Topic
+
+RULE: dict[str, Any] = {
+    "ruleType": "kafka",
+    "requestMode": "single",
+    "status": "enabled",
+    "source": {"channelFilter": "^chat:.*", "type": "channel.message"},
+    "target": {"routingKey": "topic:#{channelName}", "brokers": [], "auth": None, "enveloped": False, "format": "json"},
+}
+FOREIGN = {
+    **RULE,
+    "target": {
+        **RULE["target"],
+        "brokers": ["b:9092", "a.example"],
+        "auth": {"sasl": {"mechanism": "scram-sha-256", "username": "u", "password": "hush-hush"}},
+    },
+}
+
+
+@pytest.fixture
+def core() -> OneCore:
+    return OneCore(Topic())
+
+
+@pytest.fixture
+def app(core) -> str:
+    return core.an_app()
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """As if rules into other clusters could run, whichever version of the checks this is."""
+    if hasattr(rules, "check_cluster"):
+        monkeypatch.setattr(rules, "check_cluster", lambda _: None)
+
+
+def test_a_rule_comes_back_letter_for_letter(core, app):
+    made = core.made(f"/apps/{app}/rules", {**RULE, "unknown": 1})
+    assert {name: made[name] for name in RULE} == RULE
+    assert (made["appId"], made["version"], made["_links"], made["running"]) == (app, "1.2", None, False)
+    assert core.ask("GET", f"/apps/{app}/rules/{made['id']}").json() == made
+    assert core.ask("GET", f"/apps/{app}/rules").json() == [made]
+
+    core.now_ms += 3
+    changed = core.ask("PATCH", f"/apps/{app}/rules/{made['id']}", {"ruleType": "kafka", "target": {"routingKey": "other"}}).json()
+    assert changed == {**made, "target": {**made["target"], "routingKey": "other"}, "modified": made["modified"] + 3}
+    assert core.ask("DELETE", f"/apps/{app}/rules/{made['id']}").status_code == 204
+    for method in ("GET", "DELETE", "PATCH"):
+        assert core.ask(method, f"/apps/{app}/rules/{made['id']}", RULE).status_code == 404
+
+
+def test_what_the_public_tools_leave_out_has_defaults(core, app):
+    sparse = {"ruleType": "kafka", "requestMode": "single", "status": "", "source": {"channelFilter": "", "type": "channel.message"}}
+    made = core.made(f"/apps/{app}/rules", {**sparse, "target": {"routingKey": "t", "format": "", "auth": {"sasl": {"mechanism": ""}}}})
+    assert (made["status"], made["source"]["channelFilter"]) == ("enabled", "")
+    assert made["target"] == {"routingKey": "t", "brokers": [], "auth": None, "enveloped": True, "format": "json"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        (("ruleType",), "http", "ruleType"),
+        (("requestMode",), "many", "requestMode"),
+        (("status",), "asleep", "status"),
+        (("source",), [], "source"),
+        (("source", "type"), "channel.other", "source.type"),
+        (("source", "channelFilter"), "(", "source.channelFilter"),
+        (("source", "channelFilter"), 7, "source.channelFilter"),
+        (("target", "routingKey"), "#{", "target.routingKey"),
+        (("target", "routingKey"), "tidegate.log:x", "target.routingKey"),
+        (("target", "routingKey"), None, "target.routingKey"),
+        (("target", "brokers"), "a:1", "target.brokers"),
+        (("target", "format"), "xml", "target.format"),
+        (("target", "enveloped"), "yes", "target.enveloped"),
+        (("target", "headers"), [{"name": 1}], "target.headers[0].name"),
+        (("target", "auth"), {"sasl": {"mechanism": "gssapi", "username": "u", "password": "p"}}, "target.auth.sasl.mechanism"),
+    ],
+)
+def test_what_a_core_would_not_run_is_refused_with_its_field(core, app, path, value, field):
+    body = copy.deepcopy(RULE)
+    place = body
+    for part in path[:-1]:
+        place = place[part]
+    place[path[-1]] = value
+    answer = core.ask("POST", f"/apps/{app}/rules", body)
+    assert (answer.status_code, list(answer.json()["details"])) == (422, [field])
+    assert core.topic.text().count("rule:") == 0
+
+
+def test_a_password_is_sealed_hidden_kept_and_changed(core, app, foreign):
+    made = core.made(f"/apps/{app}/rules", FOREIGN)
+    assert made["target"]["auth"]["sasl"]["password"] == "hush-hush"
+    path = f"/apps/{app}/rules/{made['id']}"
+    hidden = core.ask("GET", path, token="reader").json()
+    assert hidden["target"]["auth"] == {"sasl": {"mechanism": "scram-sha-256", "username": "u", "password": None}}
+    assert [one["action"] for one in core.audit(action="rule.")] == ["rule.create.secret", "rule.create"]
+
+    # A client without the scope sends back what it was shown: the password stays.
+    back = core.ask("PATCH", path, {"ruleType": "kafka", "target": hidden["target"] | {"routingKey": "t"}}, token="operator").json()
+    assert (back["target"]["routingKey"], back["target"]["auth"]["sasl"]["password"]) == ("t", None)
+    assert core.ask("GET", path).json()["target"]["auth"]["sasl"]["password"] == "hush-hush"
+    assert core.audit()[0]["action"] == "rule.read"
+
+    sasl = {"mechanism": "plain", "username": "u", "password": "other-secret"}
+    core.ask("PATCH", path, {"ruleType": "kafka", "target": {"auth": {"sasl": sasl}}})
+    change = next(one for one in core.audit(action="rule.change") if one["outcome"] == "applied")
+    assert change["after"]["secretsChanged"] == ["target.auth.sasl.password"]
+    assert core.ask("GET", path).json()["target"]["auth"] == {"sasl": sasl}
+    everything = core.topic.text() + json.dumps(core.audit(limit="1000"))
+    assert "hush-hush" not in everything
+    assert "other-secret" not in everything
+    assert core.ask("PATCH", path, {"ruleType": "kafka", "target": {"auth": None}}).json()["target"]["auth"] is None
+    assert core.control.ledger.get("rule", f"{app}:{made['id']}").data.get("password") is None
+
+
+def test_a_core_runs_at_its_start_what_is_there_then(core, app, foreign):
+    rule = core.made(f"/apps/{app}/rules", FOREIGN)["id"]
+    mapping = core.made(f"/apps/{app}/mappings", {"topics": ["orders"], "channel": "orders:#{key}", "from": "earliest"})["id"]
+    gone = core.an_app("gone")
+    core.made(f"/apps/{gone}/rules", RULE)
+    core.ask("DELETE", f"/apps/{gone}")
+    next_start = OneCore(core.topic, "core-2")
+    failures: list[Any] = []
+    (ran,), (mapped,) = next_start.pipelines.start(lambda *failure: failures.append(failure))
+    assert (ran.app, ran.id, ran.config.target.auth.sasl.password.reveal()) == (app, rule, "hush-hush")
+    assert (mapped.app, mapped.id, mapped.config.start, mapped.config.topics) == (app, mapping, "earliest", ["orders"])
+    assert failures == []
+    for core_, running in ((core, False), (next_start, True)):
+        assert core_.ask("GET", f"/apps/{app}/rules/{rule}").json()["running"] is running
+        assert core_.ask("GET", f"/apps/{app}/mappings/{mapping}").json()["running"] is running
+    core.ask("PATCH", f"/apps/{app}/rules/{rule}", {"ruleType": "kafka", "target": {"routingKey": "t"}})
+    assert next_start.ask("GET", f"/apps/{app}/rules/{rule}").json()["running"] is False, "it still runs what it was"
+
+
+def test_a_record_that_cannot_run_keeps_no_core_from_starting(core, app):
+    core.made(f"/apps/{app}/rules", RULE)
+    core.reads(f"rule:{app}:new", b'{"v":1,"rev":1,"body":{"requestMode":"of a later version"}}')
+    failures: list[str] = []
+    rules_, _ = core.pipelines.start(lambda record, why: failures.append(record))
+    assert len(rules_) == 1
+    assert failures == [f"rule:{app}:new"]
+
+
+def test_a_mapping_comes_changes_and_goes(core, app):
+    body = {"topics": ["orders"], "channel": "orders:#{key}", "value": "json"}
+    made = core.made(f"/apps/{app}/mappings", body)
+    assert made | body == made
+    assert (made["status"], made["from"], made["messageName"], made["running"]) == ("enabled", None, None, False)
+    changed = core.ask("PATCH", f"/apps/{app}/mappings/{made['id']}", {"messageName": "order", "value": None}).json()
+    assert (changed["messageName"], changed["value"]) == ("order", None)
+    for wrong, field in (({"channel": "#{nonsense}"}, "channel"), ({"topics": []}, "topics"), ({"topics": ["tidegate.log"]}, "topics")):
+        answer = core.ask("POST", f"/apps/{app}/mappings", body | wrong)
+        assert (answer.status_code, list(answer.json()["details"])) == (422, [field])
+    assert core.ask("DELETE", f"/apps/{app}/mappings/{made['id']}").status_code == 204
+    assert core.ask("GET", f"/apps/{app}/mappings").json() == []
+
+
+def test_those_of_core_toml_are_shown_and_not_changed():
+    rule = msgspec.convert({"id": "out", "target": {"routing_key": "t:#{channelName}"}}, RuleConfig)
+    mapping = msgspec.convert({"id": "in", "topics": ["orders"], "channel": "c"}, MappingConfig)
+    core = OneCore(Topic(), static_rules=[("shop", rule)], static_mappings=[("shop", mapping)])
+    (shown,) = core.ask("GET", "/apps/shop/rules").json()
+    assert (shown["id"], shown["running"], shown["target"]["routingKey"]) == ("out", True, "t:#{channelName}")
+    assert core.ask("GET", "/apps/shop/mappings/in").json()["topics"] == ["orders"]
+    assert core.ask("GET", "/apps/bank/rules").json() == []
+    for method, path in (("POST", "rules"), ("DELETE", "rules/out"), ("PATCH", "mappings/in")):
+        assert core.ask(method, f"/apps/shop/{path}", RULE).json()["code"] == 40300
