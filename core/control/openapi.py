@@ -27,6 +27,10 @@ def _object(properties: dict[str, Any], required: tuple[str, ...] | None = None)
     return {"type": "object", "properties": properties, "required": list(properties if required is None else required)}
 
 
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {**schema, "type": ["object", "null"]}
+
+
 def _number(low: int, high: int) -> dict[str, Any]:
     return {"type": ["integer", "null"], "minimum": low, "maximum": high}
 
@@ -78,8 +82,8 @@ _TARGET = {
 }
 _RULE = {
     "ruleType": {"const": "kafka"},
-    "requestMode": {"enum": ["single", "batch"]},
-    "status": {"enum": ["enabled", "disabled", None]},
+    "requestMode": {"enum": ["single", "batch", "", None]},
+    "status": {"enum": ["enabled", "disabled", "", None]},
 }
 _MAPPING = {
     "status": {"enum": ["enabled", "disabled", None]},
@@ -175,9 +179,10 @@ SCHEMAS: dict[str, Any] = {
         }
     ),
     "RuleBody": _object(
-        {**_RULE, "source": _object(_SOURCE), "target": _object(_TARGET, ("routingKey",))}, ("ruleType", "requestMode", "source", "target")
+        {**_RULE, "source": _object(_SOURCE, ("type",)), "target": _object(_TARGET, ("routingKey",))},
+        ("ruleType", "requestMode", "source", "target"),
     ),
-    "RulePatch": _object({**_RULE, "source": _object(_SOURCE, ()), "target": _object(_TARGET, ())}, ()),
+    "RulePatch": _object({**_RULE, "source": _or_null(_object(_SOURCE, ())), "target": _or_null(_object(_TARGET, ()))}, ()),
     "Rule": _object(
         {**_STORED, "version": {"const": "1.2"}, **_RULE, "source": _object(_SOURCE), "target": _object(_TARGET, ("routingKey", "brokers"))}
     ),

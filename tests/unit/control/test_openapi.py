@@ -32,7 +32,7 @@ CHECKS = [
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_operation_holds_to_its_description(case) -> None:
     _aim(case)
     case.call_and_validate(checks=CHECKS, headers={"Authorization": f"Bearer root.{SECRET}"})
