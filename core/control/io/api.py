@@ -28,6 +28,7 @@ from core.control.openapi import document
 from core.control.pipelines import shows_password
 from relay.model.errors import HELP, RelayError
 from relay.model.limits import CoreLimits
+from relay.runtime.tls import SpiffeId
 
 log = structlog.get_logger("core.control")
 
@@ -355,7 +356,9 @@ def _certificate_names(tls: Any) -> list[str]:
     except (x509.ExtensionNotFound, ValueError):
         return []
     kinds = (x509.UniformResourceIdentifier, x509.DNSName, x509.RFC822Name)
-    return [str(name) for kind in kinds for name in names.get_values_for_type(kind)]
+    found = [str(name) for kind in kinds for name in names.get_values_for_type(kind)]
+    # That of an edge or a core is nobody's here, whatever else it says.
+    return [] if any(SpiffeId.parse(name) is not None for name in found) else found
 
 
 def _answer(content: Any, status: int = 200) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import structlog.testing
 
 from relay.model.limits import CoreLimits
 from tests.unit.control.cores import ALL, SECRET, OneCore, Topic
@@ -272,6 +273,18 @@ def test_secrets_are_shown_to_that_scope_alone_and_every_showing_is_in_the_audit
     everything = topic.text() + json.dumps(core.audit()) + listed.text
     for each in (secret, SECRET, hidden["token"], hidden["token"].partition(".")[2]):
         assert each not in everything
+
+
+def test_no_secret_is_logged(core):
+    with structlog.testing.capture_logs() as logged:
+        app = core.an_app()
+        key = core.made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})
+        token = core.made("/tokens", {"name": "t", "scopes": ["reader"]})["token"]
+        core.ask("GET", f"/apps/{app}/keys")
+        core.ask("GET", "/me", headers={"authorization": f"Bearer {token}x"})
+    assert {line["event"] for line in logged} == {"configuration change", "secrets shown"}
+    for secret in (key["key"].partition(":")[2], token.partition(".")[2], SECRET):
+        assert secret not in str(logged)
 
 
 def test_a_sealed_secret_does_not_pass_as_that_of_another_key(core, topic):
