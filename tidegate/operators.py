@@ -53,7 +53,8 @@ def _admins(configs: Iterable[Path]) -> list[str]:
     for config in configs:
         admin = load(CoreConfig, config).admin
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(admin.host, admin.host)  # noqa: S104
-        found.append(f"http://[{host}]:{admin.port}" if ":" in host else f"http://{host}:{admin.port}")
+        scheme = "http" if admin.certificate is None else "https"
+        found.append(f"{scheme}://[{host}]:{admin.port}" if ":" in host else f"{scheme}://{host}:{admin.port}")
     return found
 
 

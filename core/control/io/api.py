@@ -138,7 +138,8 @@ class ControlApi:
         given = request.headers.getlist("authorization")
         scheme, _, credential = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         who = access.bearer(credential.strip(), now_ms) if scheme.lower() == "bearer" else None
-        if who is None and not given:
+        # Browsers show a certificate with whatever a page of anybody asks of them; a token they do not.
+        if who is None and not given and not any(name in request.headers for name in ("origin", "sec-fetch-site")):
             who = access.certificate(_certificate_names(request.scope.get("state", {}).get("tls")))
         if who is None:
             raise RelayError(40100, "Access denied", 401)
@@ -146,13 +147,13 @@ class ControlApi:
 
     async def _body(self, request: Request) -> dict[str, Any]:
         """Raises: RelayError 40009, 40001; Invalid."""
-        content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         found = bytearray()
         async for part in request.stream():
             found += part
             if len(found) > self._limits.control_body_bytes:
                 raise RelayError(40009, f"The body is larger than {self._limits.control_body_bytes} bytes")
-        if found and content_type != "application/json":
+        if content_type != "application/json":
             raise RelayError(40013, "The body must be application/json", 415)
         return object_of(bytes(found))
 

@@ -125,9 +125,16 @@ def test_a_body_that_is_no_object_is_refused(core, content):
 
     async def post() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=core.app), base_url="http://core") as client:
-            return await client.post("/v1/accounts/tidegate/apps", content=content, headers={"authorization": f"Bearer root.{SECRET}"})
+            headers = {"authorization": f"Bearer root.{SECRET}", "content-type": "application/json"}
+            return await client.post("/v1/accounts/tidegate/apps", content=content, headers=headers)
 
     assert asyncio.run(post()).status_code in (400, 422)
+
+
+def test_a_body_that_does_not_say_that_it_is_json_is_refused(core):
+    for content_type in ("", "text/plain", "application/x-www-form-urlencoded"):
+        answer = core.ask("POST", "/accounts/tidegate/apps", {"name": "x"}, headers={"content-type": content_type})
+        assert answer.status_code == 415
 
 
 def test_a_body_too_large_is_refused(topic):

@@ -61,7 +61,7 @@ def world(tmp_path):
     server = ours.issue("server", x509.DNSName("localhost"))
     core = OneCore(Topic(), certificates={MAIL: frozenset({"reader"}), EDGE: frozenset({"security"})})
 
-    def ask(client: tuple[Path, Path] | None, token: str | None = None) -> tuple[int, Any]:
+    def ask(client: tuple[Path, Path] | None, token: str | None = None, **more: str) -> tuple[int, Any]:
         async def run() -> tuple[int, Any]:
             context = tls.admin_context(*server, ours.path)
             listener = Listener(context=context, app=core.app, make_listener=lambda *_: Refusal(404))
@@ -75,7 +75,7 @@ def world(tmp_path):
             context = ssl.create_default_context(cafile=ours.path)
             if client is not None:
                 context.load_cert_chain(*client)
-            headers = {} if token is None else {"authorization": f"Bearer {token}"}
+            headers = more if token is None else more | {"authorization": f"Bearer {token}"}
             request = urllib.request.Request(f"https://localhost:{port}/v1/me", headers=headers)
             try:
                 with urllib.request.urlopen(request, timeout=10, context=context) as answer:
@@ -103,6 +103,13 @@ def test_a_certificate_is_not_needed_with_a_token_and_does_not_help_a_bad_one(wo
     assert ask(None)[0] == 401
     assert ask(alice, "root.wrong")[0] == 401
     assert ask(alice, f"root.{SECRET}")[1]["token"]["id"] == "root"
+
+
+def test_a_page_in_a_browser_cannot_use_its_visitors_certificate(world):
+    ask, ours, _ = world
+    alice = ours.issue("alice", x509.RFC822Name(MAIL))
+    assert ask(alice, Origin="https://evil.example")[0] == 401
+    assert ask(alice, **{"Sec-Fetch-Site": "cross-site"})[0] == 401
 
 
 def test_other_certificates_are_nobody(world):
