@@ -42,6 +42,8 @@ def _group(text: str) -> typer.Typer:
 apps_app = _group("Apps: tenants with keys, namespaces and rules of their own.")
 keys_app = _group("API keys of an app.")
 namespaces_app = _group("Properties of channels by the first part of their name.")
+rules_app = typer.Typer(help="Rules: what of the channels goes to which topics.", no_args_is_help=True)
+mappings_app = typer.Typer(help="Mappings: which records of topics go to which channels.", no_args_is_help=True)
 tokens_app = _group("Access tokens of the Control API.")
 
 
@@ -267,6 +269,61 @@ def change_namespace(context: typer.Context, app: App, namespace: NamespaceId, p
 def delete_namespace(context: typer.Context, app: App, namespace: NamespaceId) -> None:
     """Delete a namespace."""
     _ask(context, "DELETE", "apps", app, "namespaces", namespace)
+
+
+# --- rules, mappings ---------------------------------------------------------------------------------------------------------------------
+
+_RULE = {"id": "id", "status": "status", "source": "source", "target": "target", "running": "running", "modified": "modified"}
+_MAPPING = {"id": "id", "status": "status", "topics": "topics", "pattern": "topicPattern", "channel": "channel"} | {
+    "running": "running",
+    "modified": "modified",
+}
+Content = Annotated[str, typer.Option("--from", metavar="FILE", help="File with its JSON; `-`: standard input.")]
+Id = Annotated[str, typer.Argument(help="Its id.")]
+
+
+def _content(path: str) -> Any:
+    try:
+        found = json.loads(sys.stdin.read() if path == "-" else Path(path).read_text())
+    except OSError as error:
+        fail(f"{path}: {error.strerror}")
+    except ValueError:
+        fail(f"{path}: not JSON")
+    if not isinstance(found, dict):
+        fail(f"{path}: must be a JSON object")
+    return found
+
+
+def add_commands(group: typer.Typer, kind: str, columns: dict[str, str]) -> None:
+    """`list`, `show`, `create`, `change` and `delete` of rules or mappings."""
+    many = f"{kind}s"
+    group.callback()(_connect)
+
+    @group.command("list", help=f"All {many} of an app, those of core.toml first. `running`: whether the core that answers runs it so.")
+    def list_them(context: typer.Context, app: App, as_json: AsJson = False) -> None:
+        _say(_ask(context, "GET", "apps", app, many), as_json, f"{many.capitalize()} of {app}", columns)
+
+    @group.command("show", help=f"One {kind}, as JSON.")
+    def show_one(context: typer.Context, app: App, name: Id) -> None:
+        typer.echo(json.dumps(_ask(context, "GET", "apps", app, many, name), indent=2))
+
+    @group.command("create", help=f"Make a {kind}. Cores run it from their next start.")
+    def create(context: typer.Context, app: App, content: Content = "-", as_json: AsJson = False) -> None:
+        _say(_ask(context, "POST", "apps", app, many, body=_content(content)), as_json, kind.capitalize(), columns)
+
+    @group.command("change", help=f"Change what the JSON names of a {kind}. Cores run it so from their next start.")
+    def change(context: typer.Context, app: App, name: Id, content: Content = "-", as_json: AsJson = False) -> None:
+        # The public API wants the type of a rule with every change.
+        body = ({"ruleType": "kafka"} if kind == "rule" else {}) | _content(content)
+        _say(_ask(context, "PATCH", "apps", app, many, name, body=body), as_json, kind.capitalize(), columns)
+
+    @group.command("delete", help=f"Delete a {kind}. Cores run it until they stop.")
+    def delete(context: typer.Context, app: App, name: Id) -> None:
+        _ask(context, "DELETE", "apps", app, many, name)
+
+
+add_commands(rules_app, "rule", _RULE)
+add_commands(mappings_app, "mapping", _MAPPING)
 
 
 # --- access tokens -----------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from relay.runtime.listener import Listener, Refusal
 from tests.unit.control.cores import SECRET, OneCore, Topic
+from tests.unit.control.test_pipelines import RULE
 from tidegate.cli import app as cli
 
 
@@ -91,6 +92,25 @@ def test_namespaces_tokens_and_audit(served):
     table = served.say("audit", "--app", app)
     assert "persisted: yes → no" in table
     assert "root (token)" in table
+
+
+def test_rules_and_mappings_are_made_from_files(served, tmp_path):
+    app = served.tell("apps", "create", "piped")["id"]
+    for kind, body, change in (
+        ("rules", RULE, {"target": {"routingKey": "other"}}),
+        ("mappings", {"topics": ["orders"], "channel": "orders:#{key}"}, {"channel": "other"}),
+    ):
+        path = tmp_path / kind
+        path.write_text(json.dumps(body))
+        made = served.tell(kind, "create", app, "--from", str(path))
+        assert served.tell(kind, "list", app) == [made]
+        path.write_text(json.dumps(change))
+        served.say(kind, "change", app, made["id"], "--from", str(path))
+        assert "other" in served.say(kind, "show", app, made["id"])
+        assert "other" in served.say(kind, "list", app)
+        served.say(kind, "delete", app, made["id"])
+        assert served.tell(kind, "list", app) == []
+    assert "nowhere" in served.say("rules", "create", app, "--from", "/nowhere", code=2)
 
 
 def test_what_somebody_named_does_not_steer_the_terminal(served):
