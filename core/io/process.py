@@ -117,7 +117,7 @@ class CoreProcess:
         self._ends: EndOffsets
         self._config_log: ConfigLog
         self._sessions: SessionsLog
-        self._writer: ConfigWriter
+        self._writer: ConfigWriter | None = None
         self._config_read = False
         """Everything that `tidegate.config` held at the start has been read."""
         self._owner: OwnerRunner | None = None
@@ -171,13 +171,13 @@ class CoreProcess:
             static_rules=[(app.id, rule) for app in config.apps for rule in app.rules],
             static_mappings=[(app.id, mapping) for app in config.apps for mapping in app.mappings],
         )
-        self._writer = ConfigWriter(control, pipelines, config.limits)
+        self._writer = writer = ConfigWriter(control, pipelines, config.limits)
         self._driver = Driver(self._node, self._perform, Tick(), self._failed)
         self._tails.post = self._driver.post
         self._scope.on_stop("node", self._close_node)
         watch(self._metrics, self._node)
         try:
-            await self._start_kafka(topics)
+            await self._start_kafka(topics, writer)
         except TopicMisconfigured as error:
             self._give_up(error)
             return
@@ -249,11 +249,11 @@ class CoreProcess:
         log.error("kafka topic has a wrong setting", error=str(error))
         self._scope.ask_stop(FAILED)
 
-    async def _start_kafka(self, topics: Topics) -> None:
+    async def _start_kafka(self, topics: Topics, writer: ConfigWriter) -> None:
         config, limits, loop = self._config, self._config.limits, self._loop
         appends = LogAppends(topics.log.partitions)
         self._config_log = ConfigLog(config.kafka, topics.config, limits, loop, self._deliver)
-        self._writer.use(self._config_log)
+        writer.use(self._config_log)
         self._producer = LogProducer(config.kafka, topics.log, limits, loop, appends.sort(self._deliver))
         self._ends = EndOffsets(config.kafka, topics.log, limits, loop, self._deliver)
         self._sessions = SessionsLog(config.kafka, topics.sessions, limits, loop, self._deliver)
@@ -284,9 +284,9 @@ class CoreProcess:
             except Unreachable as error:
                 await self._wait_for_kafka(error)
 
-        self._scope.spawn("configuration", self._writer.run())
+        self._scope.spawn("configuration", writer.run())
         self._scope.on_stop("owner and mappings", self._close_runners)
-        rules, mappings = self._writer.pipelines.start(
+        rules, mappings = writer.pipelines.start(
             lambda record, why: log.error("a rule or mapping of the Control API cannot run", record=record, why=why)
         )
         self._owner = owner = OwnerRunner(
@@ -377,10 +377,11 @@ class CoreProcess:
                 if event.offset is not None:
                     self._log_ends[event.partition] = event.offset
                 continue
-            if isinstance(event, ConfigRead) and not self._writer.read(event):
-                continue
-            if isinstance(event, ConfigWritten | EndOffset) and self._writer.took(event):
-                continue
+            if self._writer is not None:
+                if isinstance(event, ConfigRead) and not self._writer.read(event):
+                    continue
+                if isinstance(event, ConfigWritten | EndOffset) and self._writer.took(event):
+                    continue
             self._driver.post(event)
 
     def _failed(self, event: Event, error: Exception) -> None:
