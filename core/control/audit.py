@@ -26,7 +26,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     id: str
     at: int
     by: dict[str, str]
-    """`type` (`token`, `certificate` or `system`), `id`, `name`."""
+    """`type` (`token` or `certificate`), `id`, `name`."""
     source: str = ""
     """The address that the request came from."""
     core: str = ""

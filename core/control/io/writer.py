@@ -24,7 +24,7 @@ FIRST_TICKET = 1 << 60
 TRIES = 5
 """How often a change is planned when others keep coming first. Then: 40900."""
 UPKEEP_S = 60.0
-SYSTEM = Principal("system", "core", "core", frozenset())
+RETRY_S = 5.0
 
 _SILENT = "Kafka did not answer in time"
 
@@ -122,8 +122,10 @@ class ConfigWriter:
 
     async def run(self) -> None:
         """Until cancelled: what nobody asks for. The first thing is to seal secrets under the key that signs now."""
-        for key, data, change in [*self.control.reseal(self._limits.control_upkeep_records)]:
-            await self._write(key, self.control.ledger.next(key, data, change))
+        while outdated := [*self.control.reseal(self._limits.control_upkeep_records)]:
+            for key, data, change in outdated:
+                if not await self._write(key, self.control.ledger.next(key, data, change)):
+                    await asyncio.sleep(RETRY_S)
         while True:
             await asyncio.sleep(UPKEEP_S)
             await self._put(self.control.upkeep(time.monotonic(), self.now_ms(), self._limits.control_upkeep_records))

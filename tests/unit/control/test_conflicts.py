@@ -143,12 +143,18 @@ def test_secrets_are_sealed_anew_under_the_key_that_signs(topic, cores):
     app = cores[0].an_app()
     made = cores[0].made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})
     new = ("k2", b"\2" * 32)
-    started = OneCore(topic, "core-3", ring=[new, *RING])
-    (again,) = started.control.reseal(10)
-    key, data, change = again
-    topic.write(started, 1, key, started.control.ledger.next(key, data, change))
+    others = {cores[1].made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})["id"] for _ in range(3)}
+    started = OneCore(topic, "core-3", ring=[new, *RING], limits=CoreLimits(control_upkeep_records=2))
+
+    async def start() -> None:
+        running = asyncio.create_task(started.writer.run())
+        await asyncio.sleep(0.05)
+        running.cancel()
+
+    asyncio.run(start())
     assert list(started.control.reseal(10)) == []
     without_the_old = OneCore(topic, "core-4", ring=[new])
+    assert len(without_the_old.registry.app(app).keys) == 1 + len(others)
     assert without_the_old.registry.key(f"{app}.{made['id']}").secret == made["key"].partition(":")[2]
 
 
