@@ -291,12 +291,20 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         try:
             for rule in app.rules:
                 at = f"rule {rule.id!r} of app {app.id!r}"
-                Rule(app.id, rule, prefix=self.kafka.prefix)
+                self.rule(app.id, rule)
             for mapping in app.mappings:
                 at = f"mapping {mapping.id!r} of app {app.id!r}"
-                Mapping(app.id, mapping, prefix=self.kafka.prefix)
+                self.mapping(app.id, mapping)
         except ValueError as error:
             raise ValueError(f"{at}: {error}") from None
+
+    def rule(self, app: str, config: RuleConfig) -> Rule:
+        """Raises: ValueError for a rule that a core could not run."""
+        return Rule(app, config, prefix=self.kafka.prefix)
+
+    def mapping(self, app: str, config: MappingConfig) -> Mapping:
+        """Raises: ValueError for a mapping that a core could not run."""
+        return Mapping(app, config, prefix=self.kafka.prefix, max_message_bytes=self.limits.max_message_bytes)
 
     def ring(self) -> Keyring:
         return Keyring((key.id, key.bytes_of()) for key in self.keyring)

@@ -43,18 +43,21 @@ T = TypeVar("T")
 
 
 class Pipelines:
-    """The rules and mappings of all apps. `prefix`: of Tidegate's own topics."""
+    """The rules and mappings of all apps. `make_rule` and `make_mapping` are those of `core.config`: they raise ValueError for what the core
+    could not run."""
 
     def __init__(
         self,
         control: Control,
         *,
-        prefix: str,
+        make_rule: Callable[[str, RuleConfig], Rule],
+        make_mapping: Callable[[str, MappingConfig], Mapping],
         static_rules: Iterable[tuple[str, RuleConfig]] = (),
         static_mappings: Iterable[tuple[str, MappingConfig]] = (),
     ) -> None:
         self._control = control
-        self._prefix = prefix
+        self._make_rule = make_rule
+        self._make_mapping = make_mapping
         self._static_rules = list(static_rules)
         self._static_mappings = list(static_mappings)
         self._running: dict[str, int] = {}
@@ -163,7 +166,7 @@ class Pipelines:
                 "auth": None if sasl is None else {"sasl": {**sasl, "password": password or ""}},
             },
         }
-        return _made(lambda: Rule(app, msgspec.convert(raw, RuleConfig, dec_hook=_secret), prefix=self._prefix))
+        return _made(lambda: self._make_rule(app, msgspec.convert(raw, RuleConfig, dec_hook=_secret)))
 
     # --- mappings ------------------------------------------------------------------------------------------------------------------------
 
@@ -207,8 +210,7 @@ class Pipelines:
 
     def _mapping(self, app: str, name: str, body: Body) -> Mapping:
         raw = {"id": name} | {_MAPPING_FIELDS[field]: value for field, value in body.items() if value is not None}
-        most = self._control.limits.max_message_bytes
-        return _made(lambda: Mapping(app, msgspec.convert(raw, MappingConfig), prefix=self._prefix, max_message_bytes=most))
+        return _made(lambda: self._make_mapping(app, msgspec.convert(raw, MappingConfig)))
 
     # --- both ----------------------------------------------------------------------------------------------------------------------------
 

@@ -59,11 +59,9 @@ from core.kafka import (
 )
 from core.kafka.mapping_runner import LogAppends, MappingRunner
 from core.kafka.state_log import told
-from core.mappings import Mapping
 from core.node import CoreNode
 from core.ownership import PartitionState
 from core.registry import Registry, Streams
-from core.rules import Rule
 from relay.link.calls import MemberPage
 from relay.link.frames import Frame, Hello, Lane, Stream
 from relay.link.io.accept import LinkServer
@@ -167,7 +165,8 @@ class CoreProcess:
         )
         pipelines = Pipelines(
             control,
-            prefix=config.kafka.prefix,
+            make_rule=config.rule,
+            make_mapping=config.mapping,
             static_rules=[(app.id, rule) for app in config.apps for rule in app.rules],
             static_mappings=[(app.id, mapping) for app in config.apps for mapping in app.mappings],
         )
@@ -293,7 +292,7 @@ class CoreProcess:
             config.kafka,
             topics.log,
             topics.state,
-            [*(Rule(app.id, rule, prefix=config.kafka.prefix) for app in config.apps for rule in app.rules), *rules],
+            [*(config.rule(app.id, rule) for app in config.apps for rule in app.rules), *rules],
             core=config.node,
             limits=limits,
             loop=loop,
@@ -302,11 +301,7 @@ class CoreProcess:
             create_topics=config.dev,
         )
         owner.start()
-        static = [
-            Mapping(app.id, each, prefix=config.kafka.prefix, max_message_bytes=limits.max_message_bytes)
-            for app in config.apps
-            for each in app.mappings
-        ]
+        static = [config.mapping(app.id, each) for app in config.apps for each in app.mappings]
         for mapping in [*static, *mappings]:
             runner = MappingRunner(config.kafka, mapping, appends, limits=limits, loop=loop, create_topics=config.dev)
             runner.start()

@@ -17,7 +17,9 @@ from core.control.io.writer import ConfigWriter
 from core.control.pipelines import Pipelines
 from core.events import CONFIG_END, ConfigRead, ConfigWritten, EndOffset
 from core.io.http import admin_app
+from core.mappings import Mapping
 from core.registry import App, Registry
+from core.rules import Rule
 from relay.model.keyring import Keyring
 from relay.model.limits import CoreLimits
 from tests.unit.core.dialogue import RING, START_MS, apps
@@ -90,7 +92,9 @@ class OneCore:
             tokens=tokens,
             certificates=certificates,
         )
-        self.pipelines = Pipelines(self.control, prefix="tidegate", static_rules=static_rules, static_mappings=static_mappings)
+        self.pipelines = Pipelines(
+            self.control, make_rule=Rule, make_mapping=Mapping, static_rules=static_rules, static_mappings=static_mappings
+        )
         self.writer = ConfigWriter(self.control, self.pipelines, limits, now_ms=lambda: self.now_ms)
         self.writer.use(self)
         self.registry = Registry(static, keyring)
