@@ -43,8 +43,8 @@ T = TypeVar("T")
 
 
 class Pipelines:
-    """The rules and mappings of all apps. `make_rule` and `make_mapping` are those of `core.config`: they raise ValueError for what the core
-    could not run."""
+    """The rules and mappings of all apps. `make_rule` and `make_mapping` are those of `core.config`: they raise ValueError for what the
+    core could not run."""
 
     def __init__(
         self,
