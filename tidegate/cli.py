@@ -134,6 +134,7 @@ Tidegate is ready (Ctrl-C ends it).
   clients       {url}
   REST          {rest}
   admin         {found["admin"]}
+  access token  {found["accessToken"]}   (Control API; `tidegate apps list` and the like find it by themselves)
   CA            {found["ca"]}
   API key       {found["key"]}
   token         {found["token"]}

@@ -171,10 +171,11 @@ class Control:
     # --- keys --------------------------------------------------------------------------------------------------------------------------
 
     def keys(self, app: str, *, secrets: bool) -> list[dict[str, Any]]:
+        """Those of core.toml, and those of records: of an app that has moved into core.toml, both count."""
         self.check_app(app)
-        if app in self._static:
-            return [_static_key(key, secrets=secrets) for key in self._static[app].keys.values()]
-        return [self._key_view(entry, secrets=secrets) for entry in self.ledger.of("key", f"{app}.")]
+        static = self._static[app].keys.values() if app in self._static else ()
+        found = [_static_key(key, secrets=secrets) for key in static]
+        return found + [self._key_view(entry, secrets=secrets) for entry in self.ledger.of("key", f"{app}.")]
 
     def create_key(self, app: str, body: dict[str, Any], now_ms: int, *, secrets: bool) -> Change:
         self.changeable(app)
@@ -250,9 +251,9 @@ class Control:
 
     def namespaces(self, app: str) -> list[dict[str, Any]]:
         self.check_app(app)
-        if app in self._static:
-            return [_namespace_view(app, {"id": one.id, **msgspec.to_builtins(one)}) for one in self._static[app].namespaces.values()]
-        return [_namespace_view(app, entry.data) for entry in self.ledger.of("namespace", f"{app}:")]
+        static = self._static[app].namespaces.values() if app in self._static else ()
+        found = [_namespace_view(app, msgspec.to_builtins(one)) for one in static]
+        return found + [_namespace_view(app, entry.data) for entry in self.ledger.of("namespace", f"{app}:")]
 
     def create_namespace(self, app: str, body: dict[str, Any], now_ms: int) -> Change:
         self.changeable(app)

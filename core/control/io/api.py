@@ -108,9 +108,16 @@ class ControlApi:
             if self._running >= self._limits.control_requests:
                 return _error(RelayError(50004, "Too many requests of the Control API at once; try again"))
             self._running += 1
+            call = None
             try:
-                return await handler(await self._call(request))
+                call = await self._call(request)
+                return await handler(call)
             except RelayError as error:
+                if call is not None and error.info.status_code == 403:
+                    who, path = call.who, request.scope["path"]
+                    log.warning(
+                        "request refused", method=request.method, path=path, by=who.id, of=who.type, source=call.source, code=error.code
+                    )
                 return _error(error)
             except ClientDisconnect:
                 return Response(status_code=400)

@@ -7,6 +7,7 @@ import json
 import pytest
 import structlog.testing
 
+from core.registry import App
 from relay.model.limits import CoreLimits
 from tests.unit.control.cores import ALL, SECRET, OneCore, Topic
 
@@ -170,6 +171,14 @@ def test_an_app_comes_changes_and_goes(core):
     assert core.ask("GET", f"/apps/{made['id']}/keys").status_code == 404
 
 
+def test_keys_of_an_app_that_moved_into_core_toml_are_not_hidden(core, topic):
+    app = core.an_app()
+    key = core.made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})
+    moved = OneCore(topic, "core-2", static=[App(id=app, name="web")])
+    assert moved.registry.key(f"{app}.{key['id']}") is not None, "it counts"
+    assert moved.ask("GET", f"/apps/{app}/keys").json() == [key]
+
+
 def test_credentials_for_push_are_refused_rather_than_lost(core):
     answer = core.ask("POST", "/accounts/tidegate/apps", {"name": "web", "fcmServiceAccount": "{}"})
     assert (answer.status_code, set(answer.json()["details"])) == (422, {"fcmServiceAccount"})
@@ -285,11 +294,12 @@ def test_secrets_are_shown_to_that_scope_alone_and_every_showing_is_in_the_audit
 def test_no_secret_is_logged(core):
     with structlog.testing.capture_logs() as logged:
         app = core.an_app()
+        core.ask("DELETE", f"/apps/{app}", token="reader")
         key = core.made(f"/apps/{app}/keys", {"name": "k", "capability": {"*": ["*"]}})
         token = core.made("/tokens", {"name": "t", "scopes": ["reader"]})["token"]
         core.ask("GET", f"/apps/{app}/keys")
         core.ask("GET", "/me", headers={"authorization": f"Bearer {token}x"})
-    assert {line["event"] for line in logged} == {"configuration change", "secrets shown"}
+    assert {line["event"] for line in logged} == {"configuration change", "secrets shown", "request refused"}
     for secret in (key["key"].partition(":")[2], token.partition(".")[2], SECRET):
         assert secret not in str(logged)
 
