@@ -367,7 +367,9 @@ class Dev:
             self._note_processes()
 
     def _note_processes(self) -> None:
-        (self.directory / "processes.json").write_text(json.dumps(self.pids()))
+        new = self.directory / "processes.json.new"
+        new.write_text(json.dumps(self.pids()))
+        new.replace(self.directory / "processes.json")  # whoever reads it meanwhile finds one or the other, whole
 
     async def _until_ready(self, urls: list[str]) -> None:
         context = ssl.create_default_context(cafile=str(self.directory / "ca.pem"))
