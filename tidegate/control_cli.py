@@ -65,7 +65,7 @@ def client(url: str | None, token_file: Path | None, ca: Path | None, certificat
             token = token or dev_access_token(None)
         return ControlClient(url, token, ca, certificate, private_key)
     except Unfound as error:
-        fail(str(error).replace("--core http://HOST:PORT, --config core.toml or --state DIRECTORY", "one with --url http://HOST:PORT"))
+        fail(f"{str(error).partition(':')[0]}: name a core with --url http://HOST:PORT")
     except (OSError, ControlError) as error:
         fail(error)
 
@@ -84,14 +84,27 @@ def _say(content: Any, as_json: bool, title: str, columns: dict[str, str]) -> No
         return
     from rich.console import Console
 
+    # A secret that has just been made is to be copied: on a line of its own, which no table folds.
+    fresh = {} if isinstance(content, list) else {member: content[member] for member in ("key", "token") if content.get(member)}
+    columns = {heading: member for heading, member in columns.items() if member not in fresh}
     rows = content if isinstance(content, list) else [content]
-    times = ("created", "modified", "expires")
     show(
         Console(width=None if sys.stdout.isatty() else 200),
         title,
         [*columns],
-        [[when(row[member]) if member in times else row[member] for member in columns.values()] for row in rows],
+        [[_cell(row, member) for member in columns.values()] for row in rows],
     )
+    for member, secret in fresh.items():
+        typer.echo(f"{member}: {secret}")
+
+
+def _cell(row: dict[str, Any], member: str) -> object:
+    value = row[member]
+    if member in ("created", "modified", "expires"):
+        return when(value)
+    if member == "status" and isinstance(value, int):
+        return "revoked" if value else "enabled"
+    return value
 
 
 def _given(**fields: Any) -> dict[str, Any]:
@@ -173,8 +186,6 @@ _KEY = {"id": "id", "name": "name", "status": "status", "revocable tokens": "rev
 def list_keys(context: typer.Context, app: App, as_json: AsJson = False) -> None:
     """All keys of an app. Their secrets are shown to tokens with the scope `secrets`, and that goes into the audit."""
     found = _ask(context, "GET", "apps", app, "keys")
-    if not as_json:
-        found = [{**key, "status": "revoked" if key["status"] else "enabled"} for key in found]
     _say(found, as_json, f"Keys of {app}", _KEY)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ def test_apps_and_keys(served):
     assert '"chat:*"' in table
     assert served.tell("keys", "change", name, "--capability", '{"a":["subscribe"]}')["capability"] == {"a": ["subscribe"]}
     assert served.tell("keys", "rotate", name)["key"] != key["key"]
+    assert re.search(rf"^key: {re.escape(name)}:\S{{43}}$", served.say("keys", "rotate", name), re.MULTILINE), "to be copied"
     served.say("keys", "revoke", name)
     assert served.tell("keys", "list", app)[0]["status"] == 1
     served.say("apps", "delete", app, "--yes")
