@@ -178,8 +178,8 @@ def test_skips(extras: dict[str, Any] | None, written: bool) -> None:
 
 
 def test_ephemeral_publish_and_other_kinds_are_skipped() -> None:
-    assert outcome(record(Message(data="x"), ephemeral=True)) == Outcome([], [])
-    assert outcome(record(Message(data="x"), kind=Kind.PRESENCE)) == Outcome([], [])
+    assert outcome(record(Message(data="x"), ephemeral=True)) == Outcome([], [], [])
+    assert outcome(record(Message(data="x"), kind=Kind.PRESENCE)) == Outcome([], [], [])
 
 
 # --- enveloped -----------------------------------------------------------------------------------------------------------------------
