@@ -153,10 +153,11 @@ class Rule:
         """Whether events of the channel are this rule's. Metachannels and other qualified names never are."""
         return app == self.app and not channel.startswith("[") and (self._filter is None or self._filter.search(channel) is not None)
 
-    def skips(self, message: Message) -> bool:
-        """Whether the publisher asked that this rule leave the message out (`extras.ephemeral`, `extras.privileged.skipRule`)."""
-        extras = message.extras
-        if not extras:
+    def skips(self, event: Event) -> bool:
+        """Whether the publisher asked that this rule leave the message out (`extras.ephemeral`, `extras.privileged.skipRule`). Other events
+        cannot be left out."""
+        extras = event.message.extras
+        if not extras or event.source != "channel.message":
             return False
         if extras.get("ephemeral") is True:
             return True
@@ -188,28 +189,22 @@ class Rule:
 # --- events --------------------------------------------------------------------------------------------------------------------------
 
 
-def complete(body: RecordBody, serial: Serial) -> list[Message]:
-    """The messages of one publish with what they inherit from it filled in: id, connectionId, timestamp, serial."""
-    channel_serial = serial.text
-    return [
-        msgspec.structs.replace(
+def message_events(channel: str, body: RecordBody, serial: Serial, timestamp: int) -> list[Event]:
+    """One for each message, with what it inherits from its publish filled in: id, connectionId, timestamp, serial. `timestamp` is broker
+    time in ms."""
+    at = serial.text
+    events = []
+    for index, message in enumerate(body.messages):
+        place = message_serial(at, index)
+        whole = msgspec.structs.replace(
             message,
             id=message.id or f"{body.id}:{index}",
             connection_id=message.connection_id or body.connection_id,
             timestamp=body.timestamp if message.timestamp is None else message.timestamp,
-            serial=message.serial or message_serial(channel_serial, index),
+            serial=message.serial or place,
         )
-        for index, message in enumerate(body.messages)
-    ]
-
-
-def message_events(channel: str, body: RecordBody, serial: Serial, timestamp: int) -> list[Event]:
-    """One for each message. `timestamp` is broker time in ms."""
-    at = serial.text
-    return [
-        Event("channel.message", channel, "channel.message", message_serial(at, index), timestamp, message)
-        for index, message in enumerate(complete(body, serial))
-    ]
+        events.append(Event("channel.message", channel, "channel.message", place, timestamp, whole))
+    return events
 
 
 def presence_events(channel: str, changes: Sequence[Change], serial: Serial, timestamp: int) -> list[Event]:
@@ -300,7 +295,7 @@ class RuleSet:
                 return outcome
             events = message_events(channel, body, Serial(record.stream, record.partition, record.offset), stamp)
             for rule in rules:
-                self._apply(rule, [event for event in events if not rule.skips(event.message)], outcome)
+                self._apply(rule, events, outcome)
         elif happened and (matched.lifecycle or matched.presence):
             serial = Serial(record.stream, record.partition, record.offset)
             if isinstance(happened, LifecycleBody):
@@ -313,6 +308,8 @@ class RuleSet:
 
     def _apply(self, rule: Rule, events: list[Event], outcome: Outcome) -> None:
         for event in events:
+            if rule.skips(event):
+                continue
             made = rule.make(event, self._site)
             if isinstance(made, Output):
                 outcome.outputs.append(made)
