@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,7 @@ from core.rules.checks import ConfigError, check_id, compile_filter, static_head
 from core.rules.envelope import PRESENCE_ACTIONS, Event, Format, Headers, SourceType, batch_item, enveloped, headers_of, plain
 from core.rules.template import Template, TemplateError
 from relay.model.message import Kind, Message, RecordBody
+from relay.model.occupancy import METRICS, metrics
 from relay.model.serials import Serial, message_serial
 from relay.runtime.settings import Secret
 
@@ -235,6 +236,9 @@ def presence_events(channel: str, changes: Sequence[Change], serial: Serial, tim
 
 def lifecycle_event(channel: str, happened: LifecycleBody, serial: Serial, timestamp: int) -> Event:
     """A channel that opened or closed."""
+    status: dict[str, Any] = {"isActive": happened.name == OPENED}
+    if len(happened.counts) == len(METRICS):
+        status["occupancy"] = {"metrics": metrics(happened.counts)}
     return Event(
         "channel.lifecycle",
         channel,
@@ -243,7 +247,7 @@ def lifecycle_event(channel: str, happened: LifecycleBody, serial: Serial, times
         timestamp,
         Message(),
         about=Message(id=happened.id, timestamp=happened.timestamp, name=happened.name),
-        details={"channelId": channel, "name": channel, "status": {"isActive": happened.name == OPENED}},
+        details={"channelId": channel, "name": channel, "status": status},
     )
 
 
