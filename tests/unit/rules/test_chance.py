@@ -123,8 +123,8 @@ TOO_COSTLY = [".{1000}", "(?:(?:a{30}){30}){3}", r"\p{L}{1,100}", ".{1000}" * 20
 
 @pytest.mark.parametrize("pattern", HOSTILE)
 def test_hostile_filters_are_small_programs(pattern: str) -> None:
-    """R1.9: without backtracking, a pass over a name takes at most the program's size in steps for each byte, and a search is two passes. No
-    filter has more instructions than this, and a name has 2,048 bytes."""
+    """R1.9: without backtracking, a pass over a name takes at most the program's size in steps for each byte, and a search is two passes.
+    No filter has more instructions than this, and a name has 2,048 bytes."""
     compiled: Any = compile_filter(pattern)
     assert compiled.programsize <= MAX_PROGRAM
     compiled.search("ab" * (MAX_NAME // 2))
