@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from tidegate.control import ControlClient, ControlError, difference, granted, meet, show, when
+from tidegate.rules_cli import rules_app
 
 Url = Annotated[str | None, typer.Option(envvar="TIDEGATE_CONTROL_URL", help="Admin address of a core. Without: the `tidegate dev` here.")]
 TokenFile = Annotated[Path | None, typer.Option(help="File with the access token; or set $TIDEGATE_ACCESS_TOKEN.")]
@@ -42,7 +43,6 @@ def _group(text: str) -> typer.Typer:
 apps_app = _group("Apps: tenants with keys, namespaces and rules of their own.")
 keys_app = _group("API keys of an app.")
 namespaces_app = _group("Properties of channels by the first part of their name.")
-rules_app = typer.Typer(help="Rules: what of the channels goes to which topics.", no_args_is_help=True)
 mappings_app = typer.Typer(help="Mappings: which records of topics go to which channels.", no_args_is_help=True)
 tokens_app = _group("Access tokens of the Control API.")
 

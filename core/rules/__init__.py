@@ -1,10 +1,10 @@
 """Rules: records of the log become records of your topics."""
 
+from core.rules.batch import Batched, Batcher, Output
 from core.rules.checks import ConfigError
 from core.rules.rule import (
     Drop,
     Outcome,
-    Output,
     Rule,
     RuleAuth,
     RuleConfig,
@@ -16,6 +16,8 @@ from core.rules.rule import (
 )
 
 __all__ = [
+    "Batched",
+    "Batcher",
     "ConfigError",
     "Drop",
     "Outcome",
