@@ -34,7 +34,7 @@ import re
 
 import msgspec
 
-from core.kafka.config import KafkaConfig
+from core.kafka.config import KafkaConfig, SchemaRegistryConfig
 from core.mappings import Mapping, MappingConfig
 from core.registry import App, Key, Namespace
 from core.rules import Rule, RuleConfig
@@ -204,6 +204,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     admin: Listen
     metrics: Listen
     kafka: KafkaConfig
+    schema_registry: SchemaRegistryConfig | None = None
     limits: CoreLimits = CoreLimits()
     keyring: list[RingKey]
     apps: list[AppConfig] = []
@@ -234,7 +235,13 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 Rule(app.id, rule, prefix=self.kafka.prefix)
             for mapping in app.mappings:
                 at = f"mapping {mapping.id!r} of app {app.id!r}"
-                Mapping(app.id, mapping, prefix=self.kafka.prefix)
+                Mapping(
+                    app.id,
+                    mapping,
+                    prefix=self.kafka.prefix,
+                    registry=self.schema_registry is not None,
+                    times=self.kafka.capabilities.offsets_for_times,
+                )
         except ValueError as error:
             raise ValueError(f"{at}: {error}") from None
 

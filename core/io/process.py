@@ -53,9 +53,10 @@ from core.kafka import (
     prepare_topics,
     read_state,
 )
-from core.kafka.mapping_runner import LogAppends, MappingRunner
+from core.kafka.lanes import LogAppends
+from core.kafka.mapping_runner import MappingRunner
 from core.kafka.state_log import told
-from core.mappings import Mapping
+from core.mappings import Mapping, Schemas
 from core.node import CoreNode
 from core.ownership import PartitionState
 from core.registry import Registry, Streams
@@ -115,6 +116,7 @@ class CoreProcess:
         self._sessions: SessionsLog
         self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
+        self._appends: LogAppends
         self._tails: Tails
         self._log_ends: dict[int, int] = {}
         """Where the partitions of the log ended when Kafka was last asked."""
@@ -176,6 +178,7 @@ class CoreProcess:
         for each in status["partitions"]:
             end = self._log_ends.get(each["partition"])
             each |= {"end": end, "lag": None if end is None else max(0, end - each["position"])}
+        status["mappings"] = [mapping.status() for mapping in self._mappings]
         return status | {"ready": self.ready, "tails": len(self._tails)}
 
     def _present(self, app: str, channel: str, after: int, limit: int) -> MemberPage:
@@ -221,7 +224,7 @@ class CoreProcess:
 
     async def _start_kafka(self, topics: Topics) -> None:
         config, limits, loop = self._config, self._config.limits, self._loop
-        appends = LogAppends(topics.log.partitions)
+        self._appends = appends = LogAppends(topics.log)
         self._config_log = ConfigLog(config.kafka, topics.config, limits, loop, self._deliver)
         self._producer = LogProducer(config.kafka, topics.log, limits, loop, appends.sort(self._deliver))
         self._ends = EndOffsets(config.kafka, topics.log, limits, loop, self._deliver)
@@ -266,13 +269,34 @@ class CoreProcess:
             create_topics=config.dev,
         )
         owner.start()
-        for app in config.apps:
-            for each in app.mappings:
-                mapping = Mapping(app.id, each, prefix=config.kafka.prefix, max_message_bytes=limits.max_message_bytes)
-                runner = MappingRunner(config.kafka, mapping, appends, limits=limits, loop=loop, create_topics=config.dev)
-                runner.start()
-                self._mappings.append(runner)
+        self._start_mappings()
         watch_kafka(self._metrics, owner, self._mappings)
+
+    def _start_mappings(self) -> None:
+        config, limits = self._config, self._config.limits
+        mappings = [
+            Mapping(app.id, each, prefix=config.kafka.prefix, max_message_bytes=limits.max_message_bytes)
+            for app in config.apps
+            for each in app.mappings
+            if each.status == "enabled"
+        ]
+        schemas = self._schemas() if any(mapping.needs_registry for mapping in mappings) else None
+        for mapping in mappings:
+            runner = MappingRunner(
+                config.kafka, mapping, self._appends, limits=limits, loop=self._loop, schemas=schemas, create_topics=config.dev
+            )
+            runner.start()
+            self._mappings.append(runner)
+
+    def _schemas(self) -> Schemas:
+        # The client, with its HTTP library and three decoders, costs a second of start-up: only who needs it pays
+        from core.kafka.schema_registry import SchemaRegistry  # noqa: PLC0415
+
+        assert self._config.schema_registry is not None, "the configuration was checked"
+        registry = SchemaRegistry(self._config.schema_registry, self._config.limits)
+        registry.start()
+        self._scope.on_stop("schemas", registry.close)
+        return registry
 
     async def _close_runners(self) -> None:
         """All at once: with a broker that hangs each of them takes its time."""
@@ -337,6 +361,7 @@ class CoreProcess:
             if isinstance(event, EndOffset) and event.ask == PROBE:
                 if event.offset is not None:
                     self._log_ends[event.partition] = event.offset
+                    self._appends.ended(event.partition, event.offset)
                 continue
             self._driver.post(event)
 

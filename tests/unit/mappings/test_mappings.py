@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.mappings import Mapped, Mapping, MappingConfig, Skipped, SourceRecord
+from core.mappings import Failed, Mapped, Mapping, MappingConfig, SourceRecord
 from core.rules import ConfigError
 from relay.model.message import Message, RecordBody
 
@@ -39,9 +39,9 @@ def mapped(record: SourceRecord, **fields: Any) -> tuple[str, Message]:
     return channel, body.messages[0]
 
 
-def skipped(record: SourceRecord, **fields: Any) -> str:
+def failed(record: SourceRecord, **fields: Any) -> str:
     made = mapping(**fields).map(record, 1000)
-    assert isinstance(made, Skipped), made
+    assert isinstance(made, Failed), made
     return made.reason
 
 
@@ -67,7 +67,24 @@ def test_channel_template(template: str, channel: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "placeholder", ["value", "topic.field", " topic ", "key ", "key.a", "key.a.b", "value.a", "value.a.b", "nope", "key|hash", "headers.x"]
+    "placeholder",
+    [
+        "value",
+        "topic.field",
+        " topic ",
+        "key ",
+        "nope",
+        "key|hash",
+        "headers",
+        "headers.",
+        "key.",
+        "value..a",
+        "value[0]",
+        "value.a[",
+        "value.a[-1]",
+        "value.a[x]",
+        "value.[0]",
+    ],
 )
 @pytest.mark.parametrize("field", ["channel", "message_name"])
 def test_other_placeholders_are_config_errors(placeholder: str, field: str) -> None:
@@ -83,13 +100,13 @@ def test_replacement_text_is_literal() -> None:
 @pytest.mark.parametrize(
     ("key", "reason"), [(None, "no_text"), (b"\xff\xfe", "no_text"), (b"", "illegal_channel"), (b":x", "illegal_channel")]
 )
-def test_keys_without_a_channel_are_skipped(key: bytes | None, reason: str) -> None:
-    assert skipped(source(key=key), channel="#{key}") == reason
+def test_keys_without_a_channel_are_failed(key: bytes | None, reason: str) -> None:
+    assert failed(source(key=key), channel="#{key}") == reason
 
 
 @pytest.mark.parametrize("key", [b",x", b" x", b"[meta]x", b"[x", b"[?rewind=1]x", b"a\nb"])
-def test_illegal_channel_from_a_key_is_skipped(key: bytes) -> None:
-    assert skipped(source(key=key), channel="#{key}") == "illegal_channel"
+def test_illegal_channel_from_a_key_is_failed(key: bytes) -> None:
+    assert failed(source(key=key), channel="#{key}") == "illegal_channel"
 
 
 @pytest.mark.parametrize("channel", ["", ":x", ",x", " x", "[x", "[meta]log"])
@@ -104,8 +121,8 @@ def test_message_name(template: str, name: str | None) -> None:
     assert mapped(source(key=b"k1"), message_name=template)[1].name == name
 
 
-def test_message_name_without_text_is_skipped() -> None:
-    assert skipped(source(), message_name="#{key}") == "no_text"
+def test_message_name_without_text_is_failed() -> None:
+    assert failed(source(), message_name="#{key}") == "no_text"
 
 
 # --- values --------------------------------------------------------------------------------------------------------------------------
@@ -139,12 +156,12 @@ def test_values(value_as: str, value: bytes | None, data: Any, encoding: str | N
 
 
 @pytest.mark.parametrize(("value_as", "value"), [("string", b"\xff"), ("json", b"{"), ("json", b""), ("json", b'"\xff"')])
-def test_values_that_are_not_what_the_setting_says_are_skipped(value_as: str, value: bytes) -> None:
-    assert skipped(source(value), value=value_as) == "undecodable"
+def test_values_that_are_not_what_the_setting_says_are_failed(value_as: str, value: bytes) -> None:
+    assert failed(source(value), value=value_as) == "undecodable"
 
 
-def test_oversize_is_skipped() -> None:
-    assert skipped(source(b"x" * 70_000)) == "oversize"
+def test_oversize_is_failed() -> None:
+    assert failed(source(b"x" * 70_000)) == "oversize"
     assert mapped(source(b"x" * 65_536))[1].data == "x" * 65_536
 
 
@@ -187,8 +204,6 @@ def test_key_in_extras(key: bytes, text: str) -> None:
         ({"topics": ["tidegate.log"]}, "topics"),
         ({"topics": ["__consumer_offsets"]}, "topics"),
         ({"id": "a b"}, "id"),
-        ({"on_failed_record_mapping": "stop"}, "on_failed_record_mapping"),
-        ({"on_failed_record_mapping": "dlq"}, "on_failed_record_mapping"),
     ],
 )
 def test_config_errors(fields: dict[str, Any], field: str) -> None:
@@ -210,11 +225,11 @@ def test_from() -> None:
     value_as=st.sampled_from(["auto", "bytes", "string", "json"]),
     channel=st.sampled_from(["c", "c:#{key}", "#{key}", "#{topic.partition}"]),
 )
-def test_every_record_is_mapped_or_skipped(
+def test_every_record_is_mapped_or_failed(
     value: bytes | None, key: bytes | None, headers: list[tuple[str, bytes | None]], value_as: str, channel: str
 ) -> None:
     made = mapping(value=value_as, channel=channel).map(source(value, key, headers), 5)
-    if isinstance(made, Skipped):
+    if isinstance(made, Failed):
         return
     data = msgspec.msgpack.decode(made.body, type=RecordBody).messages[0].data
     assert (data.encode() if isinstance(data, str) else data) == value
