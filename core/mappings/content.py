@@ -179,6 +179,8 @@ def _framed(what: str, raw: bytes, form: SchemaFormat, schemas: Schemas | None) 
             raise FailedError("unknown_schema", f"the {what} has schema {framed.schema}: {why}")
         case decode:
             tree = _decoded(decode, framed.payload, what, framed.schema)
+    if what == "key":  # only text is made of it, by templates
+        return Content(what, None, structured=True, tree=tree)
     match tree:
         case dict():
             return Content(what, struct_json(tree, what), "json", structured=True, tree=tree)
