@@ -275,7 +275,13 @@ class CoreProcess:
     def _start_mappings(self) -> None:
         config, limits = self._config, self._config.limits
         mappings = [
-            Mapping(app.id, each, prefix=config.kafka.prefix, max_message_bytes=limits.max_message_bytes)
+            Mapping(
+                app.id,
+                each,
+                prefix=config.kafka.prefix,
+                max_message_bytes=limits.max_message_bytes,
+                registry=config.schema_registry is not None,
+            )
             for app in config.apps
             for each in app.mappings
             if each.status == "enabled"

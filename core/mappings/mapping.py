@@ -86,7 +86,7 @@ class Mapping:
         *,
         prefix: str = "tidegate",
         max_message_bytes: int = 65_536,
-        registry: bool = True,
+        registry: bool = False,
         times: bool = True,
     ) -> None:
         """`prefix` is that of Tidegate's own topics, which no mapping may read. `registry`: there is a Schema Registry; `times`: the broker

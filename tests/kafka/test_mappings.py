@@ -60,7 +60,7 @@ def runner(
     world: Kafka, appends: LogAppends, topic: str, limits: CoreLimits | None = None, schemas: Schemas | None = None, **fields: Any
 ) -> MappingRunner:
     config = msgspec.convert({"id": "m", "topics": [topic] if topic else [], "channel": "#{key}"} | fields, MappingConfig)
-    mapping = Mapping("app", config, prefix=world.config.prefix)
+    mapping = Mapping("app", config, prefix=world.config.prefix, registry=schemas is not None)
     loop = asyncio.get_running_loop()
     made = MappingRunner(world.config, mapping, appends, limits=limits or world.limits, loop=loop, schemas=schemas)
     made.start()

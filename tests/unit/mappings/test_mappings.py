@@ -21,7 +21,7 @@ def config(**fields: Any) -> MappingConfig:
 
 
 def mapping(**fields: Any) -> Mapping:
-    return Mapping("app", config(**fields))
+    return Mapping("app", config(**fields), registry=True)
 
 
 def source(value: bytes | None = b"x", key: bytes | None = None, headers: list[tuple[str, bytes | None]] | None = None) -> SourceRecord:
@@ -358,7 +358,7 @@ def test_from() -> None:
 def test_schema_formats_need_a_registry(form: str, field: str) -> None:
     """Row M1.12."""
     with pytest.raises(ConfigError) as refused:
-        Mapping("app", config(**{field: form}), registry=False)
+        Mapping("app", config(**{field: form}))
     assert refused.value.field == field
 
 

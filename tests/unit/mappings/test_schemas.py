@@ -110,7 +110,7 @@ class Fixed:
 def made(raw: bytes | None, decoders: dict[int, Decoder | Unknown | None], record_key: bytes | None = None, **fields: Any) -> Any:
     base: dict[str, Any] = {"id": "m", "topics": ["t"], "channel": "c"}
     config = msgspec.convert(base | fields, MappingConfig)
-    return Mapping("app", config).map(SourceRecord("t", 0, 1, record_key, raw, []), 5, Fixed(decoders))
+    return Mapping("app", config, registry=True).map(SourceRecord("t", 0, 1, record_key, raw, []), 5, Fixed(decoders))
 
 
 def message(raw: bytes | None, one: Decoder, **fields: Any) -> Message:
