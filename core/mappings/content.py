@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 
@@ -45,6 +45,8 @@ class _Unread:
 
 
 _UNREAD = _Unread()
+_OPENING = (b"{", b"[")
+_ANY = msgspec.json.Decoder(msgspec.Raw)
 _JSON = msgspec.json.Encoder(decimal_format="number")
 _LEAST, _MOST = -(2**63), 2**63 - 1
 
@@ -101,9 +103,9 @@ class Content:
 
 def text_of(value: Any, name: str) -> str:
     """Strings as they are, integers of 64 bits and booleans as JSON spells them, bytes that are UTF-8. Raises FailedError."""
+    if type(value) is str:
+        return value
     match value:
-        case str():
-            return value
         case bool():
             return "true" if value else "false"
         case int() if _LEAST <= value <= _MOST:
@@ -119,53 +121,68 @@ def text_of(value: Any, name: str) -> str:
             raise FailedError("no_text", f"{name} has no text form")
 
 
-class Reading(NamedTuple):
-    """How one key or value is read. `what` is "key" or "value"."""
-
-    what: str
-    format: Format
-
-    def read(self, raw: bytes | None, schemas: Schemas | None) -> Content:
-        """Raises FailedError, DelayedError."""
-        match self.format:
-            case _ if raw is None:
-                return Content(self.what, None, tree=None)
-            case "bytes":
-                return Content(self.what, raw)
-            case "string":
-                try:
-                    return Content(self.what, raw.decode())
-                except UnicodeDecodeError:
-                    raise FailedError("undecodable", f"the {self.what} is not UTF-8") from None
-            case "json":
-                return Content(self.what, _json_text(raw, self.what), "json", structured=True)
-            case "auto":
-                return _auto(self.what, raw)
-            case "avro" | "protobuf" | "json_schema":
-                return _framed(self.what, raw, self.format, schemas)
+Reader = Callable[[bytes | None, Schemas | None], Content]
+"""Raises FailedError, DelayedError."""
 
 
-def _auto(what: str, raw: bytes) -> Content:
-    if raw.lstrip()[:1] in (b"{", b"["):
-        with contextlib.suppress(FailedError):
+def reader(what: str, form: Format) -> Reader:
+    """How keys or values of a format are read; `what` is "key" or "value". One function for each: every record comes through here."""
+    match form:
+        case "auto":
+            read: Callable[[str, bytes, Schemas | None], Content] = _auto
+        case "bytes":
+            read = _binary
+        case "string":
+            read = _string
+        case "json":
+            read = _json
+        case "avro" | "protobuf" | "json_schema":
+            read = functools.partial(_framed, form)
+
+    def read_or_none(raw: bytes | None, schemas: Schemas | None) -> Content:
+        return Content(what, None, tree=None) if raw is None else read(what, raw, schemas)
+
+    return read_or_none
+
+
+def _auto(what: str, raw: bytes, _: Schemas | None) -> Content:
+    if raw[:1] in _OPENING or raw.lstrip()[:1] in _OPENING:
+        try:
             return Content(what, _json_text(raw, what), "json")
+        except FailedError:
+            pass
     try:
         return Content(what, raw.decode())
     except UnicodeDecodeError:
         return Content(what, raw)
 
 
+def _binary(what: str, raw: bytes, _: Schemas | None) -> Content:
+    return Content(what, raw)
+
+
+def _string(what: str, raw: bytes, _: Schemas | None) -> Content:
+    try:
+        return Content(what, raw.decode())
+    except UnicodeDecodeError:
+        raise FailedError("undecodable", f"the {what} is not UTF-8") from None
+
+
+def _json(what: str, raw: bytes, _: Schemas | None) -> Content:
+    return Content(what, _json_text(raw, what), "json", structured=True)
+
+
 def _json_text(raw: bytes, what: str) -> str:
     """`raw` as text, unchanged, if it is one JSON value. Raises FailedError."""
     try:
-        msgspec.json.decode(raw, type=msgspec.Raw)
+        _ANY.decode(raw)
         text = raw.decode()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise FailedError("undecodable", f"the {what} is not JSON") from None
     return text
 
 
-def _framed(what: str, raw: bytes, form: SchemaFormat, schemas: Schemas | None) -> Content:
+def _framed(form: SchemaFormat, what: str, raw: bytes, schemas: Schemas | None) -> Content:
     """Objects become JSON text, strings and bytes stay what they are, null is no data; other types are not mapped."""
     try:
         framed = Framed.parse(raw)

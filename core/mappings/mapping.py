@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from core.mappings.content import Content, DelayedError, FailedError, FailReason, Format, Reading
+from core.mappings.content import Content, DelayedError, FailedError, FailReason, Format, reader
 from core.mappings.schemas import SCHEMA_FORMATS, Schemas
 from core.mappings.template import SourceRecord, Template, View
 from core.rules.checks import ConfigError, Filter, check_id, compile_filter, topic_fault
@@ -106,8 +106,8 @@ class Mapping:
         for field, form in (("key", config.key), ("value", config.value)):
             if form in SCHEMA_FORMATS and not registry:
                 raise ConfigError(field, f"{form} needs [schema_registry] in core.toml")
-        self._key = Reading("key", config.key)
-        self._value = Reading("value", config.value)
+        self._key = reader("key", config.key)
+        self._value = reader("value", config.value)
         self._channel = Template(config.channel, "channel", config.key, config.value)
         self._name = Template(config.message_name, "message_name", config.key, config.value)
         if self._channel.static and (fault := channel_fault(config.channel)):
@@ -115,7 +115,7 @@ class Mapping:
 
     @property
     def needs_registry(self) -> bool:
-        return self._key.format in SCHEMA_FORMATS or self._value.format in SCHEMA_FORMATS
+        return self.config.key in SCHEMA_FORMATS or self.config.value in SCHEMA_FORMATS
 
     def reads(self, topic: str) -> bool:
         """Whether the records of `topic` are mapped."""
@@ -133,8 +133,8 @@ class Mapping:
             return Delayed(waiting.schema)
 
     def _map(self, record: SourceRecord, now_ms: int, schemas: Schemas | None) -> Mapped:
-        key = self._key.read(record.key, schemas)
-        value = self._value.read(record.value, schemas)
+        key = self._key(record.key, schemas)
+        value = self._value(record.value, schemas)
         view = View(record, key, value)
         channel, name = self._channel.render(view), self._name.render(view)
         if fault := channel_fault(channel):
