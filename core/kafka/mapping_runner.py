@@ -31,6 +31,8 @@ from relay.model.limits import CoreLimits
 
 CALL_S = 10.0
 """Longest wait for one answer of Kafka."""
+LOOK_S = 2.0
+"""The same for looks at topics, which are repeated anyway."""
 COMMIT_S = 0.5
 """Time between commits. What is not committed is looked for in the log by whoever takes the partition on."""
 REFRESH_S = 60.0
@@ -213,7 +215,7 @@ class MappingRunner(KafkaThread):
         while not self.closing.is_set():
             now = time.monotonic()
             if now >= look_at:
-                look_at = now + self._look_for_topics()
+                look_at = now + self._look_again()
             self._hold()
             self._read()
             self._renew_lease()
@@ -232,6 +234,16 @@ class MappingRunner(KafkaThread):
         self._settle(list(self._parts))
 
     # --- topics ----------------------------------------------------------------------------------------------------------------------
+
+    def _look_again(self) -> float:
+        """When to look next, in seconds. Raises KafkaException if nothing is subscribed to yet."""
+        try:
+            return self._look_for_topics()
+        except KafkaException as failed:
+            if not self._subscribed[0]:
+                raise
+            self._complain(f"looking for topics: {failed.args[0].name()}")
+            return PATTERN_S
 
     def _look_for_topics(self) -> float:
         """Subscribe to what is there, and to what is not there yet. When to look again, in seconds from now."""
@@ -262,7 +274,7 @@ class MappingRunner(KafkaThread):
     def _describe(self, named: set[str]) -> dict[str, int]:
         """Topics that are there and mapped, with their numbers of partitions. Raises KafkaException."""
         if self._mapping.config.topic_pattern:
-            topics = self._consumer.list_topics(timeout=CALL_S).topics
+            topics = self._consumer.list_topics(timeout=LOOK_S).topics
             found = sorted(topic for topic in topics if topic not in named and self._mapping.reads(topic))
             if len(found) > self._limits.mapping_topics:
                 self._complain(f"the pattern finds more than {self._limits.mapping_topics} topics (mapping_topics): some are not read")
@@ -271,11 +283,11 @@ class MappingRunner(KafkaThread):
             topics = {}
             wanted = list(named)
             for topic in named:
-                topics |= self._consumer.list_topics(topic, timeout=CALL_S).topics
+                topics |= self._consumer.list_topics(topic, timeout=LOOK_S).topics
         return {topic: len(topics[topic].partitions) for topic in wanted if topic in topics and topics[topic].error is None}
 
     def _targets(self) -> TargetTopics:
-        return TargetTopics(self._config, self._consumer, create=self._create_topics, timeout_s=CALL_S)
+        return TargetTopics(self._config, self._consumer, create=self._create_topics, timeout_s=LOOK_S)
 
     # --- reading ---------------------------------------------------------------------------------------------------------------------
 
