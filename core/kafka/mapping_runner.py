@@ -25,7 +25,7 @@ from core.kafka.consumer import KafkaThread, open_consumer, read_batch
 from core.kafka.dead_letters import DeadLetters
 from core.kafka.lanes import Entry, Lane, LogAppends, Position, State
 from core.kafka.logs import log
-from core.kafka.targets import TargetTopics
+from core.kafka.targets import TargetTopics, fault_of
 from core.mappings import Delayed, Failed, Mapped, Mapping, Schemas, SourceRecord
 from relay.model.limits import CoreLimits
 
@@ -256,7 +256,8 @@ class MappingRunner(KafkaThread):
         present = there | (named - faults.keys())
         if self._seen is None:
             self._seen = present
-        self._born |= present - self._seen
+        # What is missing is born from now on: its partitions may be assigned before the next look
+        self._born |= (present - self._seen) | {topic for topic, fault in faults.items() if fault == "missing_topic"}
         self._seen |= present
         wanted, missing = sorted(named | there), sorted(faults)
         if wanted and (wanted, missing) != self._subscribed:
@@ -450,7 +451,7 @@ class MappingRunner(KafkaThread):
             if at.error is not None:
                 raise KafkaException(at.error)
             place = (at.topic, at.partition)
-            low, high = self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=CALL_S)
+            low, high = self._ends_of(place)
             count = max(self._counts.get(at.topic, 0), at.partition + 1)
             said = read_metadata(at.metadata, self._appends.log) if at.offset >= 0 else None
             start = max(at.offset, low) if at.offset >= 0 else self._beginning(place, low, high, count)
@@ -474,6 +475,19 @@ class MappingRunner(KafkaThread):
         self._commit_positions(begun, wait=True)
         self._lease_until = time.monotonic() + LEASE_S
         self._ready.set()
+
+    def _ends_of(self, place: Place) -> tuple[int, int]:
+        """Where a partition begins and ends. A topic that has just been made may not be known everywhere yet. Raises KafkaException."""
+        until = time.monotonic() + LOOK_S
+        while True:
+            try:
+                low, high = self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=CALL_S)
+            except KafkaException as failed:
+                if fault_of(failed.args[0]) != "missing_topic" or time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+            else:
+                return low, high
 
     def _look(self, looks: list[tuple[_Partition, Place, list[int]]]) -> None:
         """Begin to look at the log for what former owners of these partitions have appended."""
