@@ -629,13 +629,14 @@ def assert_each_once_in_order(log: dict[bytes, list[str]], count: int) -> None:
 def test_cores_killed_or_frozen_give_each_record_once_and_in_order(tmp_path: Path, kafka_brokers: str, signals: tuple[str, ...]) -> None:
     """Rows M6.1, M6.2, M6.5 and M1.11: two cores, records all the while, and what stands in the log at the end."""
     config = a_config(kafka_brokers)
-    mappings = [
-        {"id": "m", "topics": [f"{config.prefix}-in"], "channel": "c:#{key}", "from": "earliest"},
-        {"id": "off", "topics": [f"{config.prefix}-in"], "channel": "off", "from": "earliest", "status": "disabled"},
-    ]
-    AdminClient({"bootstrap.servers": kafka_brokers}).create_topics([NewTopic(f"{config.prefix}-in", 6)])[f"{config.prefix}-in"].result(10)
-    count = 20_000
     topic = f"{config.prefix}-in"
+    mappings = [
+        {"id": "m", "topics": [topic], "channel": "c:#{key}", "from": "earliest"},
+        {"id": "off", "topics": [topic], "channel": "off", "from": "earliest", "status": "disabled"},
+    ]
+    admin = AdminClient({"bootstrap.servers": kafka_brokers})
+    admin.create_topics([NewTopic(topic, 6)])[topic].result(10)
+    count = 20_000
 
     def start(stack: contextlib.ExitStack, name: str) -> tuple[Core, int]:
         (tmp_path / name).mkdir(exist_ok=True)
