@@ -35,7 +35,7 @@ import re
 import msgspec
 
 from core.control.access import Scope, StaticToken
-from core.kafka.config import KafkaConfig
+from core.kafka.config import KafkaConfig, SchemaRegistryConfig
 from core.mappings import Mapping, MappingConfig
 from core.registry import App, Key, Namespace
 from core.rules import Rule, RuleConfig
@@ -261,6 +261,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     admin: AdminListen
     metrics: Listen
     kafka: KafkaConfig
+    schema_registry: SchemaRegistryConfig | None = None
     limits: CoreLimits = CoreLimits()
     keyring: list[RingKey]
     apps: list[AppConfig] = []
@@ -304,7 +305,14 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def mapping(self, app: str, config: MappingConfig) -> Mapping:
         """Raises: ValueError for a mapping that a core could not run."""
-        return Mapping(app, config, prefix=self.kafka.prefix, max_message_bytes=self.limits.max_message_bytes)
+        return Mapping(
+            app,
+            config,
+            prefix=self.kafka.prefix,
+            max_message_bytes=self.limits.max_message_bytes,
+            registry=self.schema_registry is not None,
+            times=self.kafka.capabilities.offsets_for_times,
+        )
 
     def ring(self) -> Keyring:
         return Keyring((key.id, key.bytes_of()) for key in self.keyring)

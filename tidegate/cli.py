@@ -18,6 +18,7 @@ from relay.runtime.settings import SettingsError
 from relay.runtime.shutdown import CannotStart
 from tidegate import control_cli
 from tidegate.certs_cli import certs_app
+from tidegate.mappings_cli import mappings_app
 from tidegate.rules_cli import rules_app
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ app.add_typer(control_cli.apps_app, name="apps")
 app.add_typer(control_cli.keys_app, name="keys")
 app.add_typer(control_cli.namespaces_app, name="namespaces")
 app.add_typer(rules_app, name="rules")
-app.add_typer(control_cli.mappings_app, name="mappings")
+app.add_typer(mappings_app, name="mappings")
 app.add_typer(control_cli.tokens_app, name="tokens")
 app.command("audit")(control_cli.audit)
 app.command("can")(control_cli.can)

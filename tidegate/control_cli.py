@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from tidegate.control import ControlClient, ControlError, difference, granted, meet, show, when
+from tidegate.mappings_cli import mappings_app
 from tidegate.rules_cli import rules_app
 
 Url = Annotated[str | None, typer.Option(envvar="TIDEGATE_CONTROL_URL", help="Admin address of a core. Without: the `tidegate dev` here.")]
@@ -43,7 +44,6 @@ def _group(text: str) -> typer.Typer:
 apps_app = _group("Apps: tenants with keys, namespaces and rules of their own.")
 keys_app = _group("API keys of an app.")
 namespaces_app = _group("Properties of channels by the first part of their name.")
-mappings_app = typer.Typer(help="Mappings: which records of topics go to which channels.", no_args_is_help=True)
 tokens_app = _group("Access tokens of the Control API.")
 
 

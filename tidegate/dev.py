@@ -272,7 +272,8 @@ class Dev:
                         for i, (pattern, topic) in enumerate(rules, 1)
                     ],
                     "mappings": [
-                        {"id": f"mapping-{i}", "topics": [topic], "channel": channel} for i, (topic, channel) in enumerate(mappings, 1)
+                        {"id": f"mapping-{i}", "topics": [topic], "channel": channel, "on_failed_record_mapping": "skip"}
+                        for i, (topic, channel) in enumerate(mappings, 1)
                     ],
                 }
             ],

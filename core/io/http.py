@@ -111,7 +111,15 @@ class MappingNumbers(Protocol):
     group: str
     read: int
     lost: int
+    found: int
     skipped: Counter[str]
+    dead: Counter[str]
+
+    @property
+    def lag(self) -> int: ...
+
+    @property
+    def stopped(self) -> Sequence[Any]: ...
 
 
 class OwnerNumbers(Protocol):
@@ -196,9 +204,20 @@ class _RunnerNumbers(Collector):
         yield _family("mapping_records", "Records read by mappings", ["group"], {(m.group,): m.read for m in self._mappings})
         skipped = {(m.group, reason): count for m in self._mappings for reason, count in list(m.skipped.items())}
         yield _family("mapping_skipped", "Records that became no message, by reason", ["group", "reason"], skipped)
-        yield _family(
-            "mapping_lost", "Records that retention took before the mapping", ["group"], {(m.group,): m.lost for m in self._mappings}
-        )
+        dead = {(m.group, reason): count for m in self._mappings for reason, count in list(m.dead.items())}
+        yield _family("mapping_dead", "Records for the dead letter topic, by reason", ["group", "reason"], dead)
+        for name, text, numbers in (
+            ("mapping_lost", "Records that retention took before the mapping", {(m.group,): m.lost for m in self._mappings}),
+            ("mapping_found", "Records that were in the log already after a takeover", {(m.group,): m.found for m in self._mappings}),
+        ):
+            yield _family(name, text, ["group"], numbers)
+        lag = GaugeMetricFamily(f"{PREFIX}mapping_lag", "Records of this core's partitions that are not in the log yet", labels=["group"])
+        stopped = GaugeMetricFamily(f"{PREFIX}mapping_stopped", "Partitions of this core that wait at a record", labels=["group"])
+        for mapping in self._mappings:
+            lag.add_metric([mapping.group], mapping.lag)
+            stopped.add_metric([mapping.group], len(mapping.stopped))
+        yield lag
+        yield stopped
 
 
 def _family(name: str, text: str, labels: Sequence[str], values: Mapping[Any, int]) -> CounterMetricFamily:

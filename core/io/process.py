@@ -57,8 +57,10 @@ from core.kafka import (
     prepare_topics,
     read_state,
 )
-from core.kafka.mapping_runner import LogAppends, MappingRunner
+from core.kafka.lanes import LogAppends
+from core.kafka.mapping_runner import MappingRunner
 from core.kafka.state_log import told
+from core.mappings import Mapping, Schemas
 from core.node import CoreNode
 from core.ownership import PartitionState
 from core.registry import Registry, Streams
@@ -120,6 +122,7 @@ class CoreProcess:
         """Everything that `tidegate.config` held at the start has been read."""
         self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
+        self._appends: LogAppends
         self._tails: Tails
         self._log_ends: dict[int, int] = {}
         """Where the partitions of the log ended when Kafka was last asked."""
@@ -203,6 +206,7 @@ class CoreProcess:
         for each in status["partitions"]:
             end = self._log_ends.get(each["partition"])
             each |= {"end": end, "lag": None if end is None else max(0, end - each["position"])}
+        status["mappings"] = [mapping.status() for mapping in self._mappings]
         return status | {"ready": self.ready, "tails": len(self._tails)}
 
     def _present(self, app: str, channel: str, after: int, limit: int) -> MemberPage:
@@ -250,7 +254,7 @@ class CoreProcess:
 
     async def _start_kafka(self, topics: Topics, writer: ConfigWriter) -> None:
         config, limits, loop = self._config, self._config.limits, self._loop
-        appends = LogAppends(topics.log.partitions)
+        self._appends = appends = LogAppends(topics.log)
         self._config_log = ConfigLog(config.kafka, topics.config, limits, loop, self._deliver)
         writer.use(self._config_log)
         self._producer = LogProducer(config.kafka, topics.log, limits, loop, appends.sort(self._deliver))
@@ -301,12 +305,29 @@ class CoreProcess:
             create_topics=config.dev,
         )
         owner.start()
-        static = [config.mapping(app.id, each) for app in config.apps for each in app.mappings]
-        for mapping in [*static, *mappings]:
-            runner = MappingRunner(config.kafka, mapping, appends, limits=limits, loop=loop, create_topics=config.dev)
+        self._start_mappings([*(config.mapping(app.id, each) for app in config.apps for each in app.mappings), *mappings])
+        watch_kafka(self._metrics, owner, self._mappings)
+
+    def _start_mappings(self, made: list[Mapping]) -> None:
+        config, limits = self._config, self._config.limits
+        mappings = [mapping for mapping in made if mapping.config.status == "enabled"]
+        schemas = self._schemas() if any(mapping.needs_registry for mapping in mappings) else None
+        for mapping in mappings:
+            runner = MappingRunner(
+                config.kafka, mapping, self._appends, limits=limits, loop=self._loop, schemas=schemas, create_topics=config.dev
+            )
             runner.start()
             self._mappings.append(runner)
-        watch_kafka(self._metrics, owner, self._mappings)
+
+    def _schemas(self) -> Schemas:
+        # The client, with its HTTP library and three decoders, costs a second of start-up: only who needs it pays
+        from core.kafka.schema_registry import SchemaRegistry  # noqa: PLC0415
+
+        assert self._config.schema_registry is not None, "the configuration was checked"
+        registry = SchemaRegistry(self._config.schema_registry, self._config.limits)
+        registry.start()
+        self._scope.on_stop("schemas", registry.close)
+        return registry
 
     async def _close_runners(self) -> None:
         """All at once: with a broker that hangs each of them takes its time."""
@@ -371,6 +392,7 @@ class CoreProcess:
             if isinstance(event, EndOffset) and event.ask == PROBE:
                 if event.offset is not None:
                     self._log_ends[event.partition] = event.offset
+                    self._appends.ended(event.partition, event.offset)
                 continue
             if self._writer is not None:
                 if isinstance(event, ConfigRead) and not self._writer.read(event):

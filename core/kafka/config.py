@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from core.kafka.logs import log
+from relay.runtime.settings import File, PrivateFile, Secret
 
 WINDOW_S = 240.0
 """W: a publish id repeats within this time of broker clock or never."""
@@ -56,6 +57,32 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "logger": log,
         }
         return settings | dict(self.properties) | {name.replace("_", "."): value for name, value in overrides.items()}
+
+
+class SchemaRegistryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[schema_registry]` of core.toml: for mappings whose keys or values are Avro, Protobuf or JSON Schema."""
+
+    url: str
+    """`https://host:port`, comma-separated where there are several."""
+    username: str = ""
+    """For HTTP Basic; empty: none."""
+    password: Secret | None = None
+    ca: File | None = None
+    """Certificates that the registry's is checked against; without it, those of certifi."""
+    certificate: File | None = None
+    """Client certificate."""
+    private_key: PrivateFile | None = None
+
+    def __post_init__(self) -> None:
+        for url in self.url.split(","):
+            if not url.strip().startswith(("http://", "https://")):
+                raise ValueError("url must begin with http:// or https://")
+            if "@" in url:
+                raise ValueError("url must not hold a password: there are username and password for it")
+        if (self.password is None) != (not self.username):
+            raise ValueError("username and password go together")
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("certificate and private_key go together")
 
 
 @dataclass(frozen=True, slots=True)

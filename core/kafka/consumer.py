@@ -53,6 +53,14 @@ def read_batch(consumer: confluent_kafka.Consumer, most: int, wait_s: float) -> 
     return [first, *consumer.consume(most - 1, 0)] if most > 1 else [first]
 
 
+def _what(error: object) -> str:
+    """What the driver says. An error that was raised within a callback arrives without the exception around it (seen with
+    confluent-kafka 2.16 and a topic that had just been made)."""
+    found = getattr(error, "args", None) or (error,)
+    said = getattr(found[0], "str", None)
+    return said() if said is not None else type(found[0]).__name__
+
+
 class KafkaThread:
     """A thread with an owner: `run` is called again after a failure, with backoff, until `close`.
 
@@ -87,7 +95,7 @@ class KafkaThread:
             try:
                 return self.run()
             except KafkaException as error:
-                log.warning("%s: %s", self._thread.name, error.args[0].str())
+                log.warning("%s: %s", self._thread.name, _what(error))
             except Exception:
                 log.exception("%s failed", self._thread.name)
             self.failures += 1

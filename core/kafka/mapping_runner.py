@@ -1,234 +1,106 @@
 """Runs the mappings: reads your topics as a consumer group each, appends to the log, commits what has become durable there.
 
-Two halves. A thread per mapping owns the consumer: it reads, maps, and commits. The loop owns the lanes, one per partition read: they
-append in order and keep the low-water mark, behind which everything is durable. `LogAppends` is the mappings' share of the core's
-`LogProducer`.
+Two halves. A thread per mapping owns the consumer: it reads, maps, and commits. The loop owns the lanes (`core.kafka.lanes`), one per
+partition read, which append. `LogAppends` is the mappings' share of the core's `LogProducer`.
+
+A record that cannot be mapped yet (its schema is being fetched, or the policy is `stop`) holds up its partition: what was read behind it is
+kept, at most one batch, the partition is paused, and the record is tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
-import functools
-import itertools
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from core.events import Event, Overfull, Reported
+from core.kafka.appended import Committed, LogScan, Place, read_metadata, write_metadata
 from core.kafka.config import KafkaConfig
 from core.kafka.consumer import KafkaThread, open_consumer, read_batch
+from core.kafka.dead_letters import DeadLetters
+from core.kafka.lanes import Entry, Lane, LogAppends, Position, State
 from core.kafka.logs import log
-from core.kafka.outlet import Deliver
-from core.kafka.targets import TargetTopics
-from core.mappings import Mapping, Skipped, SourceRecord
-from relay.model.channel import partition_of
+from core.kafka.targets import TargetTopics, fault_of
+from core.mappings import Delayed, Failed, Mapped, Mapping, Schemas, SourceRecord
 from relay.model.limits import CoreLimits
-from relay.model.message import Kind
 
 CALL_S = 10.0
 """Longest wait for one answer of Kafka."""
-COMMIT_S = 1.0
-"""Time between commits. What is not committed is appended again after a crash, under the same ids."""
+LOOK_S = 2.0
+"""The same for looks at topics, which are repeated anyway."""
+COMMIT_S = 0.5
+"""Time between commits. What is not committed is looked for in the log by whoever takes the partition on."""
+REFRESH_S = 60.0
+"""Time after which a commit is repeated although its offset is the same, so that a look at the log begins near its end."""
 POLL_S = 0.1
 """Longest wait for a record, and so for `close` to be noticed."""
 BATCH = 500
 """Records taken from the driver at once."""
-TURN = 100
-"""Records a lane appends in one turn of the loop."""
-RETRY_S = 0.05
-"""Wait before an append that the log's producer refused is tried again."""
+SCAN_S = 0.05
+"""How long the log is looked at in one go."""
+LEASE_S = 5.0
+"""A thread that did not come round for so long was frozen: it asks Kafka whether it is still in the group before anything is appended.
+Shorter than the group's session time-out (6 s), after which others have the partitions."""
 DRAIN_S = 2.0
 """How long partitions that are given up wait for their last delivery reports."""
 MISSING_S = 1.0
-"""How often the topics of the group are looked for, in seconds."""
+"""How often the topics of the group are looked for while some are missing, in seconds."""
+PATTERN_S = 5.0
+"""How often topics that match the pattern are looked for, in seconds."""
+COUNT_S = 30.0
+"""How often topics are looked at otherwise, in seconds."""
+STOPPED_S = 5.0
+"""How often a record that stops its partition is tried again, in seconds."""
+LAG_S = 2.0
+"""How often the ends of the partitions are looked at, in seconds."""
 COMPLAIN_S = 60.0
 """The same trouble of a mapping is logged at most this often."""
 CLOSE_S = 15.0
 """Longest wait for the thread to end."""
 
-Done = Callable[[int | None], None]
-"""Told the log offset, or None when the fate of the append is unknown."""
+
+class Stopped(NamedTuple):
+    """A partition that waits at a record. `delayed`: for Schema Registry; otherwise its policy is `stop`."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    delayed: bool
 
 
-class Appender(Protocol):
-    """What `LogAppends` needs of `LogProducer`. `refused` goes up within an `append` that is answered by `Overfull`."""
+class _Partition:
+    """A partition while it is assigned; the thread's."""
 
-    refused: int
+    __slots__ = ("already", "already_until", "committed", "committed_at", "count", "end", "held", "lane", "retry_at", "scan", "stopped")
 
-    def append(self, ticket: int, partition: int, key: bytes, value: bytes, kind: int, id: str) -> None: ...
-
-
-class LogAppends:
-    """Appends that are not the node's. Their tickets are negative; `sort` takes their answers out before the node sees them."""
-
-    __slots__ = ("_open", "_partitions", "_producer", "_tickets")
-
-    def __init__(self, partitions: int) -> None:
-        """`partitions`: of the log."""
-        self._partitions = partitions
-        self._producer: Appender | None = None
-        self._tickets = itertools.count(-1, -1)
-        self._open: dict[int, Done] = {}
-
-    def sort(self, deliver: Deliver) -> Deliver:
-        """`deliver` for `LogProducer`: passes on what is the node's."""
-
-        def sorted_deliver(events: list[Event]) -> None:
-            rest: list[Event] = []
-            for event in events:
-                if not isinstance(event, Reported | Overfull) or event.ticket >= 0:
-                    rest.append(event)
-                elif isinstance(event, Reported) and (done := self._open.pop(event.ticket, None)) is not None:
-                    done(event.offset)
-            if rest:
-                deliver(rest)
-
-        return sorted_deliver
-
-    def use(self, producer: Appender) -> None:
-        self._producer = producer
-
-    def append(self, key: bytes, body: bytes, publish_id: str, done: Done) -> bool:
-        """Hand one publish to Kafka; on the loop. False: it was not taken, `done` will not be called, and later ones must wait for it."""
-        producer = self._producer
-        if producer is None:
-            return False
-        ticket, refused = next(self._tickets), producer.refused
-        producer.append(ticket, partition_of(key, self._partitions), key, body, Kind.MESSAGE, publish_id)
-        if producer.refused != refused:
-            return False
-        self._open[ticket] = done
-        return True
-
-
-# --- on the loop ---------------------------------------------------------------------------------------------------------------------
-
-
-class _State(enum.Enum):
-    WAITING = 0
-    APPENDED = 1
-    DURABLE = 2
-    UNKNOWN = 3
-
-
-class _Entry:
-    """One record read. `append` is None for a record that is skipped: it only moves the mark."""
-
-    __slots__ = ("append", "offset", "size", "state")
-
-    def __init__(self, offset: int, append: tuple[bytes, bytes, str] | None, size: int) -> None:
-        self.offset = offset
-        self.append = append
-        self.size = size
-        self.state = _State.WAITING
-
-
-class _Lane:
-    """The records of one partition while it is assigned, in offset order; all methods on the loop.
-
-    When the fate of an append is unknown nothing further is appended until all appends of the lane are answered. Then those of unknown
-    fate go again, first and in order, under their ids: readers of the log leave out what was there already.
-    """
-
-    __slots__ = (
-        "_appended", "_appends", "_closed", "_loop", "_open", "_rewind", "_timer", "_waiting",
-        "finished_bytes", "finished_records", "mark", "taken_bytes", "taken_records",
-    )  # fmt: skip
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, appends: LogAppends, mark: int) -> None:
-        self._loop = loop
-        self._appends = appends
-        self._appended: deque[_Entry] = deque()
-        self._waiting: deque[_Entry] = deque()
-        self._open = 0
-        self._rewind = False
-        self._closed = False
-        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
-        self.mark = mark
-        """Everything before this offset is durable in the log, or skipped. Read by the thread."""
-        self.taken_records = self.taken_bytes = 0
-        """Handed over, ever. Written by the thread only, so that what the loop has not seen yet counts against the bounds too."""
-        self.finished_records = self.finished_bytes = 0
-        """Behind the mark, ever. Written by the loop only."""
-
-    def add(self, entries: list[_Entry]) -> None:
-        if self._closed:
-            return
-        self._waiting.extend(entries)
-        if self._timer is None:
-            self._append()
-
-    def close(self) -> None:
-        """The partition is another member's now: append nothing more."""
-        self._closed = True
-        self._waiting.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def __init__(self, lane: Lane, count: int) -> None:
+        self.lane = lane
+        self.count = count
+        """Partitions that its topic has."""
+        self.held: deque[SourceRecord] = deque()
+        """Not mapped yet; the first of them is what the partition waits at."""
+        self.stopped: Stopped | None = None
+        self.retry_at = 0.0
+        self.scan: LogScan | None = None
+        """Under way; nothing is mapped meanwhile."""
+        self.already: dict[int, set[bytes]] = {}
+        """Log keys of what a former owner has appended, by offset."""
+        self.already_until = 0
+        """Nothing is committed between its commit and here: the next owner would look at the log from later on, and not find it."""
+        self.committed: Position | None = None
+        self.committed_at = 0.0
+        self.end = -1
 
     @property
-    def settled(self) -> bool:
-        """The lane is closed and no append is un-answered."""
-        return self._closed and self._open == 0
-
-    def _append(self) -> None:
-        self._timer = None
-        for _ in range(TURN):
-            if self._closed or self._rewind or not self._waiting:
-                return
-            entry = self._waiting[0]
-            if entry.append is None:
-                entry.state = _State.DURABLE
-            else:
-                key, body, publish_id = entry.append
-                if not self._appends.append(key, body, publish_id, functools.partial(self._answered, entry)):
-                    self._timer = self._loop.call_later(RETRY_S, self._append)
-                    return
-                entry.state = _State.APPENDED
-                self._open += 1
-            self._appended.append(self._waiting.popleft())
-            self._advance()
-        if self._waiting:
-            self._timer = self._loop.call_soon(self._append)
-
-    def _answered(self, entry: _Entry, offset: int | None) -> None:
-        self._open -= 1
-        if offset is None:
-            entry.state = _State.UNKNOWN
-            self._rewind = True
-        else:
-            entry.state = _State.DURABLE
-            self._advance()
-        if self._rewind and not self._open:
-            self._rewind = False
-            while self._appended:
-                self._waiting.appendleft(self._appended.pop())
-            self._again()
-
-    def _again(self) -> None:
-        """Entries that are durable already stay in the run for the mark's sake."""
-        for entry in self._waiting:
-            if entry.state is _State.DURABLE:
-                entry.append = None
-            entry.state = _State.WAITING
-        if self._timer is None and not self._closed:
-            self._timer = self._loop.call_later(RETRY_S, self._append)
-
-    def _advance(self) -> None:
-        while self._appended and self._appended[0].state is _State.DURABLE:
-            entry = self._appended.popleft()
-            self.mark = entry.offset + 1
-            self.finished_records += 1
-            self.finished_bytes += entry.size
-
-
-# --- the thread ----------------------------------------------------------------------------------------------------------------------
+    def waits(self) -> bool:
+        return self.scan is not None or bool(self.held)
 
 
 class MappingRunner(KafkaThread):
@@ -242,6 +114,7 @@ class MappingRunner(KafkaThread):
         *,
         limits: CoreLimits,
         loop: asyncio.AbstractEventLoop,
+        schemas: Schemas | None = None,
         create_topics: bool = False,
     ) -> None:
         """`create_topics`: make topics that are missing (dev only)."""
@@ -251,18 +124,33 @@ class MappingRunner(KafkaThread):
         self._appends = appends
         self._limits = limits
         self._loop = loop
+        self._schemas = schemas
         self._create_topics = create_topics
         self._ready = threading.Event()
         self._complained: dict[str, float] = {}
-        self._born: set[str] | None = None
+        self._seen: set[str] | None = None
+        self._born: set[str] = set()
+        """Topics that were not there when the mapping was first started: they hold nothing older than it."""
+        self._subscribed: tuple[list[str], list[str]] = ([], [])
+        """Topics, and those of them that are missing."""
+        self._counts: dict[str, int] = {}
+        """Partitions of the topics."""
         self._consumer: Any = None
-        self._lanes: dict[tuple[str, int], _Lane] = {}
-        self._committed: dict[tuple[str, int], int] = {}
+        self._dead: DeadLetters | None = None
+        self._parts: dict[Place, _Partition] = {}
+        self._scans: deque[LogScan] = deque()
+        self._paused: set[Place] = set()
+        self._full = False
+        self._lease_until = 0.0
         self.group = f"{config.prefix}.mapping.{mapping.app}.{mapping.id}"
         self.read = 0
         """Records read. Readable from any thread, like all counters here."""
         self.skipped: Counter[str] = Counter()
-        """Records that became no message, by reason."""
+        """Records that became no message and were left out, by reason."""
+        self.dead: Counter[str] = Counter()
+        """Records handed to the dead letter topic, by reason."""
+        self.found = 0
+        """Records that a former owner had appended and not committed: not appended again."""
         self.lost = 0
         """Records that retention had deleted before the mapping saw them."""
 
@@ -271,12 +159,35 @@ class MappingRunner(KafkaThread):
         """The group has taken this core in, and its starting offsets are committed: what is produced from now on will be read."""
         return self._ready.is_set()
 
+    @property
+    def lag(self) -> int:
+        """Records of the partitions assigned to this core that are neither durable in the log nor otherwise done with. Any thread."""
+        return sum(max(0, part.end - part.lane.mark) for part in list(self._parts.values()))
+
+    @property
+    def stopped(self) -> list[Stopped]:
+        """Partitions that wait at a record. Any thread."""
+        return [stopped for part in list(self._parts.values()) if (stopped := part.stopped) is not None]
+
+    def status(self) -> dict[str, Any]:
+        """For operators. Any thread."""
+        return {
+            "app": self._mapping.app,
+            "id": self._mapping.id,
+            "group": self.group,
+            "ready": self.ready,
+            "partitions": len(self._parts),
+            "lag": self.lag,
+            "stopped": [stopped._asdict() for stopped in self.stopped],
+        }
+
     async def close(self, timeout_s: float = CLOSE_S) -> None:
         """Waits shortly for un-reported appends, commits, leaves the group. Close it before `LogProducer`."""
         await super().close(timeout_s)
 
     def run(self) -> None:
         """Until `close`, or an error that needs a new consumer. Raises KafkaException."""
+        self._subscribed = ([], [])
         self._consumer = open_consumer(
             self._config,
             f"mapping-{self._mapping.id}",
@@ -288,135 +199,336 @@ class MappingRunner(KafkaThread):
             fetch_wait_max_ms=10,
         )
         try:
+            if topic := self._mapping.config.dlq_topic:
+                self._dead = DeadLetters(self._config, topic, self._mapping.id, self._targets(), self._complain)
+            self._learn_ends()
             self._read_until_closed()
         finally:
-            self._drop(list(self._lanes))
+            self._drop(list(self._parts))
+            if self._dead is not None:
+                self._dead.close()
+                self._dead = None
             self._consumer.close()
 
     def _read_until_closed(self) -> None:
-        topics = sorted(set(self._mapping.config.topics))
-        missing = self._missing(topics)
-        if self._born is None:
-            self._born = missing
-        self._subscribe(topics)
-        look_at = time.monotonic() + MISSING_S
-        commit_at = time.monotonic() + COMMIT_S
-        paused = False
+        look_at = commit_at = lag_at = 0.0
         while not self.closing.is_set():
-            paused = self._hold(paused)
+            now = time.monotonic()
+            if now >= look_at:
+                look_at = now + self._look_again()
+            self._hold()
             self._read()
+            self._renew_lease()
+            self._try_again()
+            self._look_at_log()
+            if self._dead is not None:
+                self._dead.poll()
             now = time.monotonic()
             if now >= commit_at:
                 commit_at = now + COMMIT_S
                 self._commit(wait=False)
-            if missing and now >= look_at:
-                look_at = now + MISSING_S
-                still = self._missing(topics)
-                if still != missing:
-                    self._subscribe(topics)  # makes librdkafka look at once
-                missing = still
-        self._settle(list(self._lanes))
+                self._snapshot()
+            if now >= lag_at:
+                lag_at = now + LAG_S
+                self._look_at_ends()
+        self._settle(list(self._parts))
 
-    def _subscribe(self, topics: list[str]) -> None:
-        self._consumer.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._gone)
+    # --- topics ----------------------------------------------------------------------------------------------------------------------
 
-    def _missing(self, topics: list[str]) -> set[str]:
-        """Which topics are not there (or not ours to read)."""
-        faults = TargetTopics(self._config, self._consumer, create=self._create_topics, timeout_s=CALL_S).faults(set(topics))
+    def _look_again(self) -> float:
+        """When to look next, in seconds. Raises KafkaException if nothing is subscribed to yet."""
+        try:
+            return self._look_for_topics()
+        except KafkaException as failed:
+            if not self._subscribed[0]:
+                raise
+            self._complain(f"looking for topics: {failed.args[0].name()}")
+            return PATTERN_S
+
+    def _look_for_topics(self) -> float:
+        """Subscribe to what is there, and to what is not there yet. When to look again, in seconds from now."""
+        named = set(self._mapping.config.topics)
+        faults = self._targets().faults(named) if named else {}
         for topic, fault in faults.items():
             self._complain(f"{fault.replace('_', ' ')}: waiting for {topic}")
-        return set(faults)
+        self._counts = self._describe(named)
+        there = set(self._counts) - named
+        present = there | (named - faults.keys())
+        if self._seen is None:
+            self._seen = present
+        # What is missing is born from now on: its partitions may be assigned before the next look
+        self._born |= (present - self._seen) | {topic for topic, fault in faults.items() if fault == "missing_topic"}
+        self._seen |= present
+        wanted, missing = sorted(named | there), sorted(faults)
+        if wanted and (wanted, missing) != self._subscribed:
+            # Also when a missing one has appeared: it makes librdkafka look at once
+            self._consumer.subscribe(wanted, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._gone)
+        elif not wanted:
+            if self._subscribed[0]:
+                self._consumer.unsubscribe()
+            self._ready.set()
+        self._subscribed = (wanted, missing)
+        if faults:
+            return MISSING_S
+        return PATTERN_S if self._mapping.config.topic_pattern else COUNT_S
+
+    def _describe(self, named: set[str]) -> dict[str, int]:
+        """Topics that are there and mapped, with their numbers of partitions. Raises KafkaException."""
+        if self._mapping.config.topic_pattern:
+            topics = self._consumer.list_topics(timeout=LOOK_S).topics
+            found = sorted(topic for topic in topics if topic not in named and self._mapping.reads(topic))
+            if len(found) > self._limits.mapping_topics:
+                self._complain(f"the pattern finds more than {self._limits.mapping_topics} topics (mapping_topics): some are not read")
+            wanted = [*named, *found[: self._limits.mapping_topics]]
+        else:
+            topics = {}
+            wanted = list(named)
+            for topic in named:
+                topics |= self._consumer.list_topics(topic, timeout=LOOK_S).topics
+        return {topic: len(topics[topic].partitions) for topic in wanted if topic in topics and topics[topic].error is None}
+
+    def _targets(self) -> TargetTopics:
+        return TargetTopics(self._config, self._consumer, create=self._create_topics, timeout_s=LOOK_S)
 
     # --- reading ---------------------------------------------------------------------------------------------------------------------
 
-    def _hold(self, paused: bool) -> bool:
-        """Stop reading while too much is not yet durable, go on below half of it. The group is polled all the while."""
-        lanes = self._lanes.values()
-        records = sum(lane.taken_records - lane.finished_records for lane in lanes)
-        size = sum(lane.taken_bytes - lane.finished_bytes for lane in lanes)
-        full = records >= self._limits.mapping_records or size >= self._limits.mapping_bytes
-        partitions = [TopicPartition(topic, number) for topic, number in self._lanes]
-        if full:
-            self._consumer.pause(partitions)
-            return True
-        if paused and records <= self._limits.mapping_records // 2 and size <= self._limits.mapping_bytes // 2:
-            self._consumer.resume(partitions)
-            return False
-        return paused
+    def _hold(self) -> None:
+        """Pause what waits, and everything while too much is not yet durable, until half of it is. The group is polled all the while."""
+        parts = self._parts
+        lanes = [part.lane for part in parts.values()]
+        held = [record for part in parts.values() for record in part.held]
+        records = sum(lane.taken_records - lane.finished_records for lane in lanes) + len(held)
+        size = sum(lane.taken_bytes - lane.finished_bytes for lane in lanes) + sum(map(_size, held))
+        limits = self._limits
+        if records >= limits.mapping_records or size >= limits.mapping_bytes:
+            self._full = True
+        elif records <= limits.mapping_records // 2 and size <= limits.mapping_bytes // 2:
+            self._full = False
+        wanted = {place for place, part in parts.items() if self._full or part.waits}
+        if stop := wanted - self._paused:
+            self._consumer.pause([TopicPartition(*place) for place in stop])
+        if go := (self._paused - wanted) & parts.keys():
+            self._consumer.resume([TopicPartition(*place) for place in go])
+        self._paused = wanted
 
     def _read(self) -> None:
-        batch: dict[tuple[str, int], list[_Entry]] = {}
-        now_ms = time.time_ns() // 1_000_000
+        batch: dict[Place, list[SourceRecord]] = {}
         for message in read_batch(self._consumer, BATCH, POLL_S):
             error = message.error()
             if error is None:
-                self._take(message, now_ms, batch)
+                place = (message.topic(), message.partition())
+                record = SourceRecord(*place, message.offset(), message.key(), message.value(), message.headers() or [])
+                batch.setdefault(place, []).append(record)
             elif error.fatal():
                 raise KafkaException(error)
             elif error.code() != KafkaError._PARTITION_EOF:
                 self._complain(f"reading: {error.name()}")
-        for at, entries in batch.items():
+        for place, records in batch.items():
             # A rebalance within `consume` may have taken the partition away, and its records with it.
-            lane = self._lanes.get(at)
-            if lane is not None:
-                lane.taken_records += len(entries)
-                lane.taken_bytes += sum(entry.size for entry in entries)
-                self._call(lane.add, entries)
+            part = self._parts.get(place)
+            if part is not None:
+                self.read += len(records)
+                part.held.extend(records)
+                self._map_held(part)
 
-    def _take(self, message: Any, now_ms: int, batch: dict[tuple[str, int], list[_Entry]]) -> None:
-        at = (message.topic(), message.partition())
-        key, value = message.key(), message.value()
-        record = SourceRecord(*at, message.offset(), key, value, message.headers() or [])
-        made = self._mapping.map(record, now_ms)
-        self.read += 1
-        append = None
-        if isinstance(made, Skipped):
-            self.skipped[made.reason] += 1
-            self._complain(f"records are skipped: {made.reason.replace('_', ' ')}", f" ({made.detail})")
+    def _try_again(self) -> None:
+        now = time.monotonic()
+        for part in self._parts.values():
+            if part.held and part.scan is None and now >= part.retry_at:
+                self._map_held(part)
+
+    def _map_held(self, part: _Partition) -> None:
+        """Map what was read, in order, as far as that goes."""
+        if part.scan is not None:
+            return
+        entries: list[Entry] = []
+        now_ms = time.time_ns() // 1_000_000
+        while part.held:
+            record = part.held[0]
+            entry = self._entry(part, record, self._mapping.map(record, now_ms, self._schemas))
+            if entry is None:
+                break
+            part.held.popleft()
+            entries.append(entry)
         else:
-            append = (made.key, made.body, made.publish_id)
-        batch.setdefault(at, []).append(_Entry(record.offset, append, len(value or b"") + len(key or b"")))
+            part.stopped = None
+        if entries:
+            lane = part.lane
+            lane.taken_records += len(entries)
+            lane.taken_bytes += sum(entry.size for entry in entries)
+            self._call(lane.add, entries)
+
+    def _entry(self, part: _Partition, record: SourceRecord, made: Mapped | Failed | Delayed) -> Entry | None:
+        """None: the partition waits."""
+        size = _size(record)
+        match made:
+            case Mapped(key, publish_id, body):
+                if key in part.already.get(record.offset, ()):
+                    self.found += 1
+                    return Entry(record.offset, None, size)
+                return Entry(record.offset, (key, body, publish_id), size)
+            case Delayed(schema):
+                self._stop(part, record, "waiting_for_schema", f"schema {schema}", delayed=True)
+                return None
+            case Failed():
+                return self._failed(part, record, made, size)
+
+    def _failed(self, part: _Partition, record: SourceRecord, failed: Failed, size: int) -> Entry | None:
+        reason, detail = failed
+        what = reason.replace("_", " ")
+        where = f" ({detail}; first at {record.topic}:{record.partition}:{record.offset})"
+        match self._mapping.config.on_failed_record_mapping:
+            case "skip":
+                self.skipped[reason] += 1
+                self._complain(f"records are skipped: {what}", where)
+                return Entry(record.offset, None, size)
+            case "dlq":
+                assert self._dead is not None
+                self.dead[reason] += 1
+                self._complain(f"records go to the dead letter topic: {what}", where)
+                entry = Entry(record.offset, None, size, State.DEAD)
+                self._dead.bury(record, failed, lambda: self._call(part.lane.buried, entry))
+                return entry
+            case _:
+                self._complain(f"stopped at a record: {what}", where)
+                self._stop(part, record, reason, detail, delayed=False)
+                self._keep_first(part)
+                return None
+
+    def _stop(self, part: _Partition, record: SourceRecord, reason: str, detail: str, *, delayed: bool) -> None:
+        part.stopped = Stopped(record.topic, record.partition, record.offset, reason, detail, delayed)
+        part.retry_at = 0.0 if delayed else time.monotonic() + STOPPED_S
+
+    def _keep_first(self, part: _Partition) -> None:
+        """Let go of what was read behind the record at which the partition stops, which may take long: it is read again then."""
+        if len(part.held) < 2:
+            return
+        first, second = part.held[0], part.held[1]
+        part.held = deque([first])
+        place = (first.topic, first.partition)
+        self._consumer.incremental_unassign([TopicPartition(*place)])
+        self._consumer.incremental_assign([TopicPartition(*place, second.offset)])
+        self._paused.discard(place)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed first: nothing is appended or committed any more
             self._loop.call_soon_threadsafe(function, *arguments)
 
+    # --- what is in the log already --------------------------------------------------------------------------------------------------
+
+    def _learn_ends(self) -> None:
+        """Where the log ends, as far as nobody has said. Raises KafkaException."""
+        topic = self._appends.log.topic
+        for partition, known in enumerate(self._appends.ends):
+            if known < 0:
+                _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=CALL_S)
+                self._appends.ended(partition, end)
+
+    def _look_at_log(self) -> None:
+        if not self._scans:
+            return
+        scan = self._scans[0]
+        if not scan.step(SCAN_S):
+            return
+        self._scans.popleft()
+        for place in scan.places:
+            if (part := self._parts.get(place)) is not None and part.scan is scan:
+                part.already = scan.keys(place)
+                part.already_until = max(part.already, default=-1) + 1
+                part.scan = None
+        if found := sum(len(scan.keys(place)) for place in scan.places):
+            log.info("mapping %s: %d records were in the log already", self._mapping.id, found)
+        scan.close()
+
     # --- positions -------------------------------------------------------------------------------------------------------------------
 
     def _assigned(self, _consumer: object, partitions: list[TopicPartition]) -> None:
         starts: list[TopicPartition] = []
-        new: list[TopicPartition] = []
+        looks: list[tuple[_Partition, Place, list[int]]] = []
+        begun: dict[Place, Position] = {}
+        ends = [max(0, end) for end in self._appends.ends]
         for at in self._consumer.committed(partitions, timeout=CALL_S) if partitions else []:
             if at.error is not None:
                 raise KafkaException(at.error)
-            low, high = self._consumer.get_watermark_offsets(TopicPartition(at.topic, at.partition), timeout=CALL_S)
-            if at.offset < 0:
-                # A topic that came into being after the mapping holds nothing older than the mapping.
-                everything = self._mapping.config.start == "earliest" or at.topic in (self._born or ())
-                start = TopicPartition(at.topic, at.partition, low if everything else high)
-                new.append(start)
+            place = (at.topic, at.partition)
+            low, high = self._ends_of(place)
+            count = max(self._counts.get(at.topic, 0), at.partition + 1)
+            said = read_metadata(at.metadata, self._appends.log) if at.offset >= 0 else None
+            start = max(at.offset, low) if at.offset >= 0 else self._beginning(place, low, high, count)
+            if 0 <= at.offset < low:
+                self.lost += low - at.offset
+                self._complain("retention deleted records before the mapping read them", f" ({low - at.offset} of {at.topic})")
+            part = self._parts[place] = _Partition(Lane(self._loop, self._appends, start, self._may_append), count)
+            part.end = high
+            starts.append(TopicPartition(*place, start))
+            if said is not None and said.floors is not None:
+                part.committed = Position(start, said.floors)
+                looks.append((part, place, said.floors))
             else:
-                start = TopicPartition(at.topic, at.partition, max(at.offset, low))
-                if at.offset < low:
-                    self.lost += low - at.offset
-                    self._complain("retention deleted records before the mapping read them", f" ({low - at.offset} of {at.topic})")
-            starts.append(start)
-            self._lanes[at.topic, at.partition] = _Lane(self._loop, self._appends, start.offset)
-            self._committed[at.topic, at.partition] = start.offset
+                begun[place] = Position(start, ends)
         self._consumer.incremental_assign(starts)
         if starts:
             self._consumer.resume(starts)  # a pause outlives an assignment (measured with librdkafka 2.16)
-        if new:
-            self._consumer.commit(offsets=new, asynchronous=False)
+            self._paused -= {(at.topic, at.partition) for at in starts}
+        self._look(looks)
+        self._hold()
+        self._commit_positions(begun, wait=True)
+        self._lease_until = time.monotonic() + LEASE_S
         self._ready.set()
 
+    def _ends_of(self, place: Place) -> tuple[int, int]:
+        """Where a partition begins and ends. A topic that has just been made may not be known everywhere yet. Raises KafkaException."""
+        until = time.monotonic() + LOOK_S
+        while True:
+            try:
+                low, high = self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=CALL_S)
+            except KafkaException as failed:
+                if fault_of(failed.args[0]) != "missing_topic" or time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+            else:
+                return low, high
+
+    def _look(self, looks: list[tuple[_Partition, Place, list[int]]]) -> None:
+        """Begin to look at the log for what former owners of these partitions have appended."""
+        if not looks:
+            return
+        floors = [min(each) for each in zip(*(floors for _, _, floors in looks), strict=True)]
+        marks = {place: part.lane.mark for part, place, _ in looks}
+        scan = LogScan(self._config, self._appends.log, floors, marks, self._limits.mapping_records + BATCH)
+        self._scans.append(scan)
+        for part, _, _ in looks:
+            part.scan = scan
+
+    def _beginning(self, place: Place, low: int, high: int, count: int) -> int:
+        """Where a partition begins that has no commit."""
+        topic, number = place
+        start = self._mapping.config.start
+        if start == "earliest" or topic in self._born or self._grown(topic, number, count):
+            return low
+        if isinstance(start, int):
+            (found,) = self._consumer.offsets_for_times([TopicPartition(topic, number, start)], timeout=CALL_S)
+            if found.error is not None:
+                raise KafkaException(found.error)
+            return int(found.offset) if found.offset >= 0 else high
+        return high
+
+    def _grown(self, topic: str, number: int, count: int) -> bool:
+        """Whether the partition was added to its topic after the mapping had begun with the others: it holds nothing older."""
+        others = [TopicPartition(topic, other) for other in range(count) if other != number]
+        known: list[Committed] = []
+        for at in self._consumer.committed(others, timeout=CALL_S) if others else []:
+            if at.offset >= 0 and (said := read_metadata(at.metadata, self._appends.log)) is not None:
+                known.append(said)
+        return bool(known) and number >= min(said.partitions for said in known)
+
     def _revoked(self, _consumer: object, partitions: list[TopicPartition]) -> None:
-        lanes = [(at.topic, at.partition) for at in partitions]
+        places = [(at.topic, at.partition) for at in partitions]
         try:
-            self._settle(lanes)
-        except KafkaException as failed:  # the next owner appends some records again, under the same ids
+            self._settle(places)
+        except KafkaException as failed:  # the next owner finds in the log what was appended
             self._complain(f"commit before a rebalance: {failed.args[0].name()}")
-        self._drop(lanes)
+        self._drop(places)
         self._consumer.incremental_unassign(partitions)
 
     def _gone(self, _consumer: object, partitions: list[TopicPartition]) -> None:
@@ -424,29 +536,86 @@ class MappingRunner(KafkaThread):
         self._drop([(at.topic, at.partition) for at in partitions])
         self._consumer.incremental_unassign(partitions)
 
-    def _settle(self, lanes: list[tuple[str, int]]) -> None:
+    def _settle(self, places: list[Place]) -> None:
         """Wait shortly for un-reported appends of these partitions, appending nothing new, and commit."""
-        mine = [self._lanes[at] for at in lanes if at in self._lanes]
+        mine = [self._parts[place].lane for place in places if place in self._parts]
+        if self._dead is not None:
+            self._dead.flush(DRAIN_S)
         for lane in mine:
             self._call(lane.close)
         until = time.monotonic() + DRAIN_S
-        while not all(lane.settled for lane in mine) and time.monotonic() < until:
+        while not all(lane.final for lane in mine) and time.monotonic() < until:
             time.sleep(0.01)
         self._commit(wait=True)
 
-    def _drop(self, lanes: list[tuple[str, int]]) -> None:
-        for at in lanes:
-            lane = self._lanes.pop(at, None)
-            self._committed.pop(at, None)
-            if lane is not None:
-                self._call(lane.close)
+    def _drop(self, places: list[Place]) -> None:
+        for place in places:
+            part = self._parts.pop(place, None)
+            self._paused.discard(place)
+            if part is not None:
+                self._call(part.lane.close)
+        while self._scans and not any(place in self._parts for place in self._scans[0].places):
+            self._scans.popleft().close()
+
+    def _snapshot(self) -> None:
+        """What the next commit will say."""
+        for part in self._parts.values():
+            self._call(part.lane.snapshot)
 
     def _commit(self, *, wait: bool) -> None:
-        marks = {at: lane.mark for at, lane in self._lanes.items()}
-        offsets = [TopicPartition(*at, mark) for at, mark in marks.items() if mark != self._committed.get(at)]
-        if offsets:
-            self._consumer.commit(offsets=offsets, asynchronous=not wait)
-            self._committed |= marks
+        """What has moved on, or was not said for long."""
+        now = time.monotonic()
+        positions: dict[Place, Position] = {}
+        for place, part in self._parts.items():
+            position = part.lane.position
+            if position is None or part.scan is not None or position.mark < part.already_until:
+                continue
+            part.already = {}
+            if part.committed is None or position.mark != part.committed.mark or now - part.committed_at >= REFRESH_S:
+                positions[place] = position
+        self._commit_positions(positions, wait=wait)
+
+    def _commit_positions(self, positions: dict[Place, Position], *, wait: bool) -> None:
+        """Raises KafkaException."""
+        if not positions:
+            return
+        offsets = []
+        for place, position in positions.items():
+            metadata = write_metadata(self._appends.log, self._parts[place].count, position.floors)
+            offsets.append(TopicPartition(*place, position.mark, metadata))
+        self._consumer.commit(offsets=offsets, asynchronous=not wait)
+        now = time.monotonic()
+        for place, position in positions.items():
+            self._parts[place].committed = position
+            self._parts[place].committed_at = now
+
+    def _may_append(self) -> bool:
+        """On the loop: whether the thread came round lately, and so the group cannot have given the partitions to others."""
+        return time.monotonic() < self._lease_until
+
+    def _renew_lease(self) -> None:
+        if time.monotonic() < self._lease_until or self._still_member():
+            self._lease_until = time.monotonic() + LEASE_S
+
+    def _still_member(self) -> bool:
+        """Ask by repeating a commit, which is refused to whoever is not in the group any more."""
+        positions = {place: part.committed for place, part in self._parts.items() if part.committed is not None}
+        try:
+            self._commit_positions(positions, wait=True)
+        except KafkaException as refused:
+            self._complain(f"this core may have lost its partitions: {refused.args[0].name()}")
+            return False
+        return bool(positions) or not self._parts
+
+    def _look_at_ends(self) -> None:
+        """Ends of partitions, for the lag: the driver knows those that it reads, for the others Kafka is asked."""
+        for place, part in self._parts.items():
+            try:
+                _, end = self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=1.0, cached=place not in self._paused)
+            except KafkaException:
+                return
+            if end >= 0:
+                part.end = max(end, part.end)
 
     def _complain(self, what: str, detail: str = "") -> None:
         """Log, at most once a minute for the same trouble."""
@@ -456,3 +625,7 @@ class MappingRunner(KafkaThread):
                 self._complained.clear()
             self._complained[what] = now + COMPLAIN_S
             log.warning("mapping %s: %s%s", self._mapping.id, what, detail)
+
+
+def _size(record: SourceRecord) -> int:
+    return len(record.value or b"") + len(record.key or b"")

@@ -1,6 +1,7 @@
 """Mappings: records of your topics become messages on channels."""
 
-from core.mappings.mapping import Mapped, Mapping, MappingConfig, Skipped
+from core.mappings.mapping import Delayed, Failed, Mapped, Mapping, MappingConfig
+from core.mappings.schemas import Schemas
 from core.mappings.template import SourceRecord
 
-__all__ = ["Mapped", "Mapping", "MappingConfig", "Skipped", "SourceRecord"]
+__all__ = ["Delayed", "Failed", "Mapped", "Mapping", "MappingConfig", "Schemas", "SourceRecord"]

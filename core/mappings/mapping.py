@@ -7,8 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from core.mappings.template import NoTextError, SourceRecord, Template
-from core.rules.checks import ConfigError, check_id, topic_fault
+from core.mappings.content import Content, DelayedError, FailedError, FailReason, Format, reader
+from core.mappings.schemas import SCHEMA_FORMATS, Schemas
+from core.mappings.template import SourceRecord, Template, View
+from core.rules.checks import ConfigError, Filter, check_id, compile_filter, topic_fault
 from relay.model.channel import log_key, parse_channel
 from relay.model.errors import RelayError
 from relay.model.message import Message, RecordBody
@@ -20,10 +22,6 @@ PUSH_HEADER = "com.ably.extras.push"
 """Header of a record with JSON text for `extras.push`."""
 
 _BODY = msgspec.msgpack.Encoder()
-
-Format = Literal["auto", "bytes", "string", "json", "avro", "protobuf", "json_schema"]
-"""What keys or values are. `auto`: a JSON object or array is data with encoding `json`, other UTF-8 a string, everything else binary. The
-last three are in Schema Registry's framing."""
 
 
 class MappingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,13 +44,11 @@ class MappingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """What record values are."""
     start: Literal["latest", "earliest"] | int = msgspec.field(default="latest", name="from")
     """Where a mapping that has never run begins in topics that are already there; a number is a time in milliseconds since 1970."""
-    on_failed_record_mapping: Literal["skip", "stop", "dlq"] = "skip"
-    """What to do with a record that cannot become a message. `skip`: count and log it. `stop`: wait at it. `dlq`: write it to `dlq_topic`."""
+    on_failed_record_mapping: Literal["stop", "skip", "dlq"] = "stop"
+    """What to do with a record that cannot become a message. `stop`: its partition waits until it can. `skip`: it is counted and logged.
+    `dlq`: it is written to `dlq_topic`."""
     dlq_topic: str = ""
     """Where records go that cannot become messages, with `dlq`."""
-
-
-SkipReason = Literal["no_text", "illegal_channel", "undecodable", "oversize", "refused"]
 
 
 class Mapped(NamedTuple):
@@ -61,98 +57,143 @@ class Mapped(NamedTuple):
     key: bytes
     publish_id: str
     body: bytes
+    channel: str
+    message: Message
 
 
-class Skipped(NamedTuple):
+class Failed(NamedTuple):
     """The record cannot become a message. `reason` is the label of the counter, `detail` is for the log and holds no payload."""
 
-    reason: SkipReason
+    reason: FailReason
     detail: str
+
+
+class Delayed(NamedTuple):
+    """Schema Registry has not answered yet: map the record again later."""
+
+    schema: int
 
 
 class Mapping:
     """A checked mapping of one app."""
 
-    __slots__ = ("_channel", "_max_bytes", "_name", "app", "config", "id")
+    __slots__ = ("_channel", "_key", "_max_bytes", "_name", "_pattern", "_prefix", "_value", "app", "config", "id")
 
-    def __init__(self, app: str, config: MappingConfig, *, prefix: str = "tidegate", max_message_bytes: int = 65_536) -> None:
-        """`prefix` is that of Tidegate's own topics, which no mapping may read. Raises ConfigError."""
+    def __init__(
+        self,
+        app: str,
+        config: MappingConfig,
+        *,
+        prefix: str = "tidegate",
+        max_message_bytes: int = 65_536,
+        registry: bool = False,
+        times: bool = True,
+    ) -> None:
+        """`prefix` is that of Tidegate's own topics, which no mapping may read. `registry`: there is a Schema Registry; `times`: the broker
+        finds records by time. Raises ConfigError."""
         check_id(config.id)
-        if not config.topics:
-            raise ConfigError("topics", "name at least one topic")
-        for topic in config.topics:
-            if wrong := topic_fault(topic, prefix):
-                raise ConfigError("topics", f"{topic!r} cannot be read ({wrong.replace('_', ' ')})")
-        _refuse_unsupported(config)
         self.app = app
         self.id = config.id
         self.config = config
+        self._prefix = prefix
         self._max_bytes = max_message_bytes
-        self._channel = Template(config.channel, "channel")
-        self._name = Template(config.message_name, "message_name")
+        self._pattern = self._check_topics()
+        self._check_policy()
+        if isinstance(config.start, int) and config.start < 0:
+            raise ConfigError("from", "a time is milliseconds since 1970, and not negative")
+        if isinstance(config.start, int) and not times:
+            raise ConfigError("from", "the embedded broker finds no records by time")
+        for field, form in (("key", config.key), ("value", config.value)):
+            if form in SCHEMA_FORMATS and not registry:
+                raise ConfigError(field, f"{form} needs [schema_registry] in core.toml")
+        self._key = reader("key", config.key)
+        self._value = reader("value", config.value)
+        self._channel = Template(config.channel, "channel", config.key, config.value)
+        self._name = Template(config.message_name, "message_name", config.key, config.value)
         if self._channel.static and (fault := channel_fault(config.channel)):
             raise ConfigError("channel", fault)
 
-    def map(self, record: SourceRecord, now_ms: int) -> Mapped | Skipped:
+    @property
+    def needs_registry(self) -> bool:
+        return self.config.key in SCHEMA_FORMATS or self.config.value in SCHEMA_FORMATS
+
+    def reads(self, topic: str) -> bool:
+        """Whether the records of `topic` are mapped."""
+        if topic in self.config.topics:
+            return True
+        return self._pattern is not None and topic_fault(topic, self._prefix) is None and self._pattern.fullmatch(topic) is not None
+
+    def map(self, record: SourceRecord, now_ms: int, schemas: Schemas | None = None) -> Mapped | Failed | Delayed:
         """The append for one record; `now_ms` is the time of receipt. A record without value becomes a message without data."""
         try:
-            channel, name = self._channel.render(record), self._name.render(record)
-        except NoTextError as wrong:
-            return Skipped("no_text", str(wrong))
+            return self._map(record, now_ms, schemas)
+        except FailedError as wrong:
+            return Failed(wrong.reason, wrong.detail)
+        except DelayedError as waiting:
+            return Delayed(waiting.schema)
+
+    def _map(self, record: SourceRecord, now_ms: int, schemas: Schemas | None) -> Mapped:
+        key = self._key(record.key, schemas)
+        value = self._value(record.value, schemas)
+        view = View(record, key, value)
+        channel, name = self._channel.render(view), self._name.render(view)
         if fault := channel_fault(channel):
-            return Skipped("illegal_channel", fault)
-        try:
-            data, encoding = self._data(record.value)
-        except ValueError:
-            return Skipped("undecodable", f"the value is not {self.config.value}")
+            raise FailedError("illegal_channel", fault)
+        encoding = value.encoding
         headers = dict(record.headers)
-        if ENCODING_HEADER in headers and data is not None:
+        if ENCODING_HEADER in headers and value.data is not None:
             encoding = _text(headers[ENCODING_HEADER]) or None
         place = f"{record.topic}:{record.partition}:{record.offset}"
-        message = Message(id=f"{place}:0", name=name or None, data=data, encoding=encoding, extras=_extras(headers, record.key))
+        message = Message(id=f"{place}:0", name=name or None, data=value.data, encoding=encoding, extras=self._extras(headers, key))
         try:
             settle([message], client_id=None, connection_id=None, max_bytes=self._max_bytes)  # what holds for publishers holds here
         except RelayError as wrong:
-            return Skipped("oversize" if wrong.code == 40009 else "refused", wrong.info.message)
+            raise FailedError("oversize" if wrong.code == 40009 else "refused", wrong.info.message) from None
         body = _BODY.encode(RecordBody(id=place, timestamp=now_ms, messages=[message]))
-        return Mapped(log_key(self.app, channel), f"m:{place}", body)
+        return Mapped(log_key(self.app, channel), f"m:{place}", body, channel, message)
 
-    def _data(self, value: bytes | None) -> tuple[str | bytes | None, str | None]:
-        """(data, encoding). Raises ValueError when the value is not what the setting says."""
-        wanted = self.config.value
-        if value is None:
-            return None, None
-        if wanted == "bytes":
-            return value, None
-        if wanted == "string":
-            return value.decode(), None
-        if wanted == "json":
-            return _json_text(value), "json"
-        try:
-            if value.lstrip()[:1] in (b"{", b"["):
-                return _json_text(value), "json"
-        except ValueError:
-            pass
-        try:
-            return value.decode(), None
-        except UnicodeDecodeError:
-            return value, None
+    def _extras(self, headers: dict[str, bytes | None], key: Content) -> dict[str, Any] | None:
+        extras: dict[str, Any] = {}
+        texts = {name: _text(value) for name, value in headers.items() if name not in (ENCODING_HEADER, PUSH_HEADER)}
+        if texts:
+            extras["headers"] = texts
+        push = _push(headers.get(PUSH_HEADER))
+        if push is not None:
+            extras["push"] = push
+        text = self._key_text(key)
+        if text is not None:
+            extras["kafka"] = {"key": text}
+        return extras or None
 
+    @staticmethod
+    def _key_text(key: Content) -> str | None:
+        """A string key as it is, bytes as base64; None for other types."""
+        whole = key.whole
+        if isinstance(whole, bytes):
+            return base64.b64encode(whole).decode()
+        return whole if isinstance(whole, str) else None
 
-def _refuse_unsupported(config: MappingConfig) -> None:
-    """Raises ConfigError."""
-    if config.on_failed_record_mapping != "skip":
-        raise ConfigError("on_failed_record_mapping", "not supported; this version knows 'skip' only")
-    if config.topic_pattern:
-        raise ConfigError("topic_pattern", "not supported")
-    if isinstance(config.start, int):
-        raise ConfigError("from", "a time is not supported")
-    if config.key != "auto":
-        raise ConfigError("key", "not supported; this version knows 'auto' only")
-    if config.value in ("avro", "protobuf", "json_schema"):
-        raise ConfigError("value", "Schema Registry is not supported")
-    if config.status != "enabled":
-        raise ConfigError("status", "not supported")
+    def _check_topics(self) -> Filter | None:
+        config = self.config
+        if not config.topics and not config.topic_pattern:
+            raise ConfigError("topics", "name at least one topic, or set topic_pattern")
+        for topic in config.topics:
+            if wrong := topic_fault(topic, self._prefix):
+                raise ConfigError("topics", f"{topic!r} cannot be read ({wrong.replace('_', ' ')})")
+        return compile_filter(config.topic_pattern, "topic_pattern")
+
+    def _check_policy(self) -> None:
+        config = self.config
+        if config.on_failed_record_mapping != "dlq":
+            if config.dlq_topic:
+                raise ConfigError("dlq_topic", "is for on_failed_record_mapping = 'dlq'")
+            return
+        if not config.dlq_topic:
+            raise ConfigError("dlq_topic", "name the topic that records go to")
+        if wrong := topic_fault(config.dlq_topic, self._prefix):
+            raise ConfigError("dlq_topic", f"cannot be written ({wrong.replace('_', ' ')})")
+        if self.reads(config.dlq_topic):
+            raise ConfigError("dlq_topic", "is one that this mapping reads")
 
 
 def channel_fault(name: str) -> str | None:
@@ -164,28 +205,6 @@ def channel_fault(name: str) -> str | None:
     except RelayError as wrong:
         return wrong.info.message
     return None
-
-
-def _json_text(value: bytes) -> str:
-    """`value` as text, unchanged, if it is one JSON value. Raises ValueError."""
-    try:
-        msgspec.json.decode(value, type=msgspec.Raw)
-    except (msgspec.MsgspecError, RecursionError) as wrong:
-        raise ValueError("not JSON") from wrong
-    return value.decode()
-
-
-def _extras(headers: dict[str, bytes | None], key: bytes | None) -> dict[str, Any] | None:
-    extras: dict[str, Any] = {}
-    texts = {name: _text(value) for name, value in headers.items() if name not in (ENCODING_HEADER, PUSH_HEADER)}
-    if texts:
-        extras["headers"] = texts
-    push = _push(headers.get(PUSH_HEADER))
-    if push is not None:
-        extras["push"] = push
-    if key is not None:
-        extras["kafka"] = {"key": _text(key)}
-    return extras or None
 
 
 def _text(value: bytes | None) -> str | None:

@@ -1,7 +1,11 @@
 """Channel and message names from records. Source: Ably protocol docs, Kafka Connector, template grammar.
 
-A placeholder is `#{`, one or more characters other than `}`, `}`: no white space, filters or escapes. `topic`, `topic.name`,
-`topic.partition` and `key` are known here; fields of structured keys and values need a schema and are refused by name.
+    template    := ( text | "#{" placeholder "}" )*
+    placeholder := "topic" | "topic.name" | "topic.partition" | "key" | ( "key" | "value" ) path | "headers." name
+    path        := ( "." field ( "[" index "]" )* )+          # a field has no '.', '[' or ']' in its name
+    name        := what follows, dots included
+
+What stands between the braces is taken as it is: no white space around it, no filters, no escapes; what replaces it is taken literally.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from core.mappings.content import FIELDS, Content, FailedError, Format, text_of
 from core.rules.checks import ConfigError
 
 MAX_TEMPLATE = 4_096
@@ -27,53 +32,58 @@ class SourceRecord(NamedTuple):
     headers: list[tuple[str, bytes | None]]
 
 
-class NoTextError(Exception):
-    """A value that a template refers to has no text form: null, or bytes that are not UTF-8."""
+class View(NamedTuple):
+    """What templates see of a record."""
+
+    record: SourceRecord
+    key: Content
+    value: Content
 
 
-Value = Callable[[SourceRecord], str]
+Value = Callable[[View], str]
+"""Raises FailedError."""
 
 _PLACEHOLDER = re.compile(r"#\{([^}]+)\}")
-_FIELD = re.compile(r"(key|value)(\.[^.]+)+")
+_PATH = re.compile(r"(key|value)((?:\.[^.\[\]]+(?:\[[0-9]{1,9}\])*)+)", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[\]]+)|\[([0-9]+)\]", re.DOTALL)
+_HEADER = "headers."
 
 
-def _topic(record: SourceRecord) -> str:
-    return record.topic
+def _topic(view: View) -> str:
+    return view.record.topic
 
 
-def _partition(record: SourceRecord) -> str:
-    return str(record.partition)
+def _partition(view: View) -> str:
+    return str(view.record.partition)
 
 
-def _key(record: SourceRecord) -> str:
-    if record.key is None:
-        raise NoTextError("the record has no key")
-    try:
-        return record.key.decode()
-    except UnicodeDecodeError as wrong:
-        raise NoTextError("the key is not UTF-8") from wrong
+def _key(view: View) -> str:
+    return view.key.text()
 
 
 VALUES: dict[str, Value] = {"topic": _topic, "topic.name": _topic, "topic.partition": _partition, "key": _key}
-"""Every placeholder and how it is evaluated."""
+"""The placeholders that are single words, and how they are evaluated."""
+KNOWN = (*VALUES, "key.FIELD", "value.FIELD", "headers.NAME")
 
 
 class Template:
-    """A parsed template. `field` names the setting in errors."""
+    """A parsed template. `field` names the setting in errors; `key` and `value` are the formats of the mapping."""
 
-    __slots__ = ("_parts", "text")
+    __slots__ = ("_key", "_parts", "_value", "text")
 
-    def __init__(self, text: str, field: str) -> None:
+    def __init__(self, text: str, field: str, key: Format = "auto", value: Format = "auto") -> None:
         """Raises ConfigError."""
         if len(text) > MAX_TEMPLATE:
             raise ConfigError(field, f"longer than {MAX_TEMPLATE} characters")
         self.text = text
+        self._key = key
+        self._value = value
         parts: list[str | Value] = []
         at = 0
         for found in _PLACEHOLDER.finditer(text):
             if found.start() > at:
                 parts.append(text[at : found.start()])
-            parts.append(_value(found[1], field))
+            parts.append(self._placeholder(found[1], field))
             at = found.end()
         if at < len(text):
             parts.append(text[at:])
@@ -83,19 +93,38 @@ class Template:
     def static(self) -> bool:
         return all(isinstance(part, str) for part in self._parts)
 
-    def render(self, record: SourceRecord) -> str:
-        """Raises NoTextError."""
-        return "".join([part if isinstance(part, str) else part(record) for part in self._parts])
+    def render(self, view: View) -> str:
+        """Raises FailedError."""
+        return "".join([part if isinstance(part, str) else part(view) for part in self._parts])
+
+    def _placeholder(self, name: str, field: str) -> Value:
+        value = VALUES.get(name)
+        if value is not None:
+            return value
+        if name.startswith(_HEADER) and len(name) > len(_HEADER):
+            return _header(name)
+        if path := _PATH.fullmatch(name):
+            form = self._key if path[1] == "key" else self._value
+            if form not in FIELDS:
+                raise ConfigError(field, f"#{{{name}}} refers to a field, which a {path[1]} of format {form!r} has none of")
+            return _field(path[1], path[2], name)
+        raise ConfigError(field, f"#{{{name}}} is not a placeholder; known are {', '.join(f'#{{{known}}}' for known in KNOWN)}")
 
 
-def _value(name: str, field: str) -> Value:
-    value = VALUES.get(name)
-    if value is not None:
-        return value
-    if _FIELD.fullmatch(name):
-        raise ConfigError(field, f"#{{{name}}} refers to a field, which needs a schema; this version knows {_known()}")
-    raise ConfigError(field, f"#{{{name}}} is not a placeholder; known are {_known()}")
+def _field(what: str, path: str, name: str) -> Value:
+    steps: list[str | int] = [step[1] if step[1] is not None else int(step[2]) for step in _STEP.finditer(path)]
+    if what == "key":
+        return lambda view: view.key.field(steps, name)
+    return lambda view: view.value.field(steps, name)
 
 
-def _known() -> str:
-    return ", ".join(f"#{{{name}}}" for name in VALUES)
+def _header(name: str) -> Value:
+    wanted = name.removeprefix(_HEADER)
+
+    def value(view: View) -> str:
+        for header, content in reversed(view.record.headers):
+            if header == wanted:
+                return text_of(content, f"#{{{name}}}")
+        raise FailedError("missing_field", f"#{{{name}}} is not there")
+
+    return value

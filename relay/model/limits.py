@@ -354,6 +354,12 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Records of one mapping read and not yet durable in the log. At it: the mapping reads no further until some are."""
     mapping_bytes: int = 8_388_608
     """The same, in bytes of keys and values."""
+    mapping_topics: int = 1_000
+    """Topics that the pattern of one mapping finds. Above it: further ones, by name, are not read, and the log says so."""
+    schemas: int = 1_000
+    """Schemas of Schema Registry that a core remembers, for each format. Above it: the one that was not needed for longest is forgotten."""
+    schema_timeout_s: float = 5.0
+    """How long Schema Registry may take to answer. Beyond it: it is asked again a second later, and records that need the schema wait."""
 
 
 class ListenerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.events import EdgeLost, Event, Overfull, Reported
-from core.kafka.mapping_runner import LogAppends, _Entry, _Lane
+from core.kafka.lanes import Entry, Lane, LogAppends, State
+from core.kafka.topics import StreamInfo
+from relay.model.channel import partition_of
 
 PARTITIONS = 2
+LOG = StreamInfo("abcdefgh", "tidegate.log", PARTITIONS)
 
 
 class Loop:
@@ -48,13 +51,13 @@ class Producer:
 
     def __init__(self) -> None:
         self.refused = 0
-        self.refusing = False
-        self.log: list[str] = []
+        self.refusing: set[int] = set()
+        self.logs: list[list[str]] = [[] for _ in range(PARTITIONS)]
         self.unreported: list[list[tuple[int, str]]] = [[] for _ in range(PARTITIONS)]
         self.deliver: Callable[[list[Event]], None] = lambda events: None
 
     def append(self, ticket: int, partition: int, key: bytes, value: bytes, kind: int, id: str) -> None:
-        if self.refusing:
+        if partition in self.refusing:
             self.refused += 1
             self.deliver([Overfull(ticket, "partition budget")])
         else:
@@ -63,21 +66,26 @@ class Producer:
     def report(self, partition: int, count: int) -> None:
         run, self.unreported[partition] = self.unreported[partition][:count], self.unreported[partition][count:]
         for ticket, id in run:
-            self.log.append(id)
-            self.deliver([Reported(ticket, partition, len(self.log) - 1)])
+            self.logs[partition].append(id)
+            self.deliver([Reported(ticket, partition, len(self.logs[partition]) - 1)])
 
     def fail(self, partition: int, written: int) -> None:
         run, self.unreported[partition] = self.unreported[partition], []
-        self.log += [id for _, id in run[:written]]
+        self.logs[partition] += [id for _, id in run[:written]]
         self.deliver([Reported(ticket, partition, None) for ticket, _ in run])
 
 
-def entries(start: int, count: int, skipped: set[int]) -> list[_Entry]:
+KEYS = [b"app:0", b"app:4", b"app:1"]
+"""Of three channels, over both partitions of the log."""
+
+
+def entries(start: int, count: int, skipped: set[int], dead: frozenset[int] = frozenset()) -> list[Entry]:
     made = []
     for offset in range(start, start + count):
-        key = b"app:" + str(offset % 3).encode()  # three channels, over two partitions of the log
-        append = None if offset in skipped else (key, b"body", f"m:t:0:{offset}")
-        made.append(_Entry(offset, append, 1))
+        if offset in dead:
+            made.append(Entry(offset, None, 1, State.DEAD))
+        else:
+            made.append(Entry(offset, None if offset in skipped else (KEYS[offset % 3], b"body", f"m:t:0:{offset}"), 1))
     return made
 
 
@@ -86,74 +94,137 @@ STEPS = st.lists(
         st.tuples(st.just("add"), st.integers(1, 5), st.just(0)),
         st.tuples(st.just("report"), st.integers(0, PARTITIONS - 1), st.integers(1, 6)),
         st.tuples(st.just("fail"), st.integers(0, PARTITIONS - 1), st.integers(0, 4)),
-        st.tuples(st.just("refuse"), st.integers(0, 1), st.just(0)),
+        st.tuples(st.just("refuse"), st.integers(0, PARTITIONS - 1), st.integers(0, 1)),
+        st.tuples(st.just("bury"), st.integers(0, 3), st.just(0)),
         st.tuples(st.just("turn"), st.just(0), st.just(0)),
     ),
     max_size=40,
 )
 
 
-@given(STEPS, st.sets(st.integers(0, 60)))
-def test_order_and_mark_hold_whatever_the_producer_does(steps: list[tuple[str, int, int]], skipped: set[int]) -> None:
-    loop, producer, appends = Loop(), Producer(), LogAppends(PARTITIONS)
+def test_the_channels_of_these_tests_lie_in_both_partitions() -> None:
+    assert {partition_of(key, PARTITIONS) for key in KEYS} == {0, 1}
+
+
+@given(STEPS, st.sets(st.integers(0, 60)), st.frozensets(st.integers(0, 60), max_size=6))
+def test_order_mark_and_floors_hold_whatever_the_producer_does(
+    steps: list[tuple[str, int, int]], skipped: set[int], dead: frozenset[int]
+) -> None:
+    """Rows M5.1 and M6.1: order per channel, and a commit that says enough for whoever goes on from it."""
+    loop, producer, appends = Loop(), Producer(), LogAppends(LOG)
     producer.deliver = appends.sort(lambda events: None)
     appends.use(producer)
-    lane = _Lane(cast(asyncio.AbstractEventLoop, loop), appends, 0)
+    lane = Lane(cast(asyncio.AbstractEventLoop, loop), appends, 0)
     offset = 0
+    unburied: list[Entry] = []
+    buried: set[int] = set()
 
     def check() -> None:
-        there = set(producer.log)
-        assert all(f"m:t:0:{before}" in there for before in range(lane.mark) if before not in skipped)
-        for channel in range(3):
-            seen = [int(id.rpartition(":")[2]) for id in dict.fromkeys(producer.log) if int(id.rpartition(":")[2]) % 3 == channel]
-            assert seen == sorted(seen), "first occurrences of a channel are out of order"
+        there = {id for log in producer.logs for id in log}
+        for before in range(lane.mark):
+            assert before in buried if before in dead else before in skipped or f"m:t:0:{before}" in there
+        for log in producer.logs:
+            for channel in range(3):
+                seen = [number for number in (int(id.rpartition(":")[2]) for id in dict.fromkeys(log)) if number % 3 == channel]
+                assert seen == sorted(seen), "first occurrences of a channel are out of order"
+        lane.snapshot()
+        assert lane.position is not None
+        for log, floor in zip(producer.logs, lane.position.floors, strict=True):
+            # Whoever looks at the log from the floors finds all that is there and not behind the mark
+            assert all(int(id.rpartition(":")[2]) < lane.position.mark for id in log[:floor])
+
+    def more(count: int) -> None:
+        nonlocal offset
+        made = entries(offset, count, skipped, dead)
+        unburied.extend(entry for entry in made if entry.state is State.DEAD)
+        lane.add(made)
+        offset += count
+
+    def bury(index: int) -> None:
+        if index < len(unburied):
+            entry = unburied.pop(index)
+            buried.add(entry.offset)
+            lane.buried(entry)
 
     for step, a, b in steps:
         if step == "add":
-            lane.add(entries(offset, a, skipped))
-            offset += a
+            more(a)
         elif step == "report":
             producer.report(a, b)
         elif step == "fail":
             producer.fail(a, b)
         elif step == "refuse":
-            producer.refusing = bool(a)
+            (producer.refusing.add if b else producer.refusing.discard)(a)
+        elif step == "bury":
+            bury(a)
         else:
             loop.turn()
         check()
-    producer.refusing = False
+    producer.refusing.clear()
     for _ in range(4 * offset + 4):
         loop.turn()
         for partition in range(PARTITIONS):
             producer.report(partition, 1_000)
+        bury(0)
     check()
     assert lane.mark == offset
     assert lane.finished_records == lane.finished_bytes == offset
 
 
-def test_a_closed_lane_appends_nothing_more_and_still_counts_answers() -> None:
-    loop, producer, appends = Loop(), Producer(), LogAppends(PARTITIONS)
+def test_a_full_partition_of_the_log_holds_up_no_other() -> None:
+    """Row M5.2: different keys run beside each other."""
+    loop, producer, appends = Loop(), Producer(), LogAppends(LOG)
     producer.deliver = appends.sort(lambda events: None)
     appends.use(producer)
-    lane = _Lane(cast(asyncio.AbstractEventLoop, loop), appends, 0)
+    lane = Lane(cast(asyncio.AbstractEventLoop, loop), appends, 0)
+    full = partition_of(KEYS[0], PARTITIONS)
+    producer.refusing.add(full)
+    lane.add(entries(0, 30, set()))
+    for _ in range(5):
+        loop.turn()
+    others = [n for n in range(30) if partition_of(KEYS[n % 3], PARTITIONS) != full]
+    assert [int(id.rpartition(":")[2]) for _, id in producer.unreported[1 - full]] == others
+    assert lane.mark == 0
+
+
+def test_nothing_is_appended_while_the_partition_may_be_anothers() -> None:
+    loop, producer, appends = Loop(), Producer(), LogAppends(LOG)
+    appends.use(producer)
+    mine = False
+    lane = Lane(cast(asyncio.AbstractEventLoop, loop), appends, 0, lambda: mine)
+    lane.add(entries(0, 5, set()))
+    for _ in range(5):
+        loop.turn()
+    assert producer.unreported == [[], []]
+    mine = True
+    loop.turn()
+    assert sum(map(len, producer.unreported)) == 5
+
+
+def test_a_closed_lane_appends_nothing_more_and_its_last_position_counts_every_answer() -> None:
+    loop, producer, appends = Loop(), Producer(), LogAppends(LOG)
+    producer.deliver = appends.sort(lambda events: None)
+    appends.use(producer)
+    lane = Lane(cast(asyncio.AbstractEventLoop, loop), appends, 0)
     lane.add(entries(0, 3, set()))
-    producer.refusing = True
+    producer.refusing = {0, 1}
     lane.add(entries(3, 3, set()))
     lane.close()
-    assert not lane.settled
-    producer.refusing = False
+    assert not lane.final
+    producer.refusing = set()
     for _ in range(3):
         loop.turn()
         for partition in range(PARTITIONS):
             producer.report(partition, 10)
     lane.add(entries(6, 3, set()))
-    assert lane.settled
-    assert (lane.mark, len(producer.log)) == (3, 3)
+    assert lane.final
+    assert lane.position is not None
+    assert (lane.position.mark, sum(map(len, producer.logs))) == (3, 3)
 
 
 def test_answers_of_the_node_are_passed_on() -> None:
     passed: list[Event] = []
-    deliver = LogAppends(PARTITIONS).sort(passed.extend)
+    deliver = LogAppends(LOG).sort(passed.extend)
     mine: list[Event] = [Reported(-1, 0, 5), Overfull(-2, "x")]
     others: list[Event] = [Reported(1, 0, 5), Overfull(0, "x"), EdgeLost(1, "why")]
     deliver([*mine, *others])
