@@ -244,8 +244,7 @@ class OwnedPartition:
         self.committed = self.position
         self._time_of_span = self.time
         self.claimed = True
-        if self.parked:
-            self.parked.done(self.position)
+        self.parked.done(self.position)
         self.outputs = []
         self.changes = self.presence.journal = self.lifecycle.journal = {}
         self.size = 0
