@@ -79,9 +79,7 @@ class CatchUp:
     `failed` is set when it cannot be told what became of a transaction: the owner has to begin again from the state.
     """
 
-    def __init__(
-        self, config: KafkaConfig, stream: StreamInfo, state_topic: StreamInfo, rules: dict[str, Rule], account: Account
-    ) -> None:
+    def __init__(self, config: KafkaConfig, stream: StreamInfo, state_topic: StreamInfo, rules: dict[str, Rule], account: Account) -> None:
         self._config = config
         self._stream = stream
         self._state_topic = state_topic

@@ -24,6 +24,7 @@ topics of the cluster."""
 MAX_REMEMBERED = 20_000
 """Topics remembered, present or not. At the bound all are forgotten and asked for again."""
 
+
 class TargetTopics:
     """Existence of topics by cached metadata. Belongs to one thread; look-ups wait for the broker, at most `timeout_s` each."""
 

@@ -281,7 +281,9 @@ class StateMessage:
         return self._value
 
 
-@pytest.mark.parametrize(("read_to", "fenced"), [(None, []), (6, ["core-2", "core-2"])], ids=["a broker that is slow", "an open transaction"])
+@pytest.mark.parametrize(
+    ("read_to", "fenced"), [(None, []), (6, ["core-2", "core-2"])], ids=["a broker that is slow", "an open transaction"]
+)
 def test_a_core_is_fenced_for_an_open_transaction_only(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, read_to: int | None, fenced: list[str]
 ) -> None:
