@@ -10,12 +10,14 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, AdminClient, ResourcePatternType, ResourceType
 
 from core import state
 from core.kafka import LogProducer, OwnerRunner, read_state
+from core.rules import Rule, RuleConfig
 from relay.model.channel import log_key, partition_of
 from tests.kafka.test_owner import enter
 from tests.kafka.test_rules import committed, create, numbers, publish, rule, until
@@ -303,11 +305,7 @@ def test_presence_and_batches_catch_up_too(kafka_brokers: str) -> None:
     asyncio.run(story())
 
 
-def make(name: str, routing_key: str, **fields: Any) -> Any:
-    import msgspec
-
-    from core.rules import Rule, RuleConfig
-
+def make(name: str, routing_key: str, **fields: Any) -> Rule:
     return Rule("app", msgspec.convert({"id": name, "target": {"routing_key": routing_key}, **fields}, RuleConfig))
 
 
