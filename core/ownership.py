@@ -208,6 +208,15 @@ class OwnedPartition:
         return bool(self.outputs or self.changes or self.batcher) and (self.committed is not None or self.moved)
 
     @property
+    def due(self) -> bool:
+        """The span should be written before long. Spans are short while somebody catches up, as that is where they can rejoin."""
+        return (
+            self.writes
+            or (self.moved and self.committed is None)
+            or (bool(self.parked.rules) and (self.parked.offers or (self.moved and self.parked.catching_up)))
+        )
+
+    @property
     def records(self) -> int:
         """How many records the span has come to."""
         return len(self.outputs) + len(self.changes)

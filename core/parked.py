@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from core import state
 from core.quiet import Changes
@@ -195,7 +195,6 @@ class ParkedRules:
 
     @property
     def catching_up(self) -> bool:
-        """Somebody is: spans should be short, as that is where they can rejoin."""
         return any(each.catching_up for each in self.rules.values())
 
     @property
@@ -231,3 +230,23 @@ class ParkedRules:
 def _size(made: Made) -> int:
     """Bytes, roughly."""
     return len(made.item if isinstance(made, Batched) else made.value) + 200
+
+
+def summary(parked: Iterable[tuple[ParkedRule, int]]) -> list[dict[str, Any]]:
+    """By rule and topic, in their order: why (of the last partition), since when (ms), on which partitions, on how many of them it is
+    catching up, and how many records of the log lie between it and the owner, whose position is given with each."""
+    found: dict[tuple[str, str], list[tuple[ParkedRule, int]]] = {}
+    for each, position in parked:
+        found.setdefault((each.rule, each.topic), []).append((each, position))
+    return [
+        {
+            "rule": rule,
+            "topic": topic,
+            "reason": group[-1][0].reason,
+            "since": min(each.since for each, _ in group),
+            "partitions": sorted(each.partition for each, _ in group),
+            "catchingUp": sum(each.catching_up for each, _ in group),
+            "behind": sum(max(0, position - each.cursor) for each, position in group),
+        }
+        for (rule, topic), group in sorted(found.items())
+    ]

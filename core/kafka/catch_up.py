@@ -88,6 +88,8 @@ class CatchUp:
         self._limits = account.limits
         self.group: Any = None
         self.failed: KafkaException | None = None
+        self.opened = False
+        """What a former life of this core has left open was ended."""
         self._closing = threading.Event()
         self._inbox: queue.SimpleQueue[Parked] = queue.SimpleQueue()
         self._waiting: deque[Parked] = deque()
@@ -102,8 +104,12 @@ class CatchUp:
         """The rule's cursor is in the state by now."""
         self._inbox.put(Parked(rule, owned))
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Asks the thread to end."""
         self._closing.set()
+
+    def close(self) -> None:
+        self.stop()
         self._thread.join(CLOSE_S)
 
     # --- the thread ------------------------------------------------------------------------------------------------------------------
@@ -173,7 +179,7 @@ class CatchUp:
         account = self._account
         if self._consumer is None or self._targets is None:
             self._consumer = open_consumer(self._config, "parked", allow_auto_create_topics=False)
-            self._targets = TargetTopics(self._config, self._consumer, create=account.create_topics, timeout_s=CALL_S)
+            self._targets = TargetTopics(self._config, self._consumer, create=account.create_topics, written=True, timeout_s=CALL_S)
         if self._transactions is None:
             transactions = Transactions(
                 self._config,
@@ -186,7 +192,7 @@ class CatchUp:
                 checked_last=True,
             )
             transactions.open()
-            self._transactions = transactions
+            self._transactions, self.opened = transactions, True
         return self._consumer, self._targets, self._transactions
 
     # --- one rule --------------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from core.kafka.targets import TargetTopics
 from core.kafka.topics import StreamInfo
 from core.kafka.transactions import CALL_S, MAX_REDO, Blocked, Refused, StateRecord, Transactions, again, fence, transactional_id
 from core.ownership import OwnedPartition, PartitionState
-from core.parked import ParkedRule
+from core.parked import ParkedRule, summary
 from core.rules import Batcher, Output, Rule, RuleSet
 from relay.model.limits import CoreLimits
 
@@ -179,16 +179,7 @@ class OwnerRunner(KafkaThread):
 
     def parked_rules(self) -> list[dict[str, Any]]:
         """What is parked on this core's partitions, by rule and topic, for `GET /v1/status` and metrics. Any thread."""
-        found: dict[tuple[str, str], dict[str, Any]] = {}
-        for each, owned in self.parked:
-            entry = found.setdefault(
-                (each.rule, each.topic),
-                {"rule": each.rule, "topic": each.topic, "reason": each.reason, "since": each.since, "partitions": [], "behind": 0},
-            )
-            entry["since"] = min(entry["since"], each.since)
-            entry["partitions"].append(each.partition)
-            entry["behind"] += max(0, (owned.committed or 0) - each.cursor)
-        return [{**found[place], "partitions": sorted(found[place]["partitions"])} for place in sorted(found)]
+        return summary([(each, owned.committed or 0) for each, owned in self.parked])
 
 
 class _Run:
@@ -213,7 +204,7 @@ class _Run:
             self._config,
             transactional_id(self._config, owner.core),
             owner.state_topic.topic,
-            TargetTopics(self._config, self._looks, create=owner.create_topics, timeout_s=CALL_S),
+            TargetTopics(self._config, self._looks, create=owner.create_topics, written=True, timeout_s=CALL_S),
             drop=lambda output, reason, detail: owner.drop(output.rule, reason, detail),
             admit=owner.within_topics,
             say=lambda what: owner.complain("owner", what),
@@ -258,10 +249,12 @@ class _Run:
             # What was committed is given up in order; what was not is dropped, and done again by whoever comes next.
             self._give_up(list(self._owned))
             if self._catch_up is not None:
-                self._catch_up.close()
-            self._consumer.close()
+                self._catch_up.stop()
+            self._consumer.close()  # first of all, so that the others can take over
             self._looks.close()
             self._transactions.close()
+            if self._catch_up is not None:
+                self._catch_up.close()
 
     # --- partitions come and go ------------------------------------------------------------------------------------------------------
 
@@ -424,7 +417,7 @@ class _Run:
     def _fence(self, core: str) -> None:
         """First the transaction of its parked rules, which may well be slow and not its last one; then that of the owner."""
         parked, self._fenced[core] = self._fenced[core] == 0, self._fenced[core] + 1
-        if core == self._owner.core and (not parked or self._catch_up is not None):
+        if core == self._owner.core and (not parked or (self._catch_up is not None and self._catch_up.opened)):
             return  # our own former life was ended when this one began
         log.warning("core %s has left a transaction open%s: it is ended", core, " for parked rules" if parked else "")
         fence(self._config, transactional_id(self._config, core, parked=parked))
@@ -498,11 +491,7 @@ class _Run:
                 partition.sweep(now)
             self._commit([partition for partition in self._owned.values() if partition.moved or partition.writes])
         elif now - self._committed_at >= COMMIT_S:
-            due = [
-                each
-                for each in self._owned.values()
-                if each.writes or each.parked.offers or (each.moved and (each.committed is None or each.parked.catching_up))
-            ]
+            due = [each for each in self._owned.values() if each.due]
             if due:
                 self._commit(due)
 

@@ -28,15 +28,18 @@ MAX_REMEMBERED = 20_000
 class TargetTopics:
     """Existence of topics by cached metadata. Belongs to one thread; look-ups wait for the broker, at most `timeout_s` each."""
 
-    __slots__ = ("_admin", "_client", "_config", "_create", "_known", "_sizes", "_timeout_s")
+    __slots__ = ("_admin", "_client", "_config", "_create", "_known", "_sizes", "_timeout_s", "_written")
 
-    def __init__(self, config: KafkaConfig, client: confluent_kafka.Consumer, *, create: bool, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, config: KafkaConfig, client: confluent_kafka.Consumer, *, create: bool, written: bool = False, timeout_s: float = 10.0
+    ) -> None:
         """`client` must not create topics by asking for them, which a consumer does not; nor may it be the one whose callback this is used
-        in. `create`: missing topics are made (dev)."""
+        in. `create`: missing topics are made (dev). `written`: they must be there to be written to, not only to be seen."""
         self._config = config
         self._client = client
         self._admin: AdminClient | None = None
         self._create = create
+        self._written = written
         self._timeout_s = timeout_s
         self._known: dict[str, tuple[float, Fault | None]] = {}
         self._sizes: dict[str, tuple[float, int]] = {}
@@ -81,7 +84,7 @@ class TargetTopics:
             self._known[topic] = (now + (PRESENT_S if fault is None else ABSENT_S), fault)
 
     def _metadata(self, topics: list[str]) -> dict[str, Fault | None]:
-        if self._config.capabilities.describe_topics:
+        if self._written and self._config.capabilities.describe_topics:
             return self._described(topics)
         if len(topics) > SINGLE_LOOKUPS:
             there = self._client.list_topics(timeout=self._timeout_s).topics

@@ -191,6 +191,7 @@ class Transactions:
             self._producer.send_offsets_to_transaction(offsets, group(), CALL_S)
         self.committing = True
         self._producer.commit_transaction(CALL_S)
+        self.committing = False
 
     def _refused(self, error: KafkaError) -> Refused:
         final = error.fatal()

@@ -3,21 +3,26 @@ is killed in between."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 
 from core import state
+from core.io.http import watch_kafka
 from core.log import LogRecord
 from core.ownership import OwnedPartition, PartitionState
-from core.parked import FIRST_RETRY_S, LAST_RETRY_S, ParkedRule
+from core.parked import FIRST_RETRY_S, LAST_RETRY_S, ParkedRule, summary
 from core.rules import Output, Rule, RuleConfig, RuleSet
 from core.state import Checkpoint, ParkedState
 from relay.model.limits import CoreLimits
 from relay.model.message import Kind, Message, RecordBody
+from relay.runtime.metrics import Metrics
 
 STREAM = "stream00"
 
@@ -238,6 +243,26 @@ def test_attempts_grow_rarer_and_loss_is_counted_up_to_the_last_record_that_wait
     assert each.lost(2) == 0
     assert each.lost(50) == 1
     assert each.cursor == 50
+
+
+def test_what_status_and_metrics_say() -> None:
+    _, one = parked_at(10)
+    _, two = parked_at(20)
+    two.partition, two.since, two.catching_up = 1, 4_000, True
+    assert summary([(one, 15), (two, 22)]) == [
+        {
+            "rule": "app/bad", "topic": "", "reason": "missing_topic", "since": 4_000, "partitions": [1, 3], "catchingUp": 1, "behind": 7,
+        }
+    ]  # fmt: skip
+    shown = summary([(one, 15), (two, 22)])
+    counters: dict[str, Any] = {"written": Counter(), "dropped": Counter(), "missed": Counter({"app/bad": 3})}
+    numbers = dict.fromkeys(("records", "states", "commits", "refused", "lost"), 0)
+    metrics = Metrics()
+    watch_kafka(metrics, SimpleNamespace(owned=frozenset(), parked_rules=lambda: shown, **counters, **numbers), [])
+    text = generate_latest(metrics.registry).decode()
+    assert 'tidegate_rule_parked{reason="missing_topic",rule="app/bad"} 2.0' in text
+    assert 'tidegate_rule_behind{rule="app/bad"} 7.0' in text
+    assert 'tidegate_rule_missed_total{rule="app/bad"} 3.0' in text
 
 
 # --- exactly once ------------------------------------------------------------------------------------------------------------------------
