@@ -94,8 +94,8 @@ class CatchUp:
         self._inbox: queue.SimpleQueue[Parked] = queue.SimpleQueue()
         self._waiting: deque[Parked] = deque()
         self._lows: dict[int, tuple[float, int]] = {}
-        self._consumer: Any = None
-        self._targets: TargetTopics | None = None
+        self._consumer = open_consumer(config, "parked", allow_auto_create_topics=False)
+        self._targets = TargetTopics(config, self._consumer, create=account.create_topics, written=True, timeout_s=CALL_S)
         self._transactions: Transactions | None = None
         self._thread = threading.Thread(target=self._run, name="tidegate-parked", daemon=True)
         self._thread.start()
@@ -125,25 +125,28 @@ class CatchUp:
         finally:
             if self._transactions is not None:
                 self._transactions.close()
-            if self._consumer is not None:
-                self._consumer.close()
+            self._consumer.close()
 
     def _take_in(self) -> None:
         while not self._inbox.empty():
             self._waiting.append(self._inbox.get())
 
     def _turn(self) -> None:
-        """One rule that is due catches up, as far as it gets."""
+        """One rule that is due and can write catches up, as far as it gets."""
         now = time.monotonic()
         self._waiting = deque(each for each in self._waiting if not each.rule.gone)
-        for _ in range(len(self._waiting)):
-            each = self._waiting.popleft()
-            self._waiting.append(each)
-            if not each.rule.offered and each.rule.retry_at <= now:
-                break
-        else:
+        due = [each for each in self._waiting if not each.rule.offered and each.rule.retry_at <= now]
+        try:
+            each = self._first_able(due)
+        except KafkaException as failed:  # no broker answers
+            self._account.complain("parked rules", "asking for topics", f": {failed.args[0].name()}")
+            self._closing.wait(1.0)
+            return
+        if each is None:
             self._closing.wait(IDLE_S)
             return
+        self._waiting.remove(each)
+        self._waiting.append(each)
         try:
             self._attempt(each)
         except Blocked as blocked:
@@ -174,12 +177,9 @@ class CatchUp:
         if transactions is not None:
             transactions.close()
 
-    def _open(self) -> tuple[Any, TargetTopics, Transactions]:
+    def _open(self) -> Transactions:
         """Ends what a former life of this core has left open. Raises KafkaException."""
         account = self._account
-        if self._consumer is None or self._targets is None:
-            self._consumer = open_consumer(self._config, "parked", allow_auto_create_topics=False)
-            self._targets = TargetTopics(self._config, self._consumer, create=account.create_topics, written=True, timeout_s=CALL_S)
         if self._transactions is None:
             transactions = Transactions(
                 self._config,
@@ -193,23 +193,37 @@ class CatchUp:
             )
             transactions.open()
             self._transactions, self.opened = transactions, True
-        return self._consumer, self._targets, self._transactions
+        return self._transactions
+
+    def _first_able(self, due: list[Parked]) -> Parked | None:
+        """The first whose topic can be written to. The others go on waiting; all topics are asked for at once. Raises KafkaException."""
+        for parked, owned in due:
+            self._look_at_retention(parked)
+            self._offer(parked, owned.committed or 0)
+        due = [each for each in due if not each.rule.offered]
+        topics = {topic for each in due if (topic := self._topic(each.rule))}
+        faults = self._targets.faults(topics) if topics else {}
+        able = None
+        for each in due:
+            topic = self._topic(each.rule)
+            if topic in faults:
+                self._blocked(each, faults[topic], f" ({topic})")
+            elif able is None:
+                able = each
+        return able
+
+    def _topic(self, parked: ParkedRule) -> str:
+        """Empty if there may be several."""
+        return parked.topic or self._rules[parked.rule].topic or ""
 
     # --- one rule --------------------------------------------------------------------------------------------------------------------
 
     def _attempt(self, each: Parked) -> None:
         """Raises Blocked, Refused, KafkaException."""
-        consumer, targets, transactions = self._open()
+        consumer, transactions = self._consumer, self._open()
         parked, owned = each
-        rule = self._rules[parked.rule]
-        self._look_at_retention(parked)
-        if self._offer(parked, owned.committed or 0):
-            return
-        topic = parked.topic or rule.topic
-        if topic and (faults := targets.faults({topic})):
-            raise Blocked(faults)
         parked.catching_up = True
-        reader = self._reader(consumer, parked, rule)
+        reader = self._reader(consumer, parked, self._rules[parked.rule])
         try:
             until = time.monotonic() + TURN_S
             while not (self._closing.is_set() or parked.gone):
@@ -236,22 +250,23 @@ class CatchUp:
         parked.offered = True
         return True
 
-    def _look_at_retention(self, parked: ParkedRule) -> None:
+    def _look_at_retention(self, parked: ParkedRule, age_s: float = RETENTION_LOOK_S) -> int:
+        """What retention has deleted is told, and the cursor moves on. Returns where the log begins, as of `age_s` ago at most."""
         number, now = parked.partition, time.monotonic()
         at, low = self._lows.get(number, (-RETENTION_LOOK_S, 0))
-        if now - at > RETENTION_LOOK_S or parked.failures == 0:
+        if now - at >= age_s:
             low, _ = self._consumer.get_watermark_offsets(TopicPartition(self._stream.topic, number), timeout=CALL_S)
             self._lows[number] = now, low
         lost = parked.lost(low)
         if lost:
             self._account.lose(parked.rule, number, lost)
+        return low
 
     def _reader(self, consumer: Any, parked: ParkedRule, rule: Rule) -> _Reader:
         """From far enough before the cursor for the verdicts on duplicates; for presence and lifecycle, from the beginning of the log,
         since what an event means depends on those before it."""
         number, topic = parked.partition, self._stream.topic
-        low, _ = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=CALL_S)
-        start = low
+        low = start = self._look_at_retention(parked, 0.0)
         if parked.time and rule.config.source.type == "channel.message" and self._config.capabilities.offsets_for_times:
             asked = TopicPartition(topic, number, max(0, parked.time - int((WINDOW_S + SKEW_S) * 1000)))
             (at,) = consumer.offsets_for_times([asked], timeout=CALL_S)

@@ -113,7 +113,7 @@ class World:
         run._consumer = self.log
         run._targets = SimpleNamespace(faults=lambda topics: {topic: self.faults[topic] for topic in topics if topic in self.faults})
         run._transactions = self.transactions
-        run._open = lambda: (run._consumer, run._targets, self.transactions)
+        run._open = lambda: self.transactions
         run.group, run.failed = "generation 7", None
         self.run = run
 
