@@ -3,6 +3,7 @@ is killed in between."""
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Iterable
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
+from rich.console import Console
 
 from core import state
 from core.io.http import watch_kafka
@@ -23,6 +25,7 @@ from core.state import Checkpoint, ParkedState
 from relay.model.limits import CoreLimits
 from relay.model.message import Kind, Message, RecordBody
 from relay.runtime.metrics import Metrics
+from tidegate.operators import show_status
 
 STREAM = "stream00"
 
@@ -263,6 +266,24 @@ def test_what_status_and_metrics_say() -> None:
     assert 'tidegate_rule_parked{reason="missing_topic",rule="app/bad"} 2.0' in text
     assert 'tidegate_rule_behind{rule="app/bad"} 7.0' in text
     assert 'tidegate_rule_missed_total{rule="app/bad"} 3.0' in text
+
+
+def test_operators_are_shown_them() -> None:
+    _, each = parked_at(10)
+    core = {"node": "core-1", "ready": True, "partitions": [], "links": [], "parkedRules": summary([(each, 15)])}
+    numbers = dict.fromkeys(("sessions", "connections", "channels", "appends"), 0)
+    told = io.StringIO()
+    show_status({"cores": [core | numbers], "edges": [], "partitions": []}, Console(file=told, width=200))
+    (line,) = [line for line in told.getvalue().splitlines() if "app/bad" in line]
+    assert [cell.strip() for cell in line.split("│")[1:-1]] == [
+        "app/bad",
+        "all",
+        "missing topic",
+        "1970-01-01 00:00:05",
+        "core-1",
+        "3",
+        "5",
+    ]
 
 
 # --- exactly once ------------------------------------------------------------------------------------------------------------------------
