@@ -227,6 +227,7 @@ class CatchUp:
         try:
             until = time.monotonic() + TURN_S
             while not (self._closing.is_set() or parked.gone):
+                self._take_in()
                 if time.monotonic() > until and len(self._waiting) > 1:
                     return
                 if parked.offered:
@@ -238,7 +239,6 @@ class CatchUp:
                     self._step(each, reader, transactions, min(done, to))
                 if parked.cursor >= done:
                     self._offer(parked, to)
-                    self._take_in()
         finally:
             consumer.unassign()
 
@@ -309,8 +309,8 @@ class CatchUp:
             reader.written = span.position
             parked.failures = 0
         span.done()
-        parked.time = span.time
-        parked.cursor = max(parked.cursor, span.position)
+        if span.position > parked.cursor:
+            parked.cursor, parked.time = span.position, span.time
 
 
 class _Reader:
