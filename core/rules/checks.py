@@ -11,8 +11,8 @@ import re2
 MAX_FILTER = 1_024
 """Longest channel filter, in characters."""
 MAX_PROGRAM = 2_000
-"""Largest channel filter, in instructions of its compiled form. A search costs at most so many steps for each byte of a channel's name (RE2
-without its cache); `x{1000}` makes a thousand of six characters, `\\p{L}` 1,200."""
+"""Largest channel filter, in instructions of its compiled form. A pass over a name costs at most so many steps for each byte (RE2
+without its cache), and a search is two; `x{1000}` makes a thousand of six characters, `\\p{L}` 1,200."""
 MAX_HEADERS = 32
 """Headers of a rule's own."""
 MAX_HEADER_NAME = 128
