@@ -339,7 +339,8 @@ def allow(brokers: str, topic: str, *operations: AclOperation) -> None:
         AclBinding(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*", operation, AclPermissionType.ALLOW)
         for operation in operations
     ]
-    for done in AdminClient({"bootstrap.servers": brokers}).create_acls(bindings).values():
+    admin = AdminClient({"bootstrap.servers": brokers})  # its answers go with it
+    for done in admin.create_acls(bindings).values():
         done.result(10)
 
 
