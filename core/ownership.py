@@ -13,10 +13,12 @@ import msgspec
 from core import state
 from core.lifecycle import REMEMBERED_MS, LifecycleBody, PartitionLifecycle
 from core.log import LogRecord, body_is_ephemeral
+from core.parked import ParkedRule, ParkedRules
 from core.presence import Change, PartitionPresence
 from core.quiet import Changes, QuietChannels, lasts
-from core.rules import Batcher, Drop, Output, RuleSet
-from core.state import Checkpoint
+from core.rules import Batched, Batcher, Drop, Outcome, Output, RuleSet
+from core.state import Checkpoint, ParkedState
+from relay.model.limits import CoreLimits
 from relay.model.message import Kind
 
 OVERHEAD = 100
@@ -46,17 +48,21 @@ class OwnedPartition:
 
     __slots__ = (
         "_core",
+        "_known",
         "_read_at",
         "_stream",
+        "_time_of_span",
         "batcher",
         "changes",
         "claimed",
         "committed",
         "first",
+        "forgotten",
         "given_up",
         "lifecycle",
         "number",
         "outputs",
+        "parked",
         "position",
         "presence",
         "quiet",
@@ -79,9 +85,12 @@ class OwnedPartition:
         channels: int,
         now: float,
         batcher: Batcher | None = None,
+        known: Mapping[str, bool] | None = None,
+        limits: CoreLimits | None = None,
     ) -> None:
         """`low`: the first record that the log still has. `time`: broker time of the last record before `first`, in ms; 0 if not known.
-        `channels`: limit of the quiet ones. `now` is monotonic seconds."""
+        `channels`: limit of the quiet ones. `now` is monotonic seconds. `known`: the rules that run, by label, and whether each has a
+        single topic."""
         self.number = number
         self.given_up = False
         self._stream = stream
@@ -94,8 +103,13 @@ class OwnedPartition:
         """Where the next owner would go on; None: nowhere yet."""
         self.claimed = False
         """The state names this core as the owner."""
-        self.time = time
+        self.time = self._time_of_span = time
         self._read_at = now
+        self._known = {} if known is None else known
+        limits = limits or CoreLimits()
+        self.parked = ParkedRules(number, most_held=limits.parked_held_bytes, most_topics=limits.parked_topics)
+        self.forgotten: list[ParkedRule] = []
+        """Cursors that were found of rules that run no more."""
         self.outputs: list[Output] = []
         self.batcher = Batcher() if batcher is None else batcher
         """What batch rules made of the span, until `combine`."""
@@ -112,6 +126,8 @@ class OwnedPartition:
             self.presence.restore(dict(found.records), now)
             self.lifecycle.restore(dict(found.records))
             self.quiet.restore(lasts(found.records))
+            changes, self.forgotten = self.parked.restore(found.records, self._known, first)
+            self.changes.update(changes)
 
     def look_back(self, record: LogRecord) -> None:
         """A record before `first`, no duplicate as far as is known."""
@@ -141,15 +157,26 @@ class OwnedPartition:
         if (kind != _MESSAGE and not happened) or not rules.enabled or offset < self.rules_from:
             return []
         outcome = rules.outcome(record, happened)
+        if self.parked:
+            outcome = self._without_parked(outcome, offset)
         if outcome.outputs:
             self.outputs += outcome.outputs
             self.size += sum(size_of(output) + OVERHEAD for output in outcome.outputs)
         for event in outcome.batched:
             self.size += len(event.item) + OVERHEAD
-            full = self.batcher.add(event)
-            if full is not None:
-                self.outputs.append(full)
+            self._batch(event)
         return outcome.drops
+
+    def _batch(self, event: Batched) -> None:
+        full = self.batcher.add(event)
+        if full is not None:
+            self.outputs.append(full)
+
+    def _without_parked(self, outcome: Outcome, offset: int) -> Outcome:
+        withholds = self.parked.withholds
+        outputs = [output for output in outcome.outputs if not withholds(output, offset)]
+        batched = [event for event in outcome.batched if not withholds(event, offset)]
+        return Outcome(outputs, batched, outcome.drops)
 
     def broker_time(self, now: float) -> int:
         """What the brokers' clock says at least, in ms."""
@@ -181,13 +208,39 @@ class OwnedPartition:
         return bool(self.outputs or self.changes or self.batcher) and (self.committed is not None or self.moved)
 
     @property
+    def due(self) -> bool:
+        """The span should be written before long. Spans are short while somebody catches up, as that is where they can rejoin."""
+        return (
+            self.writes
+            or (self.moved and self.committed is None)
+            or (bool(self.parked.rules) and (self.parked.offers or (self.moved and self.parked.catching_up)))
+        )
+
+    @property
     def records(self) -> int:
         """How many records the span has come to."""
         return len(self.outputs) + len(self.changes)
 
     def combine(self) -> None:
-        """The span ends here: what batch rules made of it becomes outputs."""
+        """The span ends here: those who were parked and have caught up come back, and what batch rules made of it becomes outputs."""
+        if self.committed is not None and self.parked.offers:
+            made, changes = self.parked.rejoin(self.committed)
+            self.changes.update(changes)
+            for each in made:
+                if isinstance(each, Batched):
+                    self._batch(each)
+                else:
+                    self.outputs.append(each)
         self.outputs += self.batcher.flush()
+
+    def park(self, faults: Mapping[str, str], now_ms: int) -> list[Output]:
+        """Leave the rules that write to these topics out of the span, which is combined: they go their own way from where it began.
+        `faults` says what is wrong with each topic. Returns outputs that are dropped, as their rule has too many topics at fault."""
+        start = self.rules_from if self.committed is None else self.committed
+        at = ParkedState(offset=start, time=self._time_of_span, since=now_ms)
+        self.outputs, dropped, changes = self.parked.park(faults, self.outputs, self._known, at, self.position - 1)
+        self.changes.update(changes)
+        return dropped
 
     def checkpoint(self) -> bytes:
         """To be written behind the changes of a `sweep`: what it says of quiet channels holds for all that are quiet by now."""
@@ -198,7 +251,9 @@ class OwnedPartition:
     def done(self) -> None:
         """The span is committed."""
         self.committed = self.position
+        self._time_of_span = self.time
         self.claimed = True
+        self.parked.done(self.position)
         self.outputs = []
         self.changes = self.presence.journal = self.lifecycle.journal = {}
         self.size = 0

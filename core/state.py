@@ -10,6 +10,9 @@ name can break; values are msgpack.
     [edge, boot id]                        EdgeState: an edge process that is gone
     [last, log key]                        LastState: the newest record of a channel that has been quiet for a while
     [lifecycle, log key]                   LifecycleState
+    [parked, app/rule, topic]              ParkedState: the cursor of a rule that cannot write; an empty topic stands for all of the rule
+
+Cursors of parked rules move in transactions of their own: they count as they are read, whether a checkpoint follows or not.
 """
 
 from __future__ import annotations
@@ -74,7 +77,18 @@ class LifecycleState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=
     """Broker time of the event, milliseconds: a channel that has been closed for long starts counting anew."""
 
 
-State = Checkpoint | MemberState | HolderState | EdgeState | LastState | LifecycleState
+class ParkedState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
+    """All that the rule makes of the log before `offset` is written. `time`: broker time of the last record before it, milliseconds."""
+
+    offset: int
+    time: int = 0
+    since: int = 0
+    """Wall clock of the core that parked it, milliseconds."""
+    reason: str = ""
+    """Why it was."""
+
+
+State = Checkpoint | MemberState | HolderState | EdgeState | LastState | LifecycleState | ParkedState
 
 SHAPES: dict[str, type[Any]] = {
     "checkpoint": Checkpoint,
@@ -83,6 +97,7 @@ SHAPES: dict[str, type[Any]] = {
     "edge": EdgeState,
     "last": LastState,
     "lifecycle": LifecycleState,
+    "parked": ParkedState,
 }
 
 encode = msgspec.msgpack.Encoder().encode
@@ -110,6 +125,18 @@ def last_key(log_key: bytes) -> bytes:
 
 def lifecycle_key(log_key: bytes) -> bytes:
     return encode(["lifecycle", log_key])
+
+
+def parked_key(rule: str, topic: str) -> bytes:
+    return encode(["parked", rule, topic])
+
+
+_PARKED = encode(["parked", "", ""])[:8]
+"""An array of three that begins with that word."""
+
+
+def is_parked(key: bytes) -> bool:
+    return key.startswith(_PARKED)
 
 
 def decode(key: bytes, value: bytes) -> tuple[list[Any], State] | None:

@@ -171,6 +171,14 @@ def show_status(status: dict[str, Any], console: Console) -> None:
         numbers = [each["partition"] for each in status["partitions"] if min(len(each["owners"]), 2) == which]
         if numbers:
             console.print(f"[yellow]Partitions {wrong}: {_ranges(numbers)}[/yellow]")
+    parked = [(core["node"], each) for core in status["cores"] for each in core.get("parkedRules", ())]
+    if parked:
+        rules = Table("rule", "topic", "why", "since, UTC", "core", "partitions", "behind", title="Parked rules")
+        for node, each in sorted(parked, key=lambda one: (one[1]["rule"], one[1]["topic"], one[0])):
+            since = datetime.fromtimestamp(each["since"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+            why = each["reason"].replace("_", " ") + (", catching up" if each["catchingUp"] else "")
+            rules.add_row(each["rule"], each["topic"] or "all", why, since, node, _ranges(each["partitions"]), str(each["behind"]))
+        console.print(rules)
 
 
 def _ranges(numbers: Iterable[int]) -> str:

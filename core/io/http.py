@@ -133,6 +133,9 @@ class OwnerNumbers(Protocol):
     lost: int
     written: Counter[str]
     dropped: Counter[tuple[str, str]]
+    missed: Counter[str]
+
+    def parked_rules(self) -> list[dict[str, Any]]: ...
 
 
 def watch_kafka(metrics: Metrics, owner: OwnerNumbers, mappings: Sequence[MappingNumbers]) -> None:
@@ -201,6 +204,23 @@ class _RunnerNumbers(Collector):
             yield _family(name, text, [], {(): value})
         yield _family("rule_records", "Records written by rules", ["rule"], {(k,): v for k, v in list(owner.written.items())})
         yield _family("rule_dropped", "Records that a rule could not write, by reason", ["rule", "reason"], dict(owner.dropped))
+        missed = {(k,): v for k, v in list(owner.missed.items())}
+        yield _family("rule_missed", "Records of the log that retention took before a parked rule came to them", ["rule"], missed)
+        partitions: Counter[tuple[str, str]] = Counter()
+        behind: Counter[str] = Counter()
+        for each in owner.parked_rules():
+            partitions[each["rule"], each["reason"]] += len(each["partitions"])
+            behind[each["rule"]] += each["behind"]
+        parked = GaugeMetricFamily(
+            f"{PREFIX}rule_parked", "Partitions on which a rule waits or catches up, by reason", labels=["rule", "reason"]
+        )
+        for labels, count in sorted(partitions.items()):
+            parked.add_metric(labels, count)
+        yield parked
+        records = GaugeMetricFamily(f"{PREFIX}rule_behind", "Records of the log between a parked rule and the owner", labels=["rule"])
+        for label, count in sorted(behind.items()):
+            records.add_metric([label], count)
+        yield records
         yield _family("mapping_records", "Records read by mappings", ["group"], {(m.group,): m.read for m in self._mappings})
         skipped = {(m.group, reason): count for m in self._mappings for reason, count in list(m.skipped.items())}
         yield _family("mapping_skipped", "Records that became no message, by reason", ["group", "reason"], skipped)

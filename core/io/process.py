@@ -207,7 +207,8 @@ class CoreProcess:
             end = self._log_ends.get(each["partition"])
             each |= {"end": end, "lag": None if end is None else max(0, end - each["position"])}
         status["mappings"] = [mapping.status() for mapping in self._mappings]
-        return status | {"ready": self.ready, "tails": len(self._tails)}
+        parked = [] if self._owner is None else self._owner.parked_rules()
+        return status | {"ready": self.ready, "tails": len(self._tails), "parkedRules": parked}
 
     def _present(self, app: str, channel: str, after: int, limit: int) -> MemberPage:
         """Raises: RelayError."""

@@ -92,6 +92,8 @@ class Capabilities:
     create_topics: bool
     """False: topics come into being when first asked for, with the broker's partition count."""
     describe_configs: bool
+    describe_topics: bool
+    """With what the asker may do with each."""
     topic_ids: bool
     """Topics have a UUID. Otherwise the stream id is made of the cluster id."""
     offsets_for_times: bool
@@ -107,6 +109,7 @@ class Capabilities:
 REAL = Capabilities(
     create_topics=True,
     describe_configs=True,
+    describe_topics=True,
     topic_ids=True,
     offsets_for_times=True,
     log_append_time=True,
@@ -117,6 +120,7 @@ REAL = Capabilities(
 EMBEDDED = Capabilities(
     create_topics=False,
     describe_configs=False,
+    describe_topics=False,
     topic_ids=False,
     offsets_for_times=False,
     log_append_time=False,

@@ -21,6 +21,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from core import state
 from core.events import Event, Owned
 from core.fold import Fold
+from core.kafka.catch_up import CatchUp
 from core.kafka.config import SKEW_S, WINDOW_S, KafkaConfig
 from core.kafka.consumer import KafkaThread, open_consumer
 from core.kafka.logs import log
@@ -29,8 +30,9 @@ from core.kafka.records import log_record
 from core.kafka.state_log import StateReader
 from core.kafka.targets import TargetTopics
 from core.kafka.topics import StreamInfo
-from core.kafka.transactions import CALL_S, MAX_REDO, Refused, StateRecord, Transactions, again, fence
+from core.kafka.transactions import CALL_S, MAX_REDO, Blocked, Refused, StateRecord, Transactions, again, fence, transactional_id
 from core.ownership import OwnedPartition, PartitionState
+from core.parked import ParkedRule, summary
 from core.rules import Batcher, Output, Rule, RuleSet
 from relay.model.limits import CoreLimits
 
@@ -91,6 +93,8 @@ class OwnerRunner(KafkaThread):
         self._outlet = Outlet(loop, deliver)
         self._complained: dict[tuple[str, str], float] = {}
         self._rule_topics: dict[str, set[str]] = {}
+        self._counting = threading.Lock()
+        """Rules that are parked are counted by a thread of their own."""
         self.group = f"{config.prefix}.owner"
         self.written: Counter[str] = Counter()
         """Records written, by rule. Readable from any thread, like all counters here."""
@@ -107,6 +111,10 @@ class OwnerRunner(KafkaThread):
         """Transactions that were refused because another core had taken over."""
         self.lost = 0
         """Records of the log that retention had deleted before any owner saw them."""
+        self.missed: Counter[str] = Counter()
+        """Records of the log that retention had deleted before a rule that was parked came to them, by rule."""
+        self.parked: tuple[tuple[ParkedRule, OwnedPartition], ...] = ()
+        """Rules that are parked on this core's partitions. Replaced as a whole."""
 
     @property
     def ready(self) -> bool:
@@ -136,25 +144,42 @@ class OwnerRunner(KafkaThread):
     def complain(self, who: str, what: str, detail: str = "") -> None:
         """Log, at most once a minute for the same trouble, whatever its detail."""
         now = time.monotonic()
-        if self._complained.get((who, what), 0.0) > now:
-            return
-        if len(self._complained) > 1_000:
-            self._complained.clear()
-        self._complained[who, what] = now + COMPLAIN_S
+        with self._counting:
+            if self._complained.get((who, what), 0.0) > now:
+                return
+            if len(self._complained) > 1_000:
+                self._complained.clear()
+            self._complained[who, what] = now + COMPLAIN_S
         log.warning("%s: %s%s", who, what, detail)
 
     def drop(self, rule: str, reason: str, detail: str = "") -> None:
-        self.dropped[rule, reason] += 1
+        with self._counting:
+            self.dropped[rule, reason] += 1
         self.complain(f"rule {rule}", f"records are dropped: {reason.replace('_', ' ')}", detail)
 
     def within_topics(self, output: Output) -> bool:
         """Whether the rule may write to one more topic, if this is one."""
-        topics = self._rule_topics.setdefault(output.rule, set())
-        if output.topic not in topics:
-            if len(topics) >= self.limits.rule_topics:
-                return False
-            topics.add(output.topic)
-        return True
+        with self._counting:
+            topics = self._rule_topics.setdefault(output.rule, set())
+            if output.topic not in topics:
+                if len(topics) >= self.limits.rule_topics:
+                    return False
+                topics.add(output.topic)
+            return True
+
+    def wrote(self, outputs: Iterable[Output]) -> None:
+        with self._counting:
+            self.written.update(output.rule for output in outputs)
+
+    def lose(self, rule: str, partition: int, records: int) -> None:
+        """`records` of the log are gone, which the rule has not seen."""
+        with self._counting:
+            self.missed[rule] += records
+        log.warning("rule %s: retention deleted %d records of partition %d while it was parked", rule, records, partition)
+
+    def parked_rules(self) -> list[dict[str, Any]]:
+        """What is parked on this core's partitions, by rule and topic, for `GET /v1/status` and metrics. Any thread."""
+        return summary([(each, owned.committed or 0) for each, owned in self.parked])
 
 
 class _Run:
@@ -177,9 +202,9 @@ class _Run:
         self._looks = open_consumer(self._config, "targets", allow_auto_create_topics=False)
         self._transactions = Transactions(
             self._config,
-            owner.core,
+            transactional_id(self._config, owner.core),
             owner.state_topic.topic,
-            TargetTopics(self._config, self._looks, create=owner.create_topics, timeout_s=CALL_S),
+            TargetTopics(self._config, self._looks, create=owner.create_topics, written=True, timeout_s=CALL_S),
             drop=lambda output, reason, detail: owner.drop(output.rule, reason, detail),
             admit=owner.within_topics,
             say=lambda what: owner.complain("owner", what),
@@ -187,6 +212,14 @@ class _Run:
         self._states = StateReader(self._config, owner.state_topic, self._stream, owner.closing)
         self._fold = Fold(self._limits.fold_ids, os.urandom(16))
         self._owned: dict[int, OwnedPartition] = {}
+        self._rules = {rule.label: rule for rule in owner.rules.enabled}
+        self._known = {label: rule.topic is not None for label, rule in self._rules.items()}
+        self._catch_up: CatchUp | None = None
+        """Begun when the first rule is parked."""
+        self._member: Any = None
+        """The group's metadata of this member, as of the last assignment."""
+        self._fenced: Counter[str] = Counter()
+        """How often each core was, in the take-over under way."""
         self._held: list[Any] = []
         """Messages that came while only the group was to be heard: the next ones to be taken."""
         self._open_records = 0
@@ -207,15 +240,21 @@ class _Run:
             while not owner.closing.is_set():
                 self._read()
                 self._commit_what_is_due()
+                if self._catch_up is not None and self._catch_up.failed is not None:
+                    raise self._catch_up.failed
                 if not owner.ready and self._joined and all(each.committed is not None for each in self._owned.values()):
                     owner.is_ready()
             self._commit([partition for partition in self._owned.values() if partition.moved or partition.writes])
         finally:
             # What was committed is given up in order; what was not is dropped, and done again by whoever comes next.
             self._give_up(list(self._owned))
-            self._consumer.close()
+            if self._catch_up is not None:
+                self._catch_up.stop()
+            self._consumer.close()  # first of all, so that the others can take over
             self._looks.close()
             self._transactions.close()
+            if self._catch_up is not None:
+                self._catch_up.close()
 
     # --- partitions come and go ------------------------------------------------------------------------------------------------------
 
@@ -228,6 +267,26 @@ class _Run:
             self._consumer.resume(places)  # a pause outlives an assignment (measured with librdkafka 2.16)
         self._joined = True
         self._owner.own(frozenset(self._owned))
+        self._member = self._consumer.consumer_group_metadata()
+        if self._catch_up is not None:
+            self._catch_up.group = self._member
+        self._tell_parked()
+
+    def _begin_to_catch_up(self, partition: OwnedPartition) -> None:
+        """Rules whose cursors are in the state by now, and the name of this core with them: whoever comes next has to know whose the
+        transactions are."""
+        started = partition.parked.started()
+        if started and self._catch_up is None:
+            self._catch_up = CatchUp(self._config, self._stream, self._owner.state_topic, self._rules, self._owner)
+        if self._catch_up is not None:
+            self._catch_up.group = self._member
+            for each in started:
+                self._catch_up.watch(each, partition)
+
+    def _tell_parked(self) -> None:
+        owner = self._owner
+        if owner.parked or any(each.parked for each in self._owned.values()):
+            owner.parked = tuple((rule, each) for each in self._owned.values() for rule in each.parked.rules.values())
 
     def _revoked(self, partitions: list[TopicPartition]) -> None:
         """The others wait for this member: nobody has these partitions yet."""
@@ -259,13 +318,16 @@ class _Run:
             partition = self._owned.pop(number, None)
             if partition is not None:
                 partition.given_up = True
+                partition.parked.give_up()
             self._fold.forget(number)
         self._held = [message for message in self._held if message.partition() not in numbers]
+        self._tell_parked()
         self._owner.own(frozenset(self._owned))
 
     def _take_over(self, numbers: list[int]) -> dict[int, int]:
         """What is to be known of these partitions. Returns where to read each from. Raises KafkaException."""
         fence = self._fence if self._config.capabilities.fencing else None
+        self._fenced.clear()
         found = self._states.read(numbers, fence)
         if self._owner.closing.is_set():
             return {}
@@ -312,7 +374,7 @@ class _Run:
                 gone, topic = low - checkpoint.offset, self._stream.topic
                 owner.lost += gone
                 log.warning("retention deleted %d records of %s/%d before their owner read them", gone, topic, number)
-        return OwnedPartition(
+        partition = OwnedPartition(
             number,
             found,
             stream=self._stream.stream,
@@ -324,7 +386,15 @@ class _Run:
             channels=self._limits.quiet_channels // self._stream.partitions,
             now=time.monotonic(),
             batcher=Batcher(self._limits.rule_batch_events, self._limits.rule_batch_bytes),
+            known=self._known,
+            limits=self._limits,
         )
+        for each in partition.forgotten:
+            log.warning(
+                "rule %s runs no more: what it had left to write of partition %d, from offset %d on, is given up",
+                each.rule, number, each.cursor,
+            )  # fmt: skip
+        return partition
 
     def _look_back(self, seen: dict[int, int], low: dict[int, int]) -> dict[int, int]:
         """Where to read from, so that every record from the first one on gets the verdict that all other readers give it.
@@ -345,9 +415,12 @@ class _Run:
         return starts
 
     def _fence(self, core: str) -> None:
-        if core != self._owner.core:  # our own former life was ended when this one began
-            log.warning("core %s has left a transaction open: it is ended", core)
-            fence(self._config, core)
+        """First the transaction of its parked rules, which may well be slow and not its last one; then that of the owner."""
+        parked, self._fenced[core] = self._fenced[core] == 0, self._fenced[core] + 1
+        if core == self._owner.core and (not parked or (self._catch_up is not None and self._catch_up.opened)):
+            return  # our own former life was ended when this one began
+        log.warning("core %s has left a transaction open%s: it is ended", core, " for parked rules" if parked else "")
+        fence(self._config, transactional_id(self._config, core, parked=parked))
 
     # --- reading ---------------------------------------------------------------------------------------------------------------------
 
@@ -418,7 +491,7 @@ class _Run:
                 partition.sweep(now)
             self._commit([partition for partition in self._owned.values() if partition.moved or partition.writes])
         elif now - self._committed_at >= COMMIT_S:
-            due = [partition for partition in self._owned.values() if partition.writes or (partition.committed is None and partition.moved)]
+            due = [each for each in self._owned.values() if each.due]
             if due:
                 self._commit(due)
 
@@ -430,19 +503,16 @@ class _Run:
         owner = self._owner
         for attempt in range(MAX_REDO):
             held = (each for each in partitions if self._owned.get(each.number) is each)
-            partitions = [each for each in held if each.moved or each.writes or each.claims]
+            partitions = list(held)
+            for each in partitions:
+                each.combine()
+            partitions = [each for each in partitions if each.moved or each.writes or each.claims]
             if not partitions:
                 return
             for each in partitions:
                 each.sweep(time.monotonic())
-                each.combine()
             try:
-                written = self._transactions.write(
-                    [output for each in partitions for output in each.outputs],
-                    _states(partitions),
-                    self._positions(partitions),
-                    self._consumer.consumer_group_metadata,
-                )
+                written = self._write(partitions)
             except Refused as refused:
                 ours = listen and not refused.final and self._still_ours(partitions)
                 if ours and attempt < MAX_REDO - 1:
@@ -455,12 +525,32 @@ class _Run:
                 self._committed_at = time.monotonic()
                 self._open_records = self._open_size = 0
             self._commit_plainly(partitions)
-            owner.written.update(output.rule for output in written)
+            owner.wrote(written)
             owner.states += sum(len(each.changes) for each in partitions)
             owner.commits += 1
             for each in partitions:
                 each.done()
+                self._begin_to_catch_up(each)
+            self._tell_parked()
             return
+
+    def _write(self, partitions: list[OwnedPartition]) -> list[Output]:
+        """Rules whose topics cannot be written to are left out, and parked. Raises Refused, KafkaException."""
+        while True:  # each time at least one topic less
+            try:
+                return self._transactions.write(
+                    [output for each in partitions for output in each.outputs],
+                    _states(partitions),
+                    self._positions(partitions),
+                    self._consumer.consumer_group_metadata,
+                )
+            except Blocked as blocked:
+                for output in [output for each in partitions for output in each.outputs if output.topic in blocked.faults]:
+                    fault = blocked.faults[output.topic].replace("_", " ")
+                    self._owner.complain(f"rule {output.rule}", f"is parked: {fault}", f" ({output.topic})")
+                for each in partitions:
+                    for output in each.park(blocked.faults, _now_ms()):
+                        self._owner.drop(output.rule, blocked.faults[output.topic], f" ({output.topic})")
 
     def _positions(self, partitions: list[OwnedPartition]) -> list[TopicPartition]:
         topic, stream = self._stream.topic, self._stream.stream

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -44,7 +45,8 @@ class StateReader:
         """By partition. Without `fence`, what committed transactions say up to the first one that is still open.
 
         With `fence`, nothing is left to come from those who wrote before: transactions that are open are waited for. A core that was killed
-        in the middle of one would be waited for in vain, until its time-out: it is told to `fence`, by name.
+        in the middle of one would be waited for in vain, until its time-out: it is told to `fence`, by name; a second time if something is
+        still open after that, as a core has two producers.
 
         Blocks. Raises KafkaException.
         """
@@ -57,7 +59,7 @@ class StateReader:
             consumer.assign([TopicPartition(self._topic, number, OFFSET_BEGINNING) for number in wanted])
             waiting = set(wanted)
             blocked: set[int] = set()  # read up to a transaction that is still open
-            fenced: set[str] = set()
+            fenced: Counter[str] = Counter()
             heard = time.monotonic()
             while waiting and not self._closing.is_set():
                 messages = read_batch(consumer, BATCH, 0.05)
@@ -81,9 +83,11 @@ class StateReader:
                     raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"reading {self._topic}"))
                 # Brokers that are slow to answer are no reason to end anybody's transactions.
                 if fence and now - heard > IN_FLIGHT_S:
-                    for core in {found[number].owner for number in waiting & blocked} - fenced - {""}:
-                        fenced.add(core)
-                        fence(core)
+                    for core in {found[number].owner for number in waiting & blocked} - {""}:
+                        if fenced[core] < 2:
+                            fenced[core] += 1
+                            fence(core)
+                            heard = now = time.monotonic()
         finally:
             consumer.close()
         return {number: partition.state(self._stream) for number, partition in found.items()}
@@ -112,6 +116,9 @@ class _Partition:
 
     def take(self, message: Any) -> None:
         key, value = message.key() or b"", message.value()
+        if state.is_parked(key):
+            self._put(key, value)
+            return
         if key != state.CHECKPOINT:
             self._pending[key] = value
             return
@@ -121,11 +128,14 @@ class _Partition:
             return
         self._checkpoint = read[1]  # type: ignore[assignment]  # a checkpoint, by its key
         for name, content in self._pending.items():
-            if content is None:
-                self._records.pop(name, None)
-            else:
-                self._records[name] = content
+            self._put(name, content)
         self._pending.clear()
+
+    def _put(self, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            self._records.pop(key, None)
+        else:
+            self._records[key] = value
 
     def state(self, stream: str) -> PartitionState:
         checkpoint = self._checkpoint

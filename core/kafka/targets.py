@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
 
 import confluent_kafka
-from confluent_kafka import KafkaError
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AclOperation, AdminClient, NewTopic
 
 from core.kafka.config import KafkaConfig
 from core.kafka.logs import log
+from core.parked import Fault
 
 PRESENT_S = 5.0
 """How long a topic is taken to exist, in seconds. Should it be deleted meanwhile, a transaction waits for it until it times out."""
@@ -19,24 +19,27 @@ ABSENT_S = 1.0
 REFUSED_SIZE_S = 60.0
 """How long the size of a record that a topic refused counts as too large, in seconds."""
 SINGLE_LOOKUPS = 8
-"""Unknown topics of one span that are asked for one by one; more of them are one question for all topics of the cluster."""
+"""Unknown topics of one span that are asked for one by one, where a broker cannot describe several; more of them are one question for all
+topics of the cluster."""
 MAX_REMEMBERED = 20_000
 """Topics remembered, present or not. At the bound all are forgotten and asked for again."""
-
-Fault = Literal["missing_topic", "unauthorized_topic"]
 
 
 class TargetTopics:
     """Existence of topics by cached metadata. Belongs to one thread; look-ups wait for the broker, at most `timeout_s` each."""
 
-    __slots__ = ("_client", "_config", "_create", "_known", "_sizes", "_timeout_s")
+    __slots__ = ("_admin", "_client", "_config", "_create", "_known", "_sizes", "_timeout_s", "_written")
 
-    def __init__(self, config: KafkaConfig, client: confluent_kafka.Consumer, *, create: bool, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, config: KafkaConfig, client: confluent_kafka.Consumer, *, create: bool, written: bool = False, timeout_s: float = 10.0
+    ) -> None:
         """`client` must not create topics by asking for them, which a consumer does not; nor may it be the one whose callback this is used
-        in. `create`: missing topics are made (dev)."""
+        in. `create`: missing topics are made (dev). `written`: they must be there to be written to, not only to be seen."""
         self._config = config
         self._client = client
+        self._admin: AdminClient | None = None
         self._create = create
+        self._written = written
         self._timeout_s = timeout_s
         self._known: dict[str, tuple[float, Fault | None]] = {}
         self._sizes: dict[str, tuple[float, int]] = {}
@@ -51,6 +54,11 @@ class TargetTopics:
                 ask = sorted(topics)
             self._look_up(ask)
         return {topic: fault for topic in topics if (fault := self._known[topic][1]) is not None}
+
+    def forget(self, topics: set[str]) -> None:
+        """Something was wrong with one of them: they are asked for again."""
+        for topic in topics:
+            self._known.pop(topic, None)
 
     def mark(self, topic: str, fault: Fault) -> None:
         """A write has shown that the topic is gone, or not ours to write."""
@@ -76,6 +84,8 @@ class TargetTopics:
             self._known[topic] = (now + (PRESENT_S if fault is None else ABSENT_S), fault)
 
     def _metadata(self, topics: list[str]) -> dict[str, Fault | None]:
+        if self._written and self._config.capabilities.describe_topics:
+            return self._described(topics)
         if len(topics) > SINGLE_LOOKUPS:
             there = self._client.list_topics(timeout=self._timeout_s).topics
             return {topic: None if topic in there else "missing_topic" for topic in topics}
@@ -83,6 +93,29 @@ class TargetTopics:
         for topic in topics:
             about = self._client.list_topics(topic, timeout=self._timeout_s).topics.get(topic)
             found[topic] = "missing_topic" if about is None else fault_of(about.error)
+        return found
+
+    def _described(self, topics: list[str]) -> dict[str, Fault | None]:
+        """All of them in one request, with what we may do with each."""
+        if self._admin is None:
+            self._admin = AdminClient(self._config.client("targets"))
+        wait = self._timeout_s
+        asked = self._admin.describe_topics(TopicCollection(topics), include_authorized_operations=True, request_timeout=wait)
+        found: dict[str, Fault | None] = {}
+        for topic, future in asked.items():
+            try:
+                about = future.result(wait + 1.0)
+            except KafkaException as failed:
+                found[topic] = fault_of(failed.args[0])
+                if found[topic] is None:
+                    raise
+                continue
+            if about.authorized_operations is not None and not {AclOperation.WRITE, AclOperation.ALL} & set(about.authorized_operations):
+                found[topic] = "unauthorized_topic"
+            elif any(each.leader is None or each.leader.id < 0 for each in about.partitions):
+                found[topic] = "unavailable_topic"
+            else:
+                found[topic] = None
         return found
 
     def _make(self, topics: list[str]) -> None:
@@ -109,4 +142,6 @@ def fault_of(error: KafkaError | None) -> Fault | None:
         return "missing_topic"
     if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
         return "unauthorized_topic"
+    if code in (KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_ENOUGH_REPLICAS):
+        return "unavailable_topic"
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import confluent_kafka
@@ -12,10 +12,13 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from core.kafka.config import KafkaConfig
 from core.kafka.targets import TargetTopics, fault_of
 from core.ownership import size_of
+from core.parked import Fault
 from core.rules import Output
 
 CALL_S = 10.0
 """Longest wait for one answer of Kafka, and the transaction time-out."""
+DELIVERY_S = 5.0
+"""Longest time for a record to be taken, in seconds: so long a topic that takes nothing holds up all rules, once."""
 MAX_REDO = 5
 """Attempts at one span before producer and consumer are made anew."""
 
@@ -38,21 +41,28 @@ class Refused(Exception):  # noqa: N818 - an answer
         self.final = final
 
 
+class Blocked(Exception):  # noqa: N818 - an answer
+    """Nothing was written: these topics cannot be written to. `faults` says of each what is wrong with it."""
+
+    def __init__(self, faults: Mapping[str, Fault]) -> None:
+        super().__init__(", ".join(sorted(faults)))
+        self.faults = faults
+
+
 class StateRecord(NamedTuple):
     partition: int
     key: bytes
     value: bytes | None
 
 
-def transactional_id(config: KafkaConfig, core: str) -> str:
-    return f"{config.prefix}.owner.{core}"
+def transactional_id(config: KafkaConfig, core: str, *, parked: bool = False) -> str:
+    return f"{config.prefix}.owner.{core}{'.parked' if parked else ''}"
 
 
-def fence(config: KafkaConfig, core: str) -> None:
-    """End the open transaction of a core that is gone, and its right to any further one until it begins anew. Raises KafkaException."""
-    producer = confluent_kafka.Producer(
-        config.client("fence", transactional_id=transactional_id(config, core), transaction_timeout_ms=int(CALL_S * 1000))
-    )
+def fence(config: KafkaConfig, name: str) -> None:
+    """End the open transaction of a core that is gone, and its right to any further one until it begins anew. `name` is its transactional
+    id. Raises KafkaException."""
+    producer = confluent_kafka.Producer(config.client("fence", transactional_id=name, transaction_timeout_ms=int(CALL_S * 1000)))
     try:
         producer.init_transactions(CALL_S)
     finally:
@@ -65,23 +75,30 @@ class Transactions:
     def __init__(
         self,
         config: KafkaConfig,
-        core: str,
+        name: str,
         state_topic: str,
         targets: TargetTopics,
         *,
+        checked_last: bool = False,
         drop: Callable[[Output, str, str], None],
         admit: Callable[[Output], bool],
         say: Callable[[str], None],
     ) -> None:
-        """`drop` is told of outputs that cannot be written, with reason and details; `admit` says whether a rule may write to one more
-        topic; `say` is told what else went wrong."""
+        """`name` is the transactional id. `drop` is told of outputs that cannot be written, with reason and details; `admit` says whether a
+        rule may write to one more topic; `say` is told what else went wrong. `checked_last`: the group is asked when all the rest is with
+        the brokers, so that who takes over afterwards finds the transaction in the state."""
         self._config = config
-        self._id = transactional_id(config, core)
+        self._id = name
+        self._checked_last = checked_last
+        self.committing = False
+        """The last transaction came as far as its commit, so that a failure does not say what became of it."""
         self._state_topic = state_topic
         self._targets = targets
         self._drop = drop
         self._admit = admit
         self._say = say
+        self._taken = False
+        """The brokers have taken some record of the transaction: those that were not taken have only their topics to blame."""
         self._producer = self._new_producer()
 
     def _new_producer(self) -> confluent_kafka.Producer:
@@ -90,7 +107,7 @@ class Transactions:
                 "owner",
                 transactional_id=self._id,
                 transaction_timeout_ms=int(CALL_S * 1000),
-                message_timeout_ms=int(CALL_S * 1000),
+                message_timeout_ms=int(DELIVERY_S * 1000),
                 linger_ms=1,
                 partitioner="murmur2_random",  # as Java producers place keys
                 retry_backoff_ms=5,
@@ -118,9 +135,10 @@ class Transactions:
         """All of it in one transaction, with positions in the name of the group's member (`group` gives its metadata). Outputs that cannot
         be written are dropped; returns those that were.
 
-        Raises Refused, and KafkaException when it cannot be told what became of it, or it failed repeatedly: begin again from what is
-        committed.
+        Raises Blocked, Refused, and KafkaException when it cannot be told what became of it, or it failed repeatedly: begin again from
+        what is committed.
         """
+        self.committing = False
         alone: set[int] = set()
         tries = MAX_REDO
         while tries:
@@ -138,6 +156,8 @@ class Transactions:
                 self._say(f"transaction aborted: {why.name()}")
                 alone, learnt = self._learn(outputs, refused)
                 tries -= not learnt
+                if not learnt:
+                    self._targets.forget({output.topic for output in outputs})
                 self._replace_producer()
             else:
                 return outputs
@@ -154,6 +174,7 @@ class Transactions:
     ) -> None:
         """Raises KafkaException; `refused` then has the outputs that the broker did not take, by index."""
         self._producer.begin_transaction()
+        self.committing = self._taken = False
         for index, output in enumerate(outputs):
             self._produce(index, output, refused)
             if index in alone:
@@ -161,10 +182,16 @@ class Transactions:
                 if refused:
                     raise KafkaException(next(iter(refused.values())))
         for record in states:
-            self._send(self._state_topic, record.value, record.key, partition=record.partition)
+            self._send(self._state_topic, record.value, record.key, partition=record.partition, on_delivery=self._delivered)
+        if self._checked_last and self._producer.flush(CALL_S):
+            raise again("records are not taken")
+        if refused:
+            raise KafkaException(next(iter(refused.values())))
         if self._config.capabilities.fencing:
             self._producer.send_offsets_to_transaction(offsets, group(), CALL_S)
+        self.committing = True
         self._producer.commit_transaction(CALL_S)
+        self.committing = False
 
     def _refused(self, error: KafkaError) -> Refused:
         final = error.fatal()
@@ -183,14 +210,14 @@ class Transactions:
         self._producer.init_transactions(CALL_S)
 
     def _writable(self, outputs: list[Output], alone: set[int]) -> tuple[list[Output], set[int]]:
-        """Outputs without those that cannot be written, and where those to be sent alone are among them."""
+        """Outputs without those that cannot be written, and where those to be sent alone are among them. Raises Blocked."""
         faults = self._targets.faults({output.topic for output in outputs})
+        if faults:
+            raise Blocked(faults)
         writable: list[Output] = []
         still: set[int] = set()
         for index, output in enumerate(outputs):
-            if output.topic in faults:
-                self._drop(output, faults[output.topic], f" ({output.topic})")
-            elif not self._admit(output):
+            if not self._admit(output):
                 self._drop(output, "too_many_topics", "")
             elif self._targets.too_large(output.topic, size_of(output)):
                 self._drop(output, "too_large", f" ({output.topic})")
@@ -214,6 +241,8 @@ class Transactions:
             progress = True
         for index, error in refused.items():
             fault = fault_of(error)
+            if fault is None and self._taken and error.code() == KafkaError._MSG_TIMED_OUT:
+                fault = "unavailable_topic"
             if fault is not None:
                 self._targets.mark(outputs[index].topic, fault)
                 progress = True
@@ -222,6 +251,7 @@ class Transactions:
 
     def _produce(self, index: int, output: Output, refused: dict[int, KafkaError]) -> None:
         def delivered(error: KafkaError | None, _message: confluent_kafka.Message) -> None:
+            self._delivered(error)
             if error is not None:
                 refused[index] = error
 
@@ -231,6 +261,9 @@ class Transactions:
             if failed.args[0].code() in TOO_LARGE:  # for the driver already, which has not been told otherwise
                 refused[index] = failed.args[0]
             raise
+
+    def _delivered(self, error: KafkaError | None, _message: object = None) -> None:
+        self._taken = self._taken or error is None
 
     def _send(self, topic: str, value: bytes | None, key: bytes | None, **options: Any) -> None:
         give_up = time.monotonic() + CALL_S

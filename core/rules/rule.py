@@ -120,7 +120,7 @@ def check_cluster(target: RuleTarget) -> None:
 class Rule:
     """A checked rule of one app."""
 
-    __slots__ = ("_filter", "_headers", "_own_headers", "_reserved", "_routing", "app", "config", "enabled", "id", "label")
+    __slots__ = ("_filter", "_headers", "_own_headers", "_reserved", "_routing", "app", "config", "enabled", "id", "label", "topic")
 
     def __init__(self, app: str, config: RuleConfig, *, prefix: str = "tidegate") -> None:
         """`prefix` is that of Tidegate's own topics, which no rule may write to. Raises ConfigError."""
@@ -144,9 +144,11 @@ class Rule:
         self._headers: Headers = [*headers_of(config.target.format), *own]
         """Of enveloped and batch records."""
         self._own_headers: Headers = [*own]
+        self.topic: str | None = None
+        """The topic, if it is always the same one."""
         static = self._routing.static_prefix
         if self._routing.static or ":" in static:
-            topic = static.partition(":")[0]
+            self.topic = topic = static.partition(":")[0]
             if wrong_topic := topic_fault(topic, prefix):
                 raise ConfigError("target.routing_key", f"{topic!r} cannot be written to ({wrong_topic.replace('_', ' ')})")
 

@@ -346,6 +346,12 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     partition. Above it: the one that was quiet for longest is forgotten, and a client that comes back to it may be told 90003."""
     rule_topics: int = 1_000
     """Topics that one rule writes to while its core runs. Above it: records for further topics are dropped and counted."""
+    parked_topics: int = 100
+    """Topics for which one rule waits on one partition because they are missing or refuse it. Above it: records for further ones are
+    dropped and counted."""
+    parked_held_bytes: int = 2_097_152
+    """What an owner keeps for parked rules that have nearly caught up, for each partition, so that they can rejoin between two of its
+    transactions. Above it: it is let go, and they catch up a little further first."""
     rule_batch_events: int = 1_000
     """Events in one record of a rule in batch mode. At it: the next record begins."""
     rule_batch_bytes: int = 524_288

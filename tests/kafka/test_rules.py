@@ -151,14 +151,13 @@ def test_a_rule_with_a_missing_topic_does_not_hold_up_the_others(kafka_brokers: 
             for number in range(10):
                 publish(world, producer, number)
             await until(lambda: rules.written["app/good"] == 10)
-            assert rules.dropped == {("app/late", "missing_topic"): 10}
+            assert not rules.dropped
             create(world, "late")
-            await asyncio.sleep(1.2)
             publish(world, producer, 10)
-            await until(lambda: rules.written["app/late"] == 1)
+            await until(lambda: rules.written["app/late"] == 11)
             await rules.close()
             assert rules.failures == 0
-            assert numbers(await asyncio.to_thread(committed, kafka_brokers, late)) == [10]
+            assert sorted(numbers(await asyncio.to_thread(committed, kafka_brokers, late))) == list(range(11))
 
     asyncio.run(story())
 
@@ -177,8 +176,11 @@ def test_a_topic_deleted_under_way(kafka_brokers: str) -> None:
                 gone.result(10)
             publish(world, producer, 1)
             await until(lambda: rules.written["app/good"] == 2, 40)
+            assert [each["rule"] for each in rules.parked_rules()] == ["app/doomed"]
+            create(world, "doomed")
+            await until(lambda: rules.written["app/doomed"] == 2, 40)
             await rules.close()
-            assert rules.dropped["app/doomed", "missing_topic"] == 1
+            assert numbers(await asyncio.to_thread(committed, kafka_brokers, doomed)) == [1]
             assert numbers(await asyncio.to_thread(committed, kafka_brokers, out, 1)) == [0, 1]
 
     asyncio.run(story())

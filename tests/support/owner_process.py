@@ -28,7 +28,7 @@ from tests.support.kafka import Kafka
 class OwnerProcess:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
-        self.last: dict[str, Any] = {"owned": [], "written": 0, "ready": False, "refused": 0, "failures": 0}
+        self.last: dict[str, Any] = {"owned": [], "written": 0, "ready": False, "refused": 0, "failures": 0, "by_rule": {}, "parked": []}
         self.errors: list[str] = []
         for stream, take in ((process.stdout, self._told), (process.stderr, self.errors.append)):
             threading.Thread(target=self._read, args=(stream, take), daemon=True).start()
@@ -58,9 +58,9 @@ class OwnerProcess:
 
 
 @contextlib.contextmanager
-def owner_process(world: Kafka, core: str, rules: list[dict[str, Any]], *, freeze_at: int = 0) -> Iterator[OwnerProcess]:
+def owner_process(world: Kafka, core: str, rules: list[dict[str, Any]], *, freeze_at: int = 0, parked: str = "") -> Iterator[OwnerProcess]:
     """`freeze_at`: it stops itself within the first transaction after that many records for topics, all of which are with the broker, and
-    nothing of which is committed."""
+    nothing of which is committed. `parked`: the same for what parked rules write, "open" as above, or "before" the transaction."""
     settings = {
         "brokers": world.config.brokers,
         "prefix": world.config.prefix,
@@ -69,6 +69,7 @@ def owner_process(world: Kafka, core: str, rules: list[dict[str, Any]], *, freez
         "core": core,
         "rules": rules,
         "freeze_at": freeze_at,
+        "parked": parked,
     }
     command = [sys.executable, "-m", "tests.support.owner_process", json.dumps(settings)]
     process = subprocess.Popen(
@@ -81,13 +82,18 @@ def owner_process(world: Kafka, core: str, rules: list[dict[str, Any]], *, freez
         process.wait(10)
 
 
-def _freeze(at: int) -> None:
+def _freeze(at: int, parked: str) -> None:
     write = Transactions.write
     count = 0
 
     def frozen(self: Transactions, outputs: Any, states: Any, offsets: Any, group: Callable[[], Any]) -> Any:
-        nonlocal count
+        nonlocal at, count
+        if self._checked_last != bool(parked):
+            return write(self, outputs, states, offsets, group)
         count += len(outputs)
+        if parked == "before" and outputs and at and count >= at:
+            at = 0
+            os.kill(os.getpid(), signal.SIGSTOP)
 
         def stop() -> Any:
             nonlocal at
@@ -105,7 +111,7 @@ def _freeze(at: int) -> None:
 
 async def _main(settings: dict[str, Any]) -> None:
     if settings["freeze_at"]:
-        _freeze(settings["freeze_at"])
+        _freeze(settings["freeze_at"], settings["parked"])
     owner = OwnerRunner(
         KafkaConfig(brokers=settings["brokers"], prefix=settings["prefix"]),
         StreamInfo(*settings["log"]),
@@ -121,6 +127,7 @@ async def _main(settings: dict[str, Any]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, closing.set)
     while not closing.is_set():
         told = {"owned": sorted(owner.owned), "written": owner.written.total(), "ready": owner.ready}
+        told |= {"by_rule": dict(owner.written), "parked": owner.parked_rules()}
         print(json.dumps(told | {"refused": owner.refused, "failures": owner.failures}), flush=True)
         await asyncio.sleep(0.02)
     await owner.close()

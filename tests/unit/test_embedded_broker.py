@@ -15,6 +15,7 @@ from core.presence import PartitionPresence
 from core.rules import Rule, RuleConfig
 from relay.model.channel import log_key, partition_of
 from relay.model.message import Kind, Message, PresenceItem, RecordBody
+from tests.kafka.test_rules import committed, numbers, publish, rule, until
 from tests.support.kafka import kafka
 
 
@@ -88,6 +89,44 @@ def test_its_owner_runs_rules_and_keeps_state() -> None:
             presence = PartitionPresence()
             presence.restore(found.records, 0.0)
             assert [member.client_id for member in presence.channels[key].after(0)] == ["ann"]
+
+    asyncio.run(story())
+    broker.stop()
+
+
+def test_a_rule_without_its_topic_is_parked_and_catches_up_while_others_go_on() -> None:
+    broker = EmbeddedBroker()
+    config = KafkaConfig(brokers=broker.start(), embedded=True)
+    create_missing(config.brokers, ["good"])
+
+    async def story() -> None:
+        async with kafka("", config=config) as world:
+            owner = world.owner([rule("good", "good:#{channelName}"), rule("late", "late:#{channelName}")])
+            await until(lambda: owner.ready and len(owner.owned) == 4)
+            producer: LogProducer = world.start(LogProducer)
+            published = 0
+
+            async def publish_until(done: Callable[[], object]) -> None:
+                nonlocal published
+                async with asyncio.timeout(40):
+                    while not done():
+                        publish(world, producer, published, channel=f"chat:{published % 12}")
+                        published += 1
+                        await asyncio.sleep(0.005)
+
+            await publish_until(lambda: owner.written["app/good"] > 200)
+            (parked,) = owner.parked_rules()
+            assert (parked["rule"], parked["reason"], parked["partitions"]) == ("app/late", "missing_topic", [0, 1, 2, 3])
+            assert parked["behind"] > 100
+            assert "app/late" not in owner.written
+            await asyncio.to_thread(create_missing, config.brokers, ["late"])
+            await publish_until(lambda: not owner.parked)
+            back = owner.written["app/late"]
+            await publish_until(lambda: owner.written["app/late"] > back + 20)
+            await until(lambda: owner.written["app/late"] == owner.written["app/good"] == published)
+            await owner.close()
+            assert owner.failures == 0
+            assert sorted(numbers(await asyncio.to_thread(committed, config.brokers, "late", 4))) == list(range(published))
 
     asyncio.run(story())
     broker.stop()

@@ -156,8 +156,8 @@ def make_run(clock: Clock, states: States) -> tuple[Any, Consumer, Transactions]
     run: Any = object.__new__(_Run)
     consumer, transactions = Consumer(clock), Transactions()
     run._owner = SimpleNamespace(
-        closing=threading.Event(), core="core-1", lost=0, records=0, duplicates=0, refused=0, states=0, commits=0, written=Counter(),
-        rules=RuleSet([], site="core-1"), complain=lambda *_: None, own=lambda _: None, drop=lambda *_: None,
+        closing=threading.Event(), core="core-1", lost=0, records=0, duplicates=0, refused=0, states=0, commits=0, parked=(),
+        rules=RuleSet([], site="core-1"), complain=lambda *_: None, own=lambda _: None, drop=lambda *_: None, wrote=lambda _: None,
     )  # fmt: skip
     run._config = SimpleNamespace(capabilities=REAL)
     run._stream = SimpleNamespace(topic=TOPIC, stream=STREAM, partitions=4)
@@ -169,6 +169,7 @@ def make_run(clock: Clock, states: States) -> tuple[Any, Consumer, Transactions]
     run._open_records = run._open_size = 0
     run._committed_at = run._swept_at = 0.0
     run._joined = False
+    run._rules, run._known, run._catch_up, run._member, run._fenced = {}, {}, None, None, Counter()
     return run, consumer, transactions
 
 
@@ -247,8 +248,9 @@ def test_topics_are_not_looked_up_by_the_member_of_the_group(monkeypatch: pytest
     monkeypatch.setattr("core.kafka.owner.TargetTopics", lambda _config, client, **_: looked.append(client))
     monkeypatch.setattr("core.kafka.owner.Transactions", lambda *_, **__: None)
     owner = SimpleNamespace(
-        config=SimpleNamespace(), stream=SimpleNamespace(stream=STREAM), limits=CoreLimits(), group="g", core="core-1",
+        config=SimpleNamespace(prefix="t"), stream=SimpleNamespace(stream=STREAM), limits=CoreLimits(), group="g", core="core-1",
         state_topic=SimpleNamespace(topic="t.state"), create_topics=False, closing=threading.Event(), within_topics=None,
+        rules=RuleSet([], site="core-1"),
     )  # fmt: skip
     run = _Run(owner)  # type: ignore[arg-type]
     (client,) = looked
@@ -279,7 +281,9 @@ class StateMessage:
         return self._value
 
 
-@pytest.mark.parametrize(("read_to", "fenced"), [(None, []), (6, ["core-2"])], ids=["a broker that is slow", "an open transaction"])
+@pytest.mark.parametrize(
+    ("read_to", "fenced"), [(None, []), (6, ["core-2", "core-2"])], ids=["a broker that is slow", "an open transaction"]
+)
 def test_a_core_is_fenced_for_an_open_transaction_only(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, read_to: int | None, fenced: list[str]
 ) -> None:

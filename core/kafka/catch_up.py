@@ -1,0 +1,367 @@
+"""Rules that are parked catch up: a thread of its own beside the owner's, with a producer and transactions of its own.
+
+Each transaction holds what one rule makes of a span of the log, and the rule's cursor behind it. What keeps it exactly once when the
+partition goes to another core: the transaction carries an offset in the name of this member of the owners' group, as of a moment at which
+the partition was surely its own, and the group is asked when all the rest is with the brokers. So either the group refuses it, or whoever
+owns the partition next finds it in the state, and waits for its end or ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from core.fold import Fold
+from core.kafka.config import SKEW_S, WINDOW_S, KafkaConfig
+from core.kafka.consumer import open_consumer, read_batch
+from core.kafka.logs import log
+from core.kafka.records import log_record
+from core.kafka.targets import TargetTopics
+from core.kafka.topics import StreamInfo
+from core.kafka.transactions import CALL_S, Blocked, Refused, StateRecord, Transactions, again, transactional_id
+from core.ownership import OwnedPartition, PartitionState
+from core.parked import ParkedRule
+from core.rules import Batcher, Output, Rule, RuleSet
+from relay.model.limits import CoreLimits
+
+IDLE_S = 0.02
+"""Longest wait for something to do, in seconds."""
+TURN_S = 5.0
+"""How long one rule on one partition catches up while others wait for their turn, in seconds."""
+RETENTION_LOOK_S = 10.0
+"""Time between two looks at what retention has left of a partition, in seconds, for rules that wait."""
+BATCH = 1_000
+QUIET_RECORDS = 20_000
+"""Records of the log that gave the rule nothing to write, after which its cursor is written all the same."""
+SILENT_S = 10.0
+"""An attempt fails when nothing of the log has come for so long, in seconds."""
+CLOSE_S = 12.0
+"""Longest wait for the thread to end, in seconds: as long as one call to Kafka."""
+
+_LOST_POSITION = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
+
+
+class Parked(NamedTuple):
+    """One rule, of the partition as its owner has it."""
+
+    rule: ParkedRule
+    owned: OwnedPartition
+
+
+class Account(Protocol):
+    """What is asked of `core.kafka.owner.OwnerRunner`."""
+
+    core: str
+    limits: CoreLimits
+    create_topics: bool
+
+    def wrote(self, outputs: list[Output]) -> None: ...
+
+    def drop(self, rule: str, reason: str, detail: str = "") -> None: ...
+
+    def lose(self, rule: str, partition: int, records: int) -> None: ...
+
+    def within_topics(self, output: Output) -> bool: ...
+
+    def complain(self, who: str, what: str, detail: str = "") -> None: ...
+
+
+class CatchUp:
+    """`watch` and `close` are called by the owner's thread, and `group` is set by it: the metadata of its member as of the last assignment.
+
+    `failed` is set when it cannot be told what became of a transaction: the owner has to begin again from the state.
+    """
+
+    def __init__(self, config: KafkaConfig, stream: StreamInfo, state_topic: StreamInfo, rules: dict[str, Rule], account: Account) -> None:
+        self._config = config
+        self._stream = stream
+        self._state_topic = state_topic
+        self._rules = rules
+        self._account = account
+        self._limits = account.limits
+        self.group: Any = None
+        self.failed: KafkaException | None = None
+        self.opened = False
+        """What a former life of this core has left open was ended."""
+        self._closing = threading.Event()
+        self._inbox: queue.SimpleQueue[Parked] = queue.SimpleQueue()
+        self._waiting: deque[Parked] = deque()
+        self._lows: dict[int, tuple[float, int]] = {}
+        self._consumer = open_consumer(config, "parked", allow_auto_create_topics=False)
+        self._targets = TargetTopics(config, self._consumer, create=account.create_topics, written=True, timeout_s=CALL_S)
+        self._transactions: Transactions | None = None
+        self._thread = threading.Thread(target=self._run, name="tidegate-parked", daemon=True)
+        self._thread.start()
+
+    def watch(self, rule: ParkedRule, owned: OwnedPartition) -> None:
+        """The rule's cursor is in the state by now."""
+        self._inbox.put(Parked(rule, owned))
+
+    def stop(self) -> None:
+        """Asks the thread to end."""
+        self._closing.set()
+
+    def close(self) -> None:
+        self.stop()
+        self._thread.join(CLOSE_S)
+
+    # --- the thread ------------------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.is_set() and self.failed is None:
+                self._take_in()
+                self._turn()
+        except Exception as failed:  # the owner's thread says so, and begins again
+            log.exception("catching up failed")
+            self.failed = again(f"catching up: {type(failed).__name__}")
+        finally:
+            if self._transactions is not None:
+                self._transactions.close()
+            self._consumer.close()
+
+    def _take_in(self) -> None:
+        while not self._inbox.empty():
+            self._waiting.append(self._inbox.get())
+
+    def _turn(self) -> None:
+        """One rule that is due and can write catches up, as far as it gets."""
+        now = time.monotonic()
+        self._waiting = deque(each for each in self._waiting if not each.rule.gone)
+        due = [each for each in self._waiting if not each.rule.offered and each.rule.retry_at <= now]
+        try:
+            each = self._first_able(due)
+        except KafkaException as failed:  # no broker answers
+            self._account.complain("parked rules", "asking for topics", f": {failed.args[0].name()}")
+            self._closing.wait(1.0)
+            return
+        if each is None:
+            self._closing.wait(IDLE_S)
+            return
+        self._waiting.remove(each)
+        self._waiting.append(each)
+        try:
+            self._attempt(each)
+        except Blocked as blocked:
+            topic, fault = next(iter(sorted(blocked.faults.items())))
+            self._blocked(each, fault, f" ({topic})")
+        except Refused as refused:
+            self._unknown(refused.error)
+            if refused.final:
+                self._drop_producer()
+            each.rule.retry_at = time.monotonic() + 0.2  # the group is being put together anew
+        except KafkaException as failed:
+            error = failed.args[0]
+            self._unknown(error)
+            self._drop_producer()
+            self._blocked(each, "transaction_failed", f" ({error.name()})")
+
+    def _unknown(self, error: KafkaError) -> None:
+        """Whether the last transaction was committed is for the state to say."""
+        if self._transactions is not None and self._transactions.committing and not error.txn_requires_abort():
+            self.failed = again(f"catching up: {error.name()}")
+
+    def _blocked(self, each: Parked, reason: str, detail: str) -> None:
+        each.rule.failed(reason, time.monotonic())
+        self._account.complain(f"rule {each.rule.rule}", f"still parked: {reason.replace('_', ' ')}", detail)
+
+    def _drop_producer(self) -> None:
+        transactions, self._transactions = self._transactions, None
+        if transactions is not None:
+            transactions.close()
+
+    def _open(self) -> Transactions:
+        """Ends what a former life of this core has left open. Raises KafkaException."""
+        account = self._account
+        if self._transactions is None:
+            transactions = Transactions(
+                self._config,
+                transactional_id(self._config, account.core, parked=True),
+                self._state_topic.topic,
+                self._targets,
+                drop=lambda output, reason, detail: account.drop(output.rule, reason, detail),
+                admit=account.within_topics,
+                say=lambda what: account.complain("parked rules", what),
+                checked_last=True,
+            )
+            transactions.open()
+            self._transactions, self.opened = transactions, True
+        return self._transactions
+
+    def _first_able(self, due: list[Parked]) -> Parked | None:
+        """The first whose topic can be written to. The others go on waiting; all topics are asked for at once. Raises KafkaException."""
+        for parked, owned in due:
+            self._look_at_retention(parked)
+            self._offer(parked, owned.committed or 0)
+        due = [each for each in due if not each.rule.offered]
+        topics = {topic for each in due if (topic := self._topic(each.rule))}
+        faults = self._targets.faults(topics) if topics else {}
+        able = None
+        for each in due:
+            topic = self._topic(each.rule)
+            if topic in faults:
+                self._blocked(each, faults[topic], f" ({topic})")
+            elif able is None:
+                able = each
+        return able
+
+    def _topic(self, parked: ParkedRule) -> str:
+        """Empty if there may be several."""
+        return parked.topic or self._rules[parked.rule].topic or ""
+
+    # --- one rule --------------------------------------------------------------------------------------------------------------------
+
+    def _attempt(self, each: Parked) -> None:
+        """Raises Blocked, Refused, KafkaException."""
+        consumer, transactions = self._consumer, self._open()
+        parked, owned = each
+        parked.catching_up = True
+        reader = self._reader(consumer, parked, self._rules[parked.rule])
+        try:
+            until = time.monotonic() + TURN_S
+            while not (self._closing.is_set() or parked.gone):
+                self._take_in()
+                if time.monotonic() > until and len(self._waiting) > 1:
+                    return
+                if parked.offered:
+                    self._closing.wait(IDLE_S / 4)
+                    continue
+                to = owned.committed or 0  # the cursor ends where a span of the owner begins
+                done = min(to, parked.newest + 1)
+                if parked.cursor < done:
+                    self._step(each, reader, transactions, min(done, to))
+                if parked.cursor >= done:
+                    self._offer(parked, to)
+        finally:
+            consumer.unassign()
+
+    def _offer(self, parked: ParkedRule, to: int) -> bool:
+        """If nothing is left to be written before `to`, where a span of the owner began."""
+        if parked.cursor <= parked.newest and parked.cursor < to:
+            return False
+        parked.cursor = max(parked.cursor, to)
+        parked.offered = True
+        return True
+
+    def _look_at_retention(self, parked: ParkedRule, age_s: float = RETENTION_LOOK_S) -> int:
+        """What retention has deleted is told, and the cursor moves on. Returns where the log begins, as of `age_s` ago at most."""
+        number, now = parked.partition, time.monotonic()
+        at, low = self._lows.get(number, (-RETENTION_LOOK_S, 0))
+        if now - at >= age_s:
+            low, _ = self._consumer.get_watermark_offsets(TopicPartition(self._stream.topic, number), timeout=CALL_S)
+            self._lows[number] = now, low
+        lost = parked.lost(low)
+        if lost:
+            self._account.lose(parked.rule, number, lost)
+        return low
+
+    def _reader(self, consumer: Any, parked: ParkedRule, rule: Rule) -> _Reader:
+        """From far enough before the cursor for the verdicts on duplicates; for presence and lifecycle, from the beginning of the log,
+        since what an event means depends on those before it."""
+        number, topic = parked.partition, self._stream.topic
+        low = start = self._look_at_retention(parked, 0.0)
+        if parked.time and rule.config.source.type == "channel.message" and self._config.capabilities.offsets_for_times:
+            asked = TopicPartition(topic, number, max(0, parked.time - int((WINDOW_S + SKEW_S) * 1000)))
+            (at,) = consumer.offsets_for_times([asked], timeout=CALL_S)
+            if at.error is not None:
+                raise KafkaException(at.error)
+            start = parked.cursor if at.offset < 0 else max(low, min(at.offset, parked.cursor))
+        consumer.assign([TopicPartition(topic, number, start)])
+        span = OwnedPartition(
+            number,
+            PartitionState(None, {}),
+            stream=self._stream.stream,
+            core=self._account.core,
+            low=low,
+            first=start,
+            rules_from=parked.cursor,
+            time=0,
+            channels=0,
+            now=time.monotonic(),
+            batcher=Batcher(self._limits.rule_batch_events, self._limits.rule_batch_bytes),
+        )
+        return _Reader(consumer, self._stream.stream, span, RuleSet([rule], site=self._account.core), self._limits, self._closing)
+
+    def _step(self, each: Parked, reader: _Reader, transactions: Transactions, to: int) -> None:
+        """Read on, at most up to `to`, and write what there is. Raises like `Transactions.write`."""
+        parked, owned = each
+        group = self.group
+        if parked.gone or owned.given_up:  # until now it was ours, and so it was when the metadata was taken
+            return
+        reader.read(to, lambda: parked.gone)
+        if parked.gone or self._closing.is_set():
+            return
+        span = reader.span
+        span.combine()
+        outputs = [output for output in span.outputs if parked.covers(output)]
+        if outputs or span.position - reader.written >= QUIET_RECORDS:
+            states = [StateRecord(parked.partition, parked.key, parked.at(span.position, span.time))]
+            offsets = [TopicPartition(self._state_topic.topic, parked.partition, span.position)]
+            written = transactions.write(outputs, states, offsets, lambda: group)
+            self._account.wrote(written)
+            reader.written = span.position
+            parked.failures = 0
+        span.done()
+        if span.position > parked.cursor:
+            parked.cursor, parked.time = span.position, span.time
+
+
+class _Reader:
+    """One partition of the log, from far enough back on, through the eyes of one rule."""
+
+    def __init__(
+        self, consumer: Any, stream: str, span: OwnedPartition, rules: RuleSet, limits: CoreLimits, closing: threading.Event
+    ) -> None:
+        self._consumer = consumer
+        self._stream = stream
+        self.span = span
+        self.written = span.rules_from
+        """Where the cursor stands in the state."""
+        self._rules = rules
+        self._limits = limits
+        self._closing = closing
+        self._fold = Fold(limits.fold_ids, os.urandom(16))
+        self._ahead: deque[Any] = deque()
+
+    def read(self, to: int, enough: Callable[[], bool]) -> None:
+        """Up to offset `to`, or as much as belongs into one transaction. Raises KafkaException."""
+        span, limits = self.span, self._limits
+        heard = time.monotonic()
+        records = 0
+        while span.position < to and records < limits.owner_span_records and span.size < limits.owner_span_bytes:
+            if self._closing.is_set() or enough():
+                return
+            if not self._ahead:
+                self._ahead.extend(read_batch(self._consumer, BATCH, 0.1))
+                now = time.monotonic()
+                if self._ahead:
+                    heard = now
+                elif now - heard > SILENT_S:
+                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "reading the log"))
+                continue
+            message = self._ahead[0]
+            error = message.error()
+            if error is not None:
+                self._ahead.popleft()
+                if error.fatal() or error.code() in _LOST_POSITION:
+                    raise KafkaException(error)
+                continue
+            if message.partition() != span.number or message.offset() < span.position:
+                self._ahead.popleft()
+                continue
+            if message.offset() >= to:
+                span.position = to
+                return
+            self._ahead.popleft()
+            record = log_record(message, self._stream)
+            duplicate = self._fold.see(record.partition, record.key, record.id, record.timestamp, record.offset) is not None
+            size = span.size
+            span.take(record, duplicate=duplicate, rules=self._rules, now=heard)  # what it cannot write was counted by the owner
+            records += span.size != size
