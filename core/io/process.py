@@ -274,7 +274,7 @@ class CoreProcess:
 
     def _start_mappings(self) -> None:
         config, limits = self._config, self._config.limits
-        mappings = [
+        configured = [
             Mapping(
                 app.id,
                 each,
@@ -284,8 +284,8 @@ class CoreProcess:
             )
             for app in config.apps
             for each in app.mappings
-            if each.status == "enabled"
         ]
+        mappings = [mapping for mapping in configured if mapping.config.status == "enabled"]
         schemas = self._schemas() if any(mapping.needs_registry for mapping in mappings) else None
         for mapping in mappings:
             runner = MappingRunner(
