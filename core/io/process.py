@@ -116,7 +116,7 @@ class CoreProcess:
         self._sessions: SessionsLog
         self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
-        self._appends: LogAppends
+        self._appends: LogAppends | None = None
         self._tails: Tails
         self._log_ends: dict[int, int] = {}
         """Where the partitions of the log ended when Kafka was last asked."""
@@ -269,10 +269,10 @@ class CoreProcess:
             create_topics=config.dev,
         )
         owner.start()
-        self._start_mappings()
+        self._start_mappings(appends)
         watch_kafka(self._metrics, owner, self._mappings)
 
-    def _start_mappings(self) -> None:
+    def _start_mappings(self, appends: LogAppends) -> None:
         config, limits = self._config, self._config.limits
         configured = [
             Mapping(
@@ -289,7 +289,7 @@ class CoreProcess:
         schemas = self._schemas() if any(mapping.needs_registry for mapping in mappings) else None
         for mapping in mappings:
             runner = MappingRunner(
-                config.kafka, mapping, self._appends, limits=limits, loop=self._loop, schemas=schemas, create_topics=config.dev
+                config.kafka, mapping, appends, limits=limits, loop=self._loop, schemas=schemas, create_topics=config.dev
             )
             runner.start()
             self._mappings.append(runner)
@@ -367,7 +367,8 @@ class CoreProcess:
             if isinstance(event, EndOffset) and event.ask == PROBE:
                 if event.offset is not None:
                     self._log_ends[event.partition] = event.offset
-                    self._appends.ended(event.partition, event.offset)
+                    if self._appends is not None:
+                        self._appends.ended(event.partition, event.offset)
                 continue
             self._driver.post(event)
 
