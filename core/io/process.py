@@ -122,7 +122,7 @@ class CoreProcess:
         """Everything that `tidegate.config` held at the start has been read."""
         self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
-        self._appends: LogAppends
+        self._appends: LogAppends | None = None
         self._tails: Tails
         self._log_ends: dict[int, int] = {}
         """Where the partitions of the log ended when Kafka was last asked."""
@@ -306,16 +306,16 @@ class CoreProcess:
             create_topics=config.dev,
         )
         owner.start()
-        self._start_mappings([*(config.mapping(app.id, each) for app in config.apps for each in app.mappings), *mappings])
+        self._start_mappings(appends, [*(config.mapping(app.id, each) for app in config.apps for each in app.mappings), *mappings])
         watch_kafka(self._metrics, owner, self._mappings)
 
-    def _start_mappings(self, made: list[Mapping]) -> None:
+    def _start_mappings(self, appends: LogAppends, made: list[Mapping]) -> None:
         config, limits = self._config, self._config.limits
         mappings = [mapping for mapping in made if mapping.config.status == "enabled"]
         schemas = self._schemas() if any(mapping.needs_registry for mapping in mappings) else None
         for mapping in mappings:
             runner = MappingRunner(
-                config.kafka, mapping, self._appends, limits=limits, loop=self._loop, schemas=schemas, create_topics=config.dev
+                config.kafka, mapping, appends, limits=limits, loop=self._loop, schemas=schemas, create_topics=config.dev
             )
             runner.start()
             self._mappings.append(runner)
@@ -393,7 +393,8 @@ class CoreProcess:
             if isinstance(event, EndOffset) and event.ask == PROBE:
                 if event.offset is not None:
                     self._log_ends[event.partition] = event.offset
-                    self._appends.ended(event.partition, event.offset)
+                    if self._appends is not None:
+                        self._appends.ended(event.partition, event.offset)
                 continue
             if self._writer is not None:
                 if isinstance(event, ConfigRead) and not self._writer.read(event):
