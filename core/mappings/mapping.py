@@ -47,7 +47,8 @@ class MappingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     start: Literal["latest", "earliest"] | int = msgspec.field(default="latest", name="from")
     """Where a mapping that has never run begins in topics that are already there; a number is a time in milliseconds since 1970."""
     on_failed_record_mapping: Literal["skip", "stop", "dlq"] = "skip"
-    """What to do with a record that cannot become a message. `skip`: count and log it. `stop`: wait at it. `dlq`: write it to `dlq_topic`."""
+    """What to do with a record that cannot become a message. `skip`: count and log it. `stop`: wait at it. `dlq`: write it to
+    `dlq_topic`."""
     dlq_topic: str = ""
     """Where records go that cannot become messages, with `dlq`."""
 
