@@ -77,6 +77,31 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """REST requests in progress. Above it: HTTP 503 with 50004."""
     rest_body_bytes: int = 67_108_864
     """Bodies of requests in progress, of all callers together. Above it: HTTP 503 with 50004."""
+    batch_body_bytes: int = 2_097_152
+    """Largest body of `POST /messages`. Above it: HTTP 413 with 40009."""
+    connector_body_bytes: int = 8_388_608
+    """The same for a request with `newBatchResponse=true`, as Kafka connectors send it: they do not split what has become too large."""
+    large_bodies_bytes: int = 33_554_432
+    """Bodies of which each may be larger than `max_frame_bytes`, of all callers together, so that the others always have their part of
+    `rest_body_bytes`. Above it: they wait to be read, half of it at most for one address."""
+    large_body_wait_s: float = 4.0
+    """How long such a body waits. Beyond it: HTTP 503 with 50004."""
+    batch_channels: int = 100
+    """Distinct channels of one batch. Above it: 90010, for the whole request or, with `newBatchResponse=true`, for the specs concerned."""
+    batch_publishes: int = 10_000
+    """Publishes of one batch: one for each channel of each spec. Above it: 40034, nothing is published."""
+    batch_messages: int = 100_000
+    """Messages of one batch, counted once for each channel. Above it: further publishes of the batch fail with 40034."""
+    batch_window_publishes: int = 64
+    """Publishes of one batch that are under way at once. At it: further ones wait until some of these are answered."""
+    batch_window_bytes: int = 1_048_576
+    """The same, in payload bytes."""
+    batch_window_reads: int = 8
+    """Presence sets that one batch reads at once. At it: further ones wait."""
+    batch_presence_bytes: int = 8_388_608
+    """Presence sets in one answer, as they came from the core. Above it: 40009 for those that are left."""
+    batch_wait_s: float = 9.0
+    """How long a batch may take. Beyond it: what has no result yet fails with 50003, each by itself."""
     rest_body_wait_s: float = 10.0
     """How long a request body may take to arrive. Beyond it: HTTP 408."""
     rest_grants: int = 10_000
