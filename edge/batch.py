@@ -275,11 +275,7 @@ class Batch(Timed):
 
     def appended(self, append: PendingAppend, serial: str) -> None:
         job = self._landed(append)
-        ids = {"messageId": job.message_id}
-        own = job.publish.messages[0].id
-        if self._version == 2 and own is not None and len(job.publish.messages) == 1:
-            ids["messageId"] = own
-        result: dict[str, Any] = {"channel": self._channel(job.spec, job.at), **ids}
+        result: dict[str, Any] = {"channel": self._channel(job.spec, job.at), "messageId": job.message_id}
         if self._version > 2:
             result["serials"] = [message_serial(serial, index) for index in range(len(job.publish.messages))]
         self._settle(job, result)
