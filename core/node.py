@@ -59,6 +59,7 @@ from core.history import Reads
 from core.index import Index
 from core.lifecycle import Lifecycle
 from core.log import EPHEMERAL_TAIL, LogRecord, body_is_ephemeral
+from core.metachannel import Metachannel
 from core.occupancy import PREFIX as COUNTS_PREFIX
 from core.occupancy import Occupancies
 from core.quiet import lasts
@@ -71,6 +72,7 @@ from relay.link.calls import (
     STATUS,
     CreateApp,
     DeleteApp,
+    History,
     MemberPage,
     Members,
     Read,
@@ -114,7 +116,7 @@ from relay.link.frames import (
     Watch,
 )
 from relay.model.capability import Operation
-from relay.model.channel import ChannelName, log_key, parse_channel, partition_of
+from relay.model.channel import CHANNEL_LIFECYCLE, METACHANNELS, ChannelName, log_key, parse_channel, partition_of
 from relay.model.connection_key import CONNECTION_ID_BYTES, claimed_id, make_key, new_connection_id, parse_key
 from relay.model.errors import ErrorInfo, RelayError
 from relay.model.grants import Grant, seal_grant
@@ -290,6 +292,7 @@ class CoreNode:
             permitted=self._may_know,
         )
         self._lifecycle = Lifecycle(limits, self.counters, append=self._append_lifecycle, connections=self._occupancy.connections)
+        self._metachannel = Metachannel(limits, self.counters, append=self._append_to_metachannel, counts=self._occupancy.totals)
         self._watched: set[bytes] = set()
         """Log keys of channels that operators watch."""
         self._replays = Replays(index, limits, self)
@@ -413,6 +416,7 @@ class CoreNode:
             "occupancyEntries": len(self._occupancy),
             "occupancyWatched": self._occupancy.watched,
             "lifecycleChannels": len(self._lifecycle),
+            "lifecycleUnshown": len(self._metachannel),
             "channels": len(self._channels),
             "replays": len(self._replays),
             "reads": len(self._reads),
@@ -1085,7 +1089,8 @@ class CoreNode:
             raise RelayError(40400, "No such call") from None
         assert isinstance(call, Read), "its name is that of a read"
         name = parse_channel(call.channel)
-        if name.qualifier is not None:
+        past = not isinstance(call, Members) and not (isinstance(call, History) and call.presence)
+        if name.qualifier is not None and not (past and name.name in METACHANNELS):
             raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no history and no members")
         operation = Operation.SUBSCRIBE if isinstance(call, Rewind | Members) else Operation.HISTORY
         if isinstance(call, Members) and session.capability.permits(Operation.PRESENCE, name.name):
@@ -1193,6 +1198,8 @@ class CoreNode:
         if frame.presence:
             return self._checked_presence(session, frame)
         name = parse_channel(frame.channel)
+        if name.qualifier is not None:
+            raise Denied("qualifier", 40160, f"operation not permitted: channels with the qualifier [{name.qualifier}] are read-only")
         operations = session.capability.operations_on(name.name)
         if Operation.PUBLISH not in operations:
             raise Denied("capability", 40160, "operation not permitted with provided capability: publish")
@@ -1389,7 +1396,9 @@ class CoreNode:
                 self.duplicates += 1
                 continue
             if record.kind == Kind.LIFECYCLE:
-                self._lifecycle.read(record, self._now, self._now_ms)
+                event = self._lifecycle.read(record, self._now, self._now_ms)
+                if event is not None:
+                    self._metachannel.happened(record, event, self._now_ms)
                 if record.key in self._watched:
                     out.append(ShowRecord(record))
                 continue
@@ -1399,6 +1408,8 @@ class CoreNode:
                 if shown is None:
                     continue
                 record = shown  # noqa: PLW2901 - from here on it is what everybody is shown
+            if self._metachannel:
+                self._metachannel.shown(record.id)
             if partition.looked:
                 self._lifecycle.published(number, record.key, self._now, self._now_ms)
             if self._watched and record.key in self._watched:
@@ -1423,6 +1434,8 @@ class CoreNode:
                 self._catch_up(self._partitions[number])
         if self._reads.behind:
             self._reads.catch_up()
+        if self._was_ready and self._metachannel.due:
+            self._metachannel.turn(self._now)
 
     def _find_floor(self, partition: _Partition, record: LogRecord) -> None:
         """While looking back: are verdicts sound from this record on? They are once everything within the window before it was read."""
@@ -1529,7 +1542,7 @@ class CoreNode:
             name = parse_channel(frame.channel)
         except RelayError:
             return False
-        return session.grant.app == frame.app and bool(session.capability.operations_on(name.name))
+        return session.grant.app == frame.app and name.qualifier is None and bool(session.capability.operations_on(name.name))
 
     def _watch(self, link: int, frame: Watch) -> None:
         channel = self._channels.get(link, frame.ref)
@@ -1591,10 +1604,19 @@ class CoreNode:
     def _append_lifecycle(self, partition: int, key: bytes, value: bytes, publish_id: str) -> None:
         self._out.append(Produce(self._number(), partition, key, value, Kind.LIFECYCLE, publish_id))
 
+    def _append_to_metachannel(self, app: str, value: bytes, publish_id: str) -> bool:
+        key = log_key(app, CHANNEL_LIFECYCLE)
+        partition = partition_of(key, self._stream.partitions)
+        if self._registry.app(app) is None or partition not in self._partitions:
+            return False
+        self._out.append(Produce(self._number(), partition, key, value, Kind.MESSAGE, publish_id))
+        return True
+
     def _owned(self, event: Owned) -> None:
         self._absence.owned = event.partitions & self._partitions.keys()
         occupied = ((partition_of(key, self._stream.partitions), key) for key in self._occupancy.occupied())
         self._lifecycle.own(frozenset(self._absence.owned), occupied, self._now, self._now_ms)
+        self._metachannel.own(frozenset(self._absence.owned))
 
     def _watching(self, event: Watching) -> None:
         (self._watched.add if event.on else self._watched.discard)(event.key)
@@ -1639,6 +1661,9 @@ class CoreNode:
         self._connections.sweep(self._now, self._now_ms)
         self._occupancy.sweep(self._now)
         self._lifecycle.sweep(self._now, self._now_ms)
+        self._metachannel.sweep(self._now, self._now_ms)
+        if self._was_ready:
+            self._metachannel.turn(self._now)
         self._attendance.sweep(self._now)
         if self.ready:
             for wait in self._absence.sweep(self._now, self._now_ms):

@@ -24,16 +24,16 @@ from edge.effects import RestAnswer
 from edge.events import RestAsked
 from edge.hub import PendingAppend
 from edge.links import Session
-from edge.occupancy import details
 from edge.presence_batch import SHOW_MEMBERS, PresenceBatch, SetRead, channels_asked
 from edge.turn import Timed
 from relay.link import calls
 from relay.link.frames import Admit, Admitted, Fetch, Page
 from relay.model.capability import Operation
-from relay.model.channel import log_key, parse_channel
+from relay.model.channel import METACHANNELS, log_key, parse_channel
 from relay.model.credentials import client_id_of_header
 from relay.model.errors import ErrorInfo, RelayError
 from relay.model.limits import EdgeLimits
+from relay.model.occupancy import details
 from relay.model.serials import message_serial
 
 JSON = "application/json"
@@ -375,9 +375,9 @@ class Rest:
         session = call.session
         assert session is not None, "admitted"
         name = parse_channel(call.segments[1])
-        if name.qualifier is not None:
-            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no history")
         members = call.segments[2:] == ["presence"]
+        if name.qualifier is not None and (name.name not in METACHANNELS or call.segments[2] == "presence"):
+            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no history and no members")
         if not session.capability.permits_any(name.name, SHOW_MEMBERS if members else (Operation.HISTORY,)):
             raise RelayError(40160, "operation not permitted with provided capability")
         limits = self.desk.turn.limits
@@ -519,6 +519,7 @@ class Rest:
             links: tuple[tuple[str, str], ...] = ()
             try:
                 if isinstance(call.read[1], calls.Status):
+                    # To ask for a channel's status makes it active.
                     value = details(call.read[1].channel, calls.decode_counts(frame.body))
                 elif isinstance(call.read[1], calls.Members):
                     after, further = presence_set.taken(call.read[1], call.members, frame)

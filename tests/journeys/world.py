@@ -192,6 +192,14 @@ class World:
 
     def asks(self, method: str, path: str, body: object = None, *, edge: int = 0, credential: str = KEY) -> tuple[int, Any, dict[str, str]]:
         """Status, body and the links by their relation."""
+        call = self.posts(method, path, body, edge=edge, credential=credential)
+        self.run()
+        answer = self.edges[edge].answers.pop(call)
+        links = links_of([value for name, value in answer.headers if name == "link"])
+        return answer.status, json.loads(answer.body) if answer.body else None, links
+
+    def posts(self, method: str, path: str, body: object = None, *, edge: int = 0, credential: str = KEY) -> int:
+        """Asks without letting the world go on; `answered` has the answer."""
         call = next(self._numbers)
         scheme = "Basic" if ":" in credential else "Bearer"
         headers = {"content-type": "application/json", "authorization": f"{scheme} {base64.b64encode(credential.encode()).decode()}"}
@@ -199,10 +207,12 @@ class World:
         node = self.edges[edge]
         path, _, query = path.partition("?")
         node.inbox.append(RestAsked(call, method, path, query, headers, raw, tls=True, address="127.0.0.1"))
+        return call
+
+    def answered(self, call: int, *, edge: int = 0) -> tuple[int, Any]:
         self.run()
-        answer = node.answers.pop(call)
-        links = links_of([value for name, value in answer.headers if name == "link"])
-        return answer.status, json.loads(answer.body) if answer.body else None, links
+        answer = self.edges[edge].answers.pop(call)
+        return answer.status, json.loads(answer.body)
 
     def kill_core(self, number: int, *, run: bool = True) -> None:
         """SIGKILL: what it had not yet written to a wire or to Kafka is gone."""

@@ -412,11 +412,10 @@ def test_whatever_the_core_answers_results_are_complete_and_channels_in_order(da
 def test_any_bytes_are_a_batch_or_refused(body: bytes, msgpack: bool, lenient: bool) -> None:
     try:
         parsed = parse(body, EdgeLimits(), msgpack=msgpack, lenient=lenient)
-    except RelayError as error:
-        assert 40000 <= error.code < 91000
-    else:
-        assert parsed.specs
-        assert all(channels for channels, _ in parsed.specs)
+    except RelayError:
+        return
+    assert parsed.specs
+    assert all(channels for channels, _ in parsed.specs)
 
 
 _json = st.recursive(
@@ -541,7 +540,7 @@ def test_how_channels_are_named(query: str, names: list[str]) -> None:
     assert channels_asked(query, EdgeLimits()) == names
 
 
-# --- room for large bodies -----------------------------------------------------------------------------------------------------------------
+# --- room for large bodies ---------------------------------------------------------------------------------------------------------------
 
 
 def test_large_bodies_wait_for_room_and_no_address_takes_all() -> None:
