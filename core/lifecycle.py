@@ -6,7 +6,7 @@
 The owner of a partition appends the records; whoever reads them, the owner included, changes its state then and not before. Their ids
 follow from what they say (`opened:room:3`), so that two cores that both believe to be the owner, or one that appends again because it has
 not heard what became of the first, make one event: the duplicate verdict leaves out the others, and a record that does not fit the state
-that it finds counts for nothing. They are not shown to clients as events of the channel.
+that it finds counts for nothing. They are not shown to clients as events of the channel, but by `core.metachannel`.
 """
 
 from __future__ import annotations

@@ -136,6 +136,37 @@ def test_a_metachannel_has_no_lifecycle_and_nobody_is_counted_on_it() -> None:
     assert not any("[meta]" in key for key, _ in world.log.sessions)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_an_event_whose_owner_dies_before_it_has_shown_it(seed: int) -> None:
+    world = World(edges=2, cores=2, seed=seed)
+    watcher = watching(world)
+    user = connected(world, edge=1)
+    user.posts(action=ATTACH, channel="life")
+    while not any(world.log.partitions):
+        world.run(1)
+    (partition,) = (number for number, records in enumerate(world.log.partitions) if records)
+    world.kill_core(partition % 2)
+    world.wait(2)
+    assert [record.kind for records in world.log.partitions for record in records] == [Kind.LIFECYCLE, Kind.MESSAGE]
+    assert event_of(watcher.gets(MESSAGE)) == ("channel.opened", "life", True)
+    watcher.gets_nothing()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_event_that_no_core_has_outlived_is_shown_by_the_next(seed: int) -> None:
+    world = World(edges=2, cores=2, seed=seed)
+    user = connected(world, edge=1)
+    user.posts(action=ATTACH, channel="life")
+    while not any(world.log.partitions):
+        world.run(1)
+    for core in (0, 1):
+        world.kill_core(core, run=False)
+    for core in (0, 1):
+        world.start_core(core)
+    world.wait(5)
+    assert [record.kind for records in world.log.partitions for record in records].count(Kind.MESSAGE) == 1
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_each_event_once_while_cores_are_killed(seed: int) -> None:
     """Every event of the log is on the metachannel once, in the order of its channel, whichever cores die on the way."""
