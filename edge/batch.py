@@ -173,7 +173,7 @@ class Batch(Timed):
     def _pump(self) -> None:
         """Begin what may be begun now."""
         limits = self._desk.turn.limits
-        looked, turn_bytes = 0, limits.batch_window_bytes
+        looked, turn_bytes = 0, limits.max_frame_bytes
         while self._at[0] < len(self._results) and self._taken < limits.batch_window_publishes and self._bytes < limits.batch_window_bytes:
             if looked >= limits.batch_window_publishes or turn_bytes <= 0 or self._crowded():
                 self._desk.turn.wheel.schedule(self, self._desk.turn.now + TICK)
@@ -234,7 +234,7 @@ class Batch(Timed):
         job = _Job(self._number, spec, at, lane, publish)
         self._taken += 1
         self._bytes += publish.size
-        if lane.again:
+        if lane.again or lane.waiting:
             lane.waiting.append(job)
         else:
             self._send(job)
@@ -304,15 +304,15 @@ class Batch(Timed):
         return job
 
     def _next(self, lane: _Lane) -> None:
-        if not lane.under_way:
-            if lane.again:
+        if lane.again:
+            if not lane.under_way:
                 lane.again.sort(key=lambda job: job.number)
                 self._again[lane] = None
                 self._desk.turn.wheel.schedule(self, self._desk.turn.now + TICK)
-            elif lane.waiting:  # those that they waited for have been given up
-                jobs, lane.waiting = lane.waiting, deque()
-                for job in jobs:
-                    self._send(job)
+        elif lane.waiting:  # those that they waited for have been given up
+            jobs, lane.waiting = lane.waiting, deque()
+            for job in jobs:
+                self._send(job)
         self._pump()
 
     # --- results ---------------------------------------------------------------------------------------------------------------------

@@ -304,6 +304,18 @@ def test_what_others_on_its_channel_have_overtaken_is_not_sent_again(edge: Edge)
     assert [each["results"][0].get("error", {}).get("code") for each in edge.answer(call)[1]] == [50003, None]
 
 
+def test_what_waited_behind_something_that_was_given_up_goes_before_what_comes_later() -> None:
+    edge = Edge(limits=EdgeLimits(batch_window_publishes=3))
+    call = batch(edge, [spec("a", str(number)) for number in range(4)] + [spec("b", "x"), spec("a", "5")])
+    first, second, third = edge.take(Append)
+    edge.refused(first.req, 50003)
+    edge.appended(second, 1)  # the first is given up, and makes room for two
+    assert [append.messages[0].data for append in edge.take(Append)] == ["3", "x"]
+    edge.appended(third, 2)
+    assert [append.messages[0].data for append in edge.take(Append)] == ["5"]
+    edge.post(RestGone(call))
+
+
 def test_an_unknown_outcome_is_told_and_not_repeated(edge: Edge) -> None:
     call = batch(edge, [spec("a", "1"), spec("a", "2")])
     first, second = edge.take(Append)
