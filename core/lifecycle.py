@@ -33,12 +33,14 @@ AGAIN_S = 10.0
 
 
 class LifecycleBody(msgspec.Struct, rename="camel"):
-    """The value of a LIFECYCLE record. `n`: the how-manieth opening of the channel it is, or the end of which. Milliseconds."""
+    """The value of a LIFECYCLE record. `n`: the how-manieth opening of the channel it is, or the end of which. Milliseconds. `counts`: the
+    channel's occupancy then, as its owner saw it, in the order of `relay.model.occupancy.METRICS`; empty if it does not say."""
 
     id: str
     timestamp: int
     name: str
     n: int
+    counts: tuple[int, ...] = ()
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -152,7 +154,7 @@ class Lifecycle:
     """The channels of all partitions that a core serves, and what it appends for those that it owns.
 
     `append(partition, key, value, id)` hands a record to the log; `connections(key)` says how many attachments a channel has, over all
-    edges. Both are of the caller.
+    edges, and `counts(key)` its whole occupancy. All are of the caller.
     """
 
     def __init__(
@@ -162,11 +164,13 @@ class Lifecycle:
         *,
         append: Callable[[int, bytes, bytes, str], None],
         connections: Callable[[bytes], int],
+        counts: Callable[[bytes], tuple[int, ...]] = lambda _key: (),
     ) -> None:
         self._limits = limits
         self._counters = counters
         self._append = append
         self._connections = connections
+        self._counts = counts
         self.views: dict[int, PartitionLifecycle] = {}
         self.owned: frozenset[int] = frozenset()
         self._busy: dict[bytes, float] = {}
@@ -282,7 +286,8 @@ class Lifecycle:
         self._wheel.schedule(key, now + AGAIN_S)
         channel = key.partition(b":")[2].decode(errors="replace")
         made = event_id(name, channel, number)
-        self._append(partition, key, _encode(LifecycleBody(id=made, timestamp=now_ms, name=name, n=number)), made)
+        body = LifecycleBody(id=made, timestamp=now_ms, name=name, n=number, counts=self._counts(key))
+        self._append(partition, key, _encode(body), made)
 
     def _drop(self, key: bytes) -> None:
         self._busy.pop(key, None)

@@ -23,7 +23,7 @@ from core.lifecycle import OPENED, LifecycleBody
 from core.log import LogRecord
 from relay.model.limits import CoreLimits
 from relay.model.message import Message, RecordBody
-from relay.model.occupancy import details
+from relay.model.occupancy import METRICS, details
 from relay.model.serials import Serial
 
 PREFIX = "l:"
@@ -47,7 +47,7 @@ class _Event(NamedTuple):
 
 class Metachannel:
     """Of one core. `append(app, value, id)` hands a message to the log, and is False if the app has no such channel here. `counts(key)` is
-    how many there are on a channel now, in the order of `METRICS`."""
+    how many there are on a channel now, in the order of `METRICS`, for events that do not say."""
 
     __slots__ = ("_append", "_asked", "_counters", "_counts", "_events", "_limits", "_owned", "_queue")
 
@@ -120,7 +120,8 @@ class Metachannel:
     def _show(self, publish_id: str, now: float) -> None:
         _, key, body, _ = self._events[publish_id]
         app, _, channel = key.decode(errors="replace").partition(":")
-        about = details(channel, self._counts(key), active=body.name == OPENED)
+        counts = body.counts if len(body.counts) == len(METRICS) else self._counts(key)
+        about = details(channel, counts, active=body.name == OPENED) | {"name": channel}
         message = Message(name=body.name, data=_encode_json(about).decode(), encoding="json")
         value = _encode(RecordBody(id=publish_id.removeprefix(PREFIX), timestamp=body.timestamp, messages=[message]))
         if self._append(app, value, publish_id):

@@ -291,7 +291,13 @@ class CoreNode:
             changed=self._attachments_changed,
             permitted=self._may_know,
         )
-        self._lifecycle = Lifecycle(limits, self.counters, append=self._append_lifecycle, connections=self._occupancy.connections)
+        self._lifecycle = Lifecycle(
+            limits,
+            self.counters,
+            append=self._append_lifecycle,
+            connections=self._occupancy.connections,
+            counts=self._occupancy.totals,
+        )
         self._metachannel = Metachannel(limits, self.counters, append=self._append_to_metachannel, counts=self._occupancy.totals)
         self._watched: set[bytes] = set()
         """Log keys of channels that operators watch."""

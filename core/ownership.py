@@ -11,11 +11,11 @@ from collections.abc import Mapping
 import msgspec
 
 from core import state
-from core.lifecycle import REMEMBERED_MS, PartitionLifecycle
+from core.lifecycle import REMEMBERED_MS, LifecycleBody, PartitionLifecycle
 from core.log import LogRecord, body_is_ephemeral
-from core.presence import PartitionPresence
+from core.presence import Change, PartitionPresence
 from core.quiet import Changes, QuietChannels, lasts
-from core.rules import Drop, Output, RuleSet
+from core.rules import Batcher, Drop, Output, RuleSet
 from core.state import Checkpoint
 from relay.model.message import Kind
 
@@ -48,6 +48,7 @@ class OwnedPartition:
         "_core",
         "_read_at",
         "_stream",
+        "batcher",
         "changes",
         "claimed",
         "committed",
@@ -77,6 +78,7 @@ class OwnedPartition:
         time: int,
         channels: int,
         now: float,
+        batcher: Batcher | None = None,
     ) -> None:
         """`low`: the first record that the log still has. `time`: broker time of the last record before `first`, in ms; 0 if not known.
         `channels`: limit of the quiet ones. `now` is monotonic seconds."""
@@ -95,6 +97,8 @@ class OwnedPartition:
         self.time = time
         self._read_at = now
         self.outputs: list[Output] = []
+        self.batcher = Batcher() if batcher is None else batcher
+        """What batch rules made of the span, until `combine`."""
         self.changes: Changes = {}
         self.size = 0
         """Of outputs and changes, in bytes, roughly."""
@@ -125,20 +129,26 @@ class OwnedPartition:
             self.time = timestamp
         if duplicate:
             return []
+        happened: list[Change] | LifecycleBody | None = None
         if kind in _PRESENCE:
-            self.presence.apply(record, now)
+            happened = self.presence.apply(record, now)
             self.size += len(value)
         elif kind == _LIFECYCLE:
-            self.lifecycle.apply(record)
+            happened = self.lifecycle.apply(record)
             self.size += len(value)
         if kind not in _HIDDEN and not body_is_ephemeral(value):
             self.quiet.saw(key, offset, timestamp, self.changes)
-        if kind != _MESSAGE or not rules.rules or offset < self.rules_from:
+        if (kind != _MESSAGE and not happened) or not rules.enabled or offset < self.rules_from:
             return []
-        outcome = rules.outcome(record)
+        outcome = rules.outcome(record, happened)
         if outcome.outputs:
             self.outputs += outcome.outputs
             self.size += sum(size_of(output) + OVERHEAD for output in outcome.outputs)
+        for event in outcome.batched:
+            self.size += len(event.item) + OVERHEAD
+            full = self.batcher.add(event)
+            if full is not None:
+                self.outputs.append(full)
         return outcome.drops
 
     def broker_time(self, now: float) -> int:
@@ -168,12 +178,16 @@ class OwnedPartition:
     @property
     def writes(self) -> bool:
         """There is something to write beside the position."""
-        return bool(self.outputs or self.changes) and (self.committed is not None or self.moved)
+        return bool(self.outputs or self.changes or self.batcher) and (self.committed is not None or self.moved)
 
     @property
     def records(self) -> int:
         """How many records the span has come to."""
         return len(self.outputs) + len(self.changes)
+
+    def combine(self) -> None:
+        """The span ends here: what batch rules made of it becomes outputs."""
+        self.outputs += self.batcher.flush()
 
     def checkpoint(self) -> bytes:
         """To be written behind the changes of a `sweep`: what it says of quiet channels holds for all that are quiet by now."""

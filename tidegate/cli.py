@@ -17,6 +17,7 @@ from relay.runtime import logs
 from relay.runtime.settings import SettingsError
 from relay.runtime.shutdown import CannotStart
 from tidegate.certs_cli import certs_app
+from tidegate.rules_cli import rules_app
 
 if TYPE_CHECKING:
     from edge.config import EdgeConfig
@@ -32,6 +33,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at configuration files.", no_args_is_help=True)
 app.add_typer(certs_app, name="certs")
 app.add_typer(config_app, name="config")
+app.add_typer(rules_app, name="rules")
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The TOML file of this process.")]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="How much to log.")]

@@ -31,7 +31,7 @@ from core.kafka.targets import TargetTopics
 from core.kafka.topics import StreamInfo
 from core.kafka.transactions import CALL_S, MAX_REDO, Refused, StateRecord, Transactions, again, fence
 from core.ownership import OwnedPartition, PartitionState
-from core.rules import Output, Rule, RuleSet
+from core.rules import Batcher, Output, Rule, RuleSet
 from relay.model.limits import CoreLimits
 
 COMMIT_S = 0.05
@@ -86,7 +86,7 @@ class OwnerRunner(KafkaThread):
         self.limits = limits
         self.create_topics = create_topics
         self._ready = threading.Event()
-        if begun or not self.rules.rules:
+        if begun or not self.rules.enabled:
             self._ready.set()
         self._outlet = Outlet(loop, deliver)
         self._complained: dict[tuple[str, str], float] = {}
@@ -323,6 +323,7 @@ class _Run:
             time=at,
             channels=self._limits.quiet_channels // self._stream.partitions,
             now=time.monotonic(),
+            batcher=Batcher(self._limits.rule_batch_events, self._limits.rule_batch_bytes),
         )
 
     def _look_back(self, seen: dict[int, int], low: dict[int, int]) -> dict[int, int]:
@@ -434,6 +435,7 @@ class _Run:
                 return
             for each in partitions:
                 each.sweep(time.monotonic())
+                each.combine()
             try:
                 written = self._transactions.write(
                     [output for each in partitions for output in each.outputs],

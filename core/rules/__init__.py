@@ -1,6 +1,33 @@
 """Rules: records of the log become records of your topics."""
 
+from core.rules.batch import Batched, Batcher, Output
 from core.rules.checks import ConfigError
-from core.rules.rule import Drop, Outcome, Output, Rule, RuleConfig, RuleSet, RuleSource, RuleTarget
+from core.rules.rule import (
+    Drop,
+    Outcome,
+    Rule,
+    RuleAuth,
+    RuleConfig,
+    RuleHeader,
+    RuleSet,
+    RuleSource,
+    RuleTarget,
+    Sasl,
+)
 
-__all__ = ["ConfigError", "Drop", "Outcome", "Output", "Rule", "RuleConfig", "RuleSet", "RuleSource", "RuleTarget"]
+__all__ = [
+    "Batched",
+    "Batcher",
+    "ConfigError",
+    "Drop",
+    "Outcome",
+    "Output",
+    "Rule",
+    "RuleAuth",
+    "RuleConfig",
+    "RuleHeader",
+    "RuleSet",
+    "RuleSource",
+    "RuleTarget",
+    "Sasl",
+]

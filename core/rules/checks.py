@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, Literal, Protocol
 
 import re2
 
 MAX_FILTER = 1_024
 """Longest channel filter, in characters."""
+MAX_PROGRAM = 2_000
+"""Largest channel filter, in instructions of its compiled form. A search costs at most so many steps for each byte of a channel's name (RE2
+without its cache); `x{1000}` makes a thousand of six characters, `\\p{L}` 1,200."""
+MAX_HEADERS = 32
+"""Headers of a rule's own."""
+MAX_HEADER_NAME = 128
+MAX_HEADER_VALUE = 4_096
+"""In characters."""
 
 _LEGAL_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_LEGAL_HEADER = re.compile(rf"[!-~]{{1,{MAX_HEADER_NAME}}}")
 _LEGAL_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 TopicFault = Literal["illegal_topic", "reserved_topic"]
@@ -38,20 +48,43 @@ def check_id(value: str) -> None:
 
 
 def compile_filter(pattern: str) -> Filter | None:
-    """RE2: linear time whatever the expression. None for the empty pattern, which takes every channel. Raises ConfigError."""
+    """RE2: linear time whatever the expression, and little of it (`MAX_PROGRAM`). None for the empty pattern, which takes every channel.
+
+    Raises ConfigError.
+    """
     if not pattern:
         return None
     if len(pattern) > MAX_FILTER:
         raise ConfigError("source.channel_filter", f"longer than {MAX_FILTER} characters")
     options = re2.Options()
     options.log_errors = False
+    options.never_capture = True  # only whether it matches is asked for, and groups cost another pass
     try:
-        compiled: Filter = re2.compile(pattern, options)
+        compiled = re2.compile(pattern, options)
     except re2.error as wrong:
         why = wrong.args[0] if wrong.args else "does not compile"
         text = why.decode(errors="replace") if isinstance(why, bytes) else str(why)
         raise ConfigError("source.channel_filter", f"not an RE2 expression: {text}") from wrong
-    return compiled
+    if compiled.programsize > MAX_PROGRAM:
+        raise ConfigError("source.channel_filter", f"too costly: {compiled.programsize} instructions, at most {MAX_PROGRAM}")
+    made: Filter = compiled
+    return made
+
+
+def static_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, bytes]]:
+    """Headers that a rule adds to its records, as (name, value). Raises ConfigError."""
+    made = []
+    for name, value in headers:
+        if not _LEGAL_HEADER.fullmatch(name):
+            raise ConfigError("target.headers", f"a name must be 1-{MAX_HEADER_NAME} visible ASCII characters")
+        if name.lower() == "content-type" or name.lower().startswith("x-ably-"):
+            raise ConfigError("target.headers", f"{name} is written by every rule itself")
+        if len(value) > MAX_HEADER_VALUE:
+            raise ConfigError("target.headers", f"the value of {name} is longer than {MAX_HEADER_VALUE} characters")
+        made.append((name, value.encode("utf-8", "surrogatepass")))
+    if len(made) > MAX_HEADERS:
+        raise ConfigError("target.headers", f"more than {MAX_HEADERS}")
+    return made
 
 
 def topic_fault(topic: str, prefix: str) -> TopicFault | None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from core.lifecycle import OPENED, LifecycleBody
 from core.log import LogRecord
-from core.rules.checks import ConfigError, check_id, compile_filter, topic_fault
-from core.rules.envelope import Envelope, Format, Headers, enveloped, plain, wire_message
+from core.presence import Change
+from core.rules.batch import Batched, Output
+from core.rules.checks import ConfigError, check_id, compile_filter, static_headers, topic_fault
+from core.rules.envelope import PRESENCE_ACTIONS, Event, Format, Headers, SourceType, batch_item, enveloped, headers_of, plain
 from core.rules.template import Template, TemplateError
 from relay.model.message import Kind, Message, RecordBody
+from relay.model.occupancy import METRICS, metrics
 from relay.model.serials import Serial, message_serial
+from relay.runtime.settings import Secret
 
 MAX_CACHED_CHANNELS = 10_000
 """Channels whose matching rules are remembered. At the bound all are forgotten and matched again as they come."""
 
+_MESSAGE = int(Kind.MESSAGE)
 _BODY = msgspec.msgpack.Decoder(RecordBody)
 
 
@@ -26,10 +32,29 @@ _BODY = msgspec.msgpack.Decoder(RecordBody)
 class RuleSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What triggers a record."""
 
-    type: Literal["channel.message"] = "channel.message"
-    """One record per message published; a publish of three messages gives three records."""
+    type: SourceType = "channel.message"
+    """The events that the rule is for; in single mode each makes one record. A publish of three messages is three events."""
     channel_filter: str = ""
     """RE2 expression, searched (unanchored) in the channel name; empty takes every channel."""
+
+
+class RuleHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A header that every record of the rule carries."""
+
+    name: str
+    value: str
+
+
+class Sasl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the rule names itself to its brokers."""
+
+    mechanism: Literal["plain", "scram-sha-256", "scram-sha-512"]
+    username: str
+    password: Secret
+
+
+class RuleAuth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    sasl: Sasl
 
 
 class RuleTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,15 +63,28 @@ class RuleTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     routing_key: str
     """Template of `topic:key`; interpolated first, then split at the first colon. Without a colon all of it is the topic."""
     enveloped: bool = True
-    """True: a JSON or msgpack envelope around the message. False: the payload alone, the rest in record headers."""
+    """True: a JSON or msgpack envelope around the message. False: the payload alone, the rest in record headers. Batch records have
+    a form of their own, whatever this says."""
     format: Format = "json"
-    """Of the envelope."""
+    """Of the envelope, and of batch records."""
+    headers: list[RuleHeader] = []
+    """Put behind the rule's own headers, in this order; a name may be there more than once."""
+    brokers: list[str] = []
+    """`host:port` of another cluster; empty: the core's own, exactly once."""
+    auth: RuleAuth | None = None
+    """For another cluster."""
+    tls: bool = False
+    """For another cluster."""
 
 
 class RuleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One rule. Setting: `[[apps.rules]]` of core.toml."""
 
     id: str
+    status: Literal["enabled", "disabled"] = "enabled"
+    """A disabled rule is checked like the others, and writes nothing."""
+    request_mode: Literal["single", "batch"] = "single"
+    """Batch: events that go to the same topic with the same key share a record."""
     source: RuleSource = msgspec.field(default_factory=RuleSource)
     target: RuleTarget
 
@@ -54,32 +92,35 @@ class RuleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 # --- rules ---------------------------------------------------------------------------------------------------------------------------
 
 
-class Output(NamedTuple):
-    """One record to write. `rule` is the rule's `label`."""
-
-    rule: str
-    topic: str
-    key: bytes | None
-    value: bytes
-    headers: Headers
-
-
 class Drop(NamedTuple):
-    """A message that a rule matched and cannot write. `reason` is the label of the counter."""
+    """An event that a rule matched and cannot write. `reason` is the label of the counter."""
 
     rule: str
     reason: Literal["illegal_topic", "reserved_topic", "unencodable", "undecodable"]
 
 
 class Outcome(NamedTuple):
+    """What becomes of one record of the log. `batched` are the events of rules in batch mode, for the span's `Batcher`."""
+
     outputs: list[Output]
+    batched: list[Batched]
     drops: list[Drop]
+
+
+def check_cluster(target: RuleTarget) -> None:
+    """Raises ConfigError for a cluster other than the core's own."""
+    if target.brokers:
+        raise ConfigError("target.brokers", "not supported: rules write to the core's own cluster")
+    if target.auth is not None:
+        raise ConfigError("target.auth", "not supported: rules write to the core's own cluster")
+    if target.tls:
+        raise ConfigError("target.tls", "not supported: rules write to the core's own cluster")
 
 
 class Rule:
     """A checked rule of one app."""
 
-    __slots__ = ("_filter", "_reserved", "_routing", "app", "config", "id", "label")
+    __slots__ = ("_filter", "_headers", "_own_headers", "_reserved", "_routing", "app", "config", "enabled", "id", "label")
 
     def __init__(self, app: str, config: RuleConfig, *, prefix: str = "tidegate") -> None:
         """`prefix` is that of Tidegate's own topics, which no rule may write to. Raises ConfigError."""
@@ -93,8 +134,16 @@ class Rule:
         self.label = f"{app}/{config.id}"
         """For counters and logs; ids are unique within an app only."""
         self.config = config
+        self.enabled = config.status == "enabled"
         self._reserved = prefix
         self._filter = compile_filter(config.source.channel_filter)
+        if config.source.type == "channel.occupancy":
+            raise ConfigError("source.type", "channel.occupancy is not supported: the log does not say how many are attached")
+        check_cluster(config.target)
+        own = static_headers((header.name, header.value) for header in config.target.headers)
+        self._headers: Headers = [*headers_of(config.target.format), *own]
+        """Of enveloped and batch records."""
+        self._own_headers: Headers = [*own]
         static = self._routing.static_prefix
         if self._routing.static or ":" in static:
             topic = static.partition(":")[0]
@@ -102,13 +151,14 @@ class Rule:
                 raise ConfigError("target.routing_key", f"{topic!r} cannot be written to ({wrong_topic.replace('_', ' ')})")
 
     def matches(self, app: str, channel: str) -> bool:
-        """Whether messages of the channel are this rule's. Metachannels and other qualified names never are."""
+        """Whether events of the channel are this rule's. Metachannels and other qualified names never are."""
         return app == self.app and not channel.startswith("[") and (self._filter is None or self._filter.search(channel) is not None)
 
-    def skips(self, message: Message) -> bool:
-        """Whether the publisher asked that this rule leave the message out (`extras.ephemeral`, `extras.privileged.skipRule`)."""
-        extras = message.extras
-        if not extras:
+    def skips(self, event: Event) -> bool:
+        """Whether the publisher asked that this rule leave the message out (`extras.ephemeral`, `extras.privileged.skipRule`). Other events
+        cannot be left out."""
+        extras = event.message.extras
+        if not extras or event.source != "channel.message":
             return False
         if extras.get("ephemeral") is True:
             return True
@@ -116,84 +166,170 @@ class Rule:
         skip = privileged.get("skipRule") if isinstance(privileged, dict) else None
         return skip == "*" or (isinstance(skip, list) and self.id in skip)
 
-    def output(self, channel: str, message: Message, site: str, timestamp: int) -> Output | Drop:
-        """The record for one complete message (`complete`); `timestamp` is broker time in ms."""
-        topic, _, key = self._routing.render(channel, message).partition(":")
+    def make(self, event: Event, site: str) -> Output | Batched | Drop:
+        """What the rule makes of an event that it matches and does not skip."""
+        topic, _, key_text = self._routing.render(event.channel, event.message).partition(":")
         if fault := topic_fault(topic, self._reserved):
             return Drop(self.label, fault)
-        target, source = self.config.target, self.config.source.type
+        key = key_text.encode("utf-8", "surrogatepass") or None
+        target = self.config.target
         try:
+            if self.config.request_mode == "batch":
+                item = batch_item(event, site, self.id, target.format)
+                return Batched(self.label, topic, key, item, target.format, self._headers)
             if target.enveloped:
-                wire = [wire_message(message, target.format)]
-                value, headers = enveloped(Envelope(source, self.app, channel, site, self.id, timestamp, wire), target.format)
+                value, headers = enveloped(event, self.app, site, self.id, target.format), self._headers
             else:
-                value, headers = plain(source, self.app, channel, site, self.id, message)
+                value, headers = plain(event, self.app, site, self.id)
+                headers += self._own_headers
         except (ValueError, TypeError, OverflowError, msgspec.MsgspecError):
             return Drop(self.label, "unencodable")
-        return Output(self.label, topic, key.encode("utf-8", "surrogatepass") or None, value, headers)
+        return Output(self.label, topic, key, value, headers)
 
 
-def complete(body: RecordBody, serial: Serial) -> list[Message]:
-    """The messages of one publish with what they inherit from it filled in: id, connectionId, timestamp, serial."""
-    channel_serial = serial.text
-    return [
-        msgspec.structs.replace(
+# --- events --------------------------------------------------------------------------------------------------------------------------
+
+
+def message_events(channel: str, body: RecordBody, serial: Serial, timestamp: int) -> list[Event]:
+    """One for each message, with what it inherits from its publish filled in: id, connectionId, timestamp, serial. `timestamp` is broker
+    time in ms."""
+    at = serial.text
+    events = []
+    for index, message in enumerate(body.messages):
+        place = message_serial(at, index)
+        whole = msgspec.structs.replace(
             message,
             id=message.id or f"{body.id}:{index}",
             connection_id=message.connection_id or body.connection_id,
             timestamp=body.timestamp if message.timestamp is None else message.timestamp,
-            serial=message.serial or message_serial(channel_serial, index),
+            serial=message.serial or place,
         )
-        for index, message in enumerate(body.messages)
+        events.append(Event("channel.message", channel, "channel.message", place, timestamp, whole))
+    return events
+
+
+def presence_events(channel: str, changes: Sequence[Change], serial: Serial, timestamp: int) -> list[Event]:
+    """One for each change of the presence set that a record has made, however many items it had."""
+    at = serial.text
+    return [
+        Event(
+            "channel.presence",
+            channel,
+            "presence.message",
+            message_serial(at, index),
+            timestamp,
+            Message(
+                id=change.state.id,
+                name=PRESENCE_ACTIONS[int(change.action)],
+                data=change.state.data,
+                encoding=change.state.encoding,
+                client_id=change.client_id,
+                connection_id=change.connection,
+                timestamp=change.state.timestamp,
+                extras=change.state.extras,
+            ),
+            action=int(change.action),
+        )
+        for index, change in enumerate(changes)
     ]
+
+
+def lifecycle_event(channel: str, happened: LifecycleBody, serial: Serial, timestamp: int) -> Event:
+    """A channel that opened or closed."""
+    status: dict[str, Any] = {"isActive": happened.name == OPENED}
+    if len(happened.counts) == len(METRICS):
+        status["occupancy"] = {"metrics": metrics(happened.counts)}
+    return Event(
+        "channel.lifecycle",
+        channel,
+        happened.name,
+        message_serial(serial.text, 0),
+        timestamp,
+        Message(),
+        about=Message(id=happened.id, timestamp=happened.timestamp, name=happened.name),
+        details={"channelId": channel, "name": channel, "status": status},
+    )
+
+
+# --- all of them ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Matched(NamedTuple):
+    """The enabled rules for a channel, by source."""
+
+    channel: str
+    messages: tuple[Rule, ...]
+    presence: tuple[Rule, ...]
+    lifecycle: tuple[Rule, ...]
 
 
 class RuleSet:
     """All rules of a core. Not thread-safe: it belongs to the thread of its runner."""
 
-    __slots__ = ("_cache", "_site", "rules")
+    __slots__ = ("_cache", "_site", "enabled", "rules")
 
     def __init__(self, rules: Iterable[Rule], *, site: str) -> None:
         """`site` is what records carry as their place of origin. Raises ConfigError when two rules of an app share an id."""
         self.rules = tuple(rules)
+        self.enabled = tuple(rule for rule in self.rules if rule.enabled)
         seen: set[tuple[str, str]] = set()
         for rule in self.rules:
             if (rule.app, rule.id) in seen:
                 raise ConfigError("id", f"two rules of app {rule.app} are called {rule.id}")
             seen.add((rule.app, rule.id))
         self._site = site
-        self._cache: dict[bytes, tuple[str, tuple[Rule, ...]]] = {}
+        self._cache: dict[bytes, _Matched] = {}
 
-    def outcome(self, record: LogRecord) -> Outcome:
-        """What the rules make of one record of the log. The caller has left out duplicates."""
-        outcome = Outcome([], [])
-        if record.kind != Kind.MESSAGE:
-            return outcome
-        channel, rules = self._cache.get(record.key) or self._match(record.key)
-        if not rules:
-            return outcome
-        try:
-            body = _BODY.decode(record.value)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            outcome.drops.extend(Drop(rule.label, "undecodable") for rule in rules)
-            return outcome
-        if body.ephemeral:
-            return outcome
-        messages = complete(body, Serial(record.stream, record.partition, record.offset))
-        for rule in rules:
-            for message in messages:
-                if rule.skips(message):
-                    continue
-                made = rule.output(channel, message, self._site, record.timestamp)
-                if isinstance(made, Output):
-                    outcome.outputs.append(made)
-                else:
-                    outcome.drops.append(made)
+    def outcome(self, record: LogRecord, happened: Sequence[Change] | LifecycleBody | None = None) -> Outcome:
+        """What the rules make of one record of the log. The caller has left out duplicates, and says what the record has changed by the
+        fold over its partition: `PartitionPresence.apply`, `PartitionLifecycle.apply`. A message stands for itself."""
+        outcome = Outcome([], [], [])
+        matched = self._cache.get(record.key) or self._match(record.key)
+        channel, stamp = matched.channel, record.timestamp
+        if record.kind == _MESSAGE:
+            rules = matched.messages
+            if not rules:
+                return outcome
+            try:
+                body = _BODY.decode(record.value)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                outcome.drops.extend(Drop(rule.label, "undecodable") for rule in rules)
+                return outcome
+            if body.ephemeral:
+                return outcome
+            events = message_events(channel, body, Serial(record.stream, record.partition, record.offset), stamp)
+            for rule in rules:
+                self._apply(rule, events, outcome)
+        elif happened and (matched.lifecycle or matched.presence):
+            serial = Serial(record.stream, record.partition, record.offset)
+            if isinstance(happened, LifecycleBody):
+                rules, events = matched.lifecycle, [lifecycle_event(channel, happened, serial, stamp)]
+            else:
+                rules, events = matched.presence, presence_events(channel, happened, serial, stamp)
+            for rule in rules:
+                self._apply(rule, events, outcome)
         return outcome
 
-    def _match(self, key: bytes) -> tuple[str, tuple[Rule, ...]]:
+    def _apply(self, rule: Rule, events: list[Event], outcome: Outcome) -> None:
+        for event in events:
+            if rule.skips(event):
+                continue
+            made = rule.make(event, self._site)
+            if isinstance(made, Output):
+                outcome.outputs.append(made)
+            elif isinstance(made, Batched):
+                outcome.batched.append(made)
+            else:
+                outcome.drops.append(made)
+
+    def _match(self, key: bytes) -> _Matched:
         app, _, channel = key.decode("utf-8", "replace").partition(":")
-        found = channel, tuple(rule for rule in self.rules if rule.matches(app, channel))
+        by_source: dict[str, list[Rule]] = {}
+        for rule in self.enabled:
+            if rule.matches(app, channel):
+                by_source.setdefault(rule.config.source.type, []).append(rule)
+        messages, presence, lifecycle = (tuple(by_source.get(f"channel.{kind}", ())) for kind in ("message", "presence", "lifecycle"))
+        found = _Matched(channel, messages, presence, lifecycle)
         if len(self._cache) >= MAX_CACHED_CHANNELS:
             self._cache.clear()
         self._cache[key] = found

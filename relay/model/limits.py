@@ -357,6 +357,10 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     partition. Above it: the one that was quiet for longest is forgotten, and a client that comes back to it may be told 90003."""
     rule_topics: int = 1_000
     """Topics that one rule writes to while its core runs. Above it: records for further topics are dropped and counted."""
+    rule_batch_events: int = 1_000
+    """Events in one record of a rule in batch mode. At it: the next record begins."""
+    rule_batch_bytes: int = 524_288
+    """The same, in bytes of its items; half of what a topic takes unless told otherwise. A larger event has a record to itself."""
     mapping_records: int = 2_000
     """Records of one mapping read and not yet durable in the log. At it: the mapping reads no further until some are."""
     mapping_bytes: int = 8_388_608

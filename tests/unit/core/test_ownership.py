@@ -49,6 +49,7 @@ def checkpoint_of(owned: OwnedPartition) -> Checkpoint:
 
 
 def test_outputs_and_changes_of_a_span_and_the_position_behind_them() -> None:
+    """R1.16: duplicates make nothing."""
     owned = partition(PartitionState(Checkpoint(stream="stream00", offset=0), {}))
     owned.take(message(0), duplicate=False, rules=RULES, now=1.0)
     owned.take(entered(1), duplicate=False, rules=RULES, now=1.0)

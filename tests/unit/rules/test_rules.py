@@ -55,6 +55,7 @@ def outcome(record: LogRecord, *rules: Rule) -> Outcome:
     ],
 )
 def test_channel_filter(pattern: str, channel: str, matches: bool) -> None:
+    """R1.8, R1.10"""
     assert rule(source={"channel_filter": pattern}).matches("app", channel) is matches
 
 
@@ -64,6 +65,7 @@ def test_other_apps_do_not_match() -> None:
 
 @pytest.mark.parametrize("pattern", ["(?=a)", "(a", "(a)\\1", "[z-a]", "x" * 2000])
 def test_bad_filter_is_a_config_error(pattern: str) -> None:
+    """R1.9"""
     with pytest.raises(ConfigError) as refused:
         rule(source={"channel_filter": pattern})
     assert refused.value.field == "source.channel_filter"
@@ -83,6 +85,7 @@ def test_bad_filter_is_a_config_error(pattern: str) -> None:
     ],
 )
 def test_bad_routing_key_is_a_config_error(routing_key: str, reason: str) -> None:
+    """R2.4, R2.5, R2.15"""
     with pytest.raises(ConfigError) as refused:
         rule(target={"routing_key": routing_key})
     assert refused.value.field == "target.routing_key"
@@ -102,7 +105,7 @@ def test_bad_id(fields: dict[str, Any]) -> None:
 
 
 def test_unknown_fields_and_sources_are_refused() -> None:
-    for wrong in ({"source": {"type": "channel.presence"}}, {"source": {"filter": "x"}}, {"target": {"routing_key": "t", "format": "xml"}}):
+    for wrong in ({"source": {"type": "channel.nonsense"}}, {"source": {"filter": "x"}}, {"target": {"routing_key": "t", "format": "xml"}}):
         with pytest.raises(msgspec.ValidationError):
             config(**wrong)
 
@@ -129,6 +132,7 @@ def test_two_rules_of_one_name_are_refused() -> None:
     ],
 )
 def test_routing(routing_key: str, channel: str, topic: str, key: bytes | None) -> None:
+    """R2.1, R2.2, R2.3, R2.6, R2.9"""
     made = outcome(record(Message(data="x"), channel=channel), rule(target={"routing_key": routing_key}))
     assert [(output.topic, output.key) for output in made.outputs] == [(topic, key)]
 
@@ -145,16 +149,27 @@ def test_routing(routing_key: str, channel: str, topic: str, key: bytes | None) 
     ],
 )
 def test_topic_from_a_channel_name_is_dropped_when_not_legal(channel: str, reason: str) -> None:
+    """R1.17, R2.4, R2.5: whoever published has long had its ACK; the rule is to be told of in the counters."""
     made = outcome(record(Message(data="x"), channel=channel), rule(target={"routing_key": "#{channelName}"}))
     assert not made.outputs
     assert [(drop.rule, drop.reason) for drop in made.drops] == [("app/r1", reason)]
 
 
 def test_one_record_per_message_and_rule() -> None:
+    """R1.1, R1.14"""
     made = outcome(record(Message(data="a"), Message(data="b"), Message(data="c")), rule(), rule(id="r2", target={"routing_key": "other"}))
     assert [(output.rule, json.loads(output.value)["messages"][0]["data"]) for output in made.outputs] == [
         (name, data) for name in ("app/r1", "app/r2") for data in "abc"
     ]
+
+
+def test_messages_that_change_others_are_events_too() -> None:
+    """R1.2"""
+    changes = [Message(action=action, serial="older:000", version={"serial": "newer"}, data="x") for action in (1, 2, 5)]
+    values = [json.loads(output.value) for output in outcome(record(Message(data="x"), *changes)).outputs]
+    assert [value["messages"][0]["action"] for value in values] == [0, 1, 2, 5]
+    assert values[1]["messages"][0]["serial"] == "older:000"
+    assert values[1]["messages"][0]["version"] == {"serial": "newer"}
 
 
 # --- skips ---------------------------------------------------------------------------------------------------------------------------
@@ -174,18 +189,21 @@ def test_one_record_per_message_and_rule() -> None:
     ],
 )
 def test_skips(extras: dict[str, Any] | None, written: bool) -> None:
+    """R1.11, R1.12"""
     assert bool(outcome(record(Message(data="x", extras=extras))).outputs) is written
 
 
 def test_ephemeral_publish_and_other_kinds_are_skipped() -> None:
-    assert outcome(record(Message(data="x"), ephemeral=True)) == Outcome([], [])
-    assert outcome(record(Message(data="x"), kind=Kind.PRESENCE)) == Outcome([], [])
+    """R1.11"""
+    assert outcome(record(Message(data="x"), ephemeral=True)) == Outcome([], [], [])
+    assert outcome(record(Message(data="x"), kind=Kind.PRESENCE)) == Outcome([], [], [])
 
 
 # --- enveloped -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_enveloped_json() -> None:
+    """R3.1, R3.2, R3.3"""
     made = outcome(record(Message(name="my message name", data="some message data", client_id="bob"))).outputs[0]
     assert made.headers == [("content-type", b"application/json"), ("x-ably-version", b"1.2")]
     assert json.loads(made.value) == {
@@ -211,6 +229,7 @@ def test_enveloped_json() -> None:
 
 
 def test_enveloped_msgpack() -> None:
+    """R3.1, R3.6"""
     made = outcome(record(Message(data=b"\x00\xff")), rule(target={"routing_key": "out", "format": "msgpack"})).outputs[0]
     assert made.headers == [("content-type", b"application/x-msgpack"), ("x-ably-version", b"1.2")]
     message = msgspec.msgpack.decode(made.value)["messages"][0]
@@ -231,6 +250,7 @@ def test_enveloped_msgpack() -> None:
     ],
 )
 def test_enveloped_data_in_json(data: Any, encoding: str | None, sent: str | None, encoded: str | None) -> None:
+    """R1.18, R3.3"""
     message = json.loads(outcome(record(Message(data=data, encoding=encoding))).outputs[0].value)["messages"][0]
     assert message.get("data") == sent
     assert message.get("encoding") == encoded
@@ -238,6 +258,7 @@ def test_enveloped_data_in_json(data: Any, encoding: str | None, sent: str | Non
 
 
 def test_own_ids_and_extras_survive_and_privileged_does_not() -> None:
+    """R3.7"""
     extras = {"headers": {"a": 1}, "ref": {"x": [1]}, "privileged": {"skipRule": ["other"]}}
     made = outcome(record(Message(id="mine", data="x", extras=extras), connection=None))
     message = json.loads(made.outputs[0].value)["messages"][0]
@@ -261,6 +282,7 @@ def test_own_ids_and_extras_survive_and_privileged_does_not() -> None:
     ],
 )
 def test_plain_values(data: Any, encoding: str | None, value: bytes, content_type: bytes, remaining: bytes | None) -> None:
+    """R4.1, R4.2, R4.3, R4.4, R4.5, R4.10"""
     plain = rule(target={"routing_key": "out", "enveloped": False})
     made = outcome(record(Message(data=data, encoding=encoding)), plain).outputs[0]
     headers = dict(made.headers)
@@ -268,6 +290,7 @@ def test_plain_values(data: Any, encoding: str | None, value: bytes, content_typ
 
 
 def test_plain_headers() -> None:
+    """R4.5, R4.6, R4.7, R4.8, R4.11"""
     plain = rule(target={"routing_key": "out", "enveloped": False})
     made = outcome(record(Message(name="greet", data="x", client_id="bob", extras={"headers": {"a": 1}})), plain).outputs[0]
     assert dict(made.headers) == {

@@ -1,0 +1,137 @@
+"""What rules would make of an event that has not happened. Pure, and by the same code that writes. For people who set up rules.
+
+{"channel": "chat:lobby", "messages": [{"name": "greet", "data": "hello", "clientId": "bob"}]}
+{"channel": "chat:lobby", "presence": {"action": "enter", "clientId": "bob", "data": "online"}}
+{"channel": "chat:lobby", "lifecycle": "channel.opened"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from core.lifecycle import LifecycleBody, event_id
+from core.presence import Change
+from core.rules.batch import Batched, Batcher, Output
+from core.rules.envelope import PRESENCE_ACTIONS, Event
+from core.rules.rule import Drop, Rule, lifecycle_event, message_events, presence_events
+from core.state import MemberState
+from relay.model.channel import parse_channel
+from relay.model.errors import RelayError
+from relay.model.identity import WILDCARD
+from relay.model.message import RecordBody
+from relay.model.presence import presence_from_wire
+from relay.model.publish import messages_from_wire, settle
+from relay.model.serials import Serial
+
+CONNECTION = "connection"
+"""The connection of a sample that names none."""
+_PLACE = Serial("preview0", 0, 0)
+_ANY_SIZE = 1 << 30
+"""How large a message may be is no matter of rules."""
+_ACTIONS = {name: number for number, name in PRESENCE_ACTIONS.items()}
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """An event as it might happen: exactly one of `messages`, `presence` and `lifecycle`. Messages and presence items are as a client sends
+    them in JSON, one or a list; the action of a presence item may be a word."""
+
+    channel: str
+    app: str = ""
+    """Empty: whichever; for the caller to settle."""
+    messages: list[Any] | dict[str, Any] | None = None
+    presence: list[Any] | dict[str, Any] | None = None
+    lifecycle: Literal["channel.opened", "channel.closed"] | None = None
+    connection_id: str = CONNECTION
+    timestamp: int | None = None
+    """Milliseconds; left out: now."""
+
+
+class Preview(NamedTuple):
+    """What one rule makes of the sample: a record, or why there is none. A sample of several messages gives several."""
+
+    rule: str
+    output: Output | None
+    reason: str = ""
+
+
+def read_sample(data: bytes | str) -> Sample:
+    """Raises ValueError, with what is wrong."""
+    try:
+        return msgspec.json.decode(data, type=Sample)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as wrong:
+        raise ValueError(str(wrong).replace("`", "")) from None
+
+
+def preview(rules: Iterable[Rule], sample: Sample, *, site: str, now_ms: int) -> list[Preview]:
+    """What each of `rules` (of one app) makes of it. Raises ValueError for a sample that no client could send."""
+    try:
+        events = _events(sample, now_ms if sample.timestamp is None else sample.timestamp)
+    except RelayError as wrong:
+        raise ValueError(wrong.info.message) from None
+    return [each for rule in rules for each in _of(rule, events, site)]
+
+
+def _events(sample: Sample, at: int) -> list[Event]:
+    channel = parse_channel(sample.channel).name
+    given = [name for name in ("messages", "presence", "lifecycle") if getattr(sample, name) is not None]
+    if len(given) != 1:
+        raise ValueError("give one of messages, presence and lifecycle")
+    if sample.messages is not None:
+        messages = messages_from_wire(sample.messages, json=True, rest=True)
+        settle(messages, client_id=WILDCARD, connection_id=None, max_bytes=_ANY_SIZE, privileged=True, mutable=True)
+        body = RecordBody(id=f"{sample.connection_id}:0", timestamp=at, connection_id=sample.connection_id, messages=messages)
+        return message_events(channel, body, _PLACE, at)
+    if sample.presence is not None:
+        several = sample.presence if isinstance(sample.presence, list) else [sample.presence]
+        items = presence_from_wire([_with_number(item) for item in several], json=True)
+        changes = [
+            Change(
+                item.action,
+                sample.connection_id,
+                item.client_id,
+                MemberState(
+                    id=item.id or f"{sample.connection_id}:0:{index}",
+                    timestamp=at,
+                    offset=0,
+                    data=item.data,
+                    encoding=item.encoding,
+                    extras=item.extras,
+                ),
+            )
+            for index, item in enumerate(items)
+        ]
+        return presence_events(channel, changes, _PLACE, at)
+    name = sample.lifecycle or ""
+    return [lifecycle_event(channel, LifecycleBody(id=event_id(name, channel, 1), timestamp=at, name=name, n=1), _PLACE, at)]
+
+
+def _with_number(item: object) -> object:
+    """A presence item whose action may be a word."""
+    return item | {"action": _ACTIONS.get(item["action"], 0)} if isinstance(item, dict) and isinstance(item.get("action"), str) else item
+
+
+def _of(rule: Rule, events: list[Event], site: str) -> list[Preview]:
+    source = rule.config.source.type
+    if not rule.enabled:
+        return [Preview(rule.id, None, "the rule is disabled")]
+    if events[0].source != source:
+        return [Preview(rule.id, None, f"the rule is for {source}")]
+    if not rule.matches(rule.app, events[0].channel):
+        return [Preview(rule.id, None, "the channel filter does not match")]
+    found: list[Preview] = []
+    batcher = Batcher()
+    for event in events:
+        made = None if rule.skips(event) else rule.make(event, site)
+        if made is None:
+            found.append(Preview(rule.id, None, "left out as the publisher asks (extras)"))
+        elif isinstance(made, Drop):
+            found.append(Preview(rule.id, None, f"dropped: {made.reason.replace('_', ' ')}"))
+        elif isinstance(made, Batched):
+            full = batcher.add(made)
+            found += [Preview(rule.id, full)] if full is not None else []
+        else:
+            found.append(Preview(rule.id, made))
+    return found + [Preview(rule.id, output) for output in batcher.flush()]
