@@ -16,7 +16,7 @@ until what was written before has been read (the barrier), then until the record
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -44,6 +44,7 @@ from core.events import (
     Event,
     Gap,
     Looked,
+    OccupancyWanted,
     Overfull,
     Owned,
     Reported,
@@ -62,6 +63,7 @@ from core.log import EPHEMERAL_TAIL, LogRecord, body_is_ephemeral
 from core.metachannel import Metachannel
 from core.occupancy import PREFIX as COUNTS_PREFIX
 from core.occupancy import Occupancies
+from core.occupancy_log import OccupancyLog
 from core.quiet import lasts
 from core.recency import Recency
 from core.registry import Registry, Streams
@@ -298,6 +300,7 @@ class CoreNode:
             connections=self._occupancy.connections,
             counts=self._occupancy.totals,
         )
+        self._occupancy_log = OccupancyLog(limits, self.counters, append=self._append_occupancy, totals=self._occupancy.totals)
         self._metachannel = Metachannel(limits, self.counters, append=self._append_to_metachannel, counts=self._occupancy.totals)
         self._watched: set[bytes] = set()
         """Log keys of channels that operators watch."""
@@ -379,6 +382,8 @@ class CoreNode:
                 self._state_read(event)
             case Owned():
                 self._owned(event)
+            case OccupancyWanted():
+                self._occupancy_log.want(event.apps, self._occupied(), self._now)
             case Watching():
                 self._watching(event)
         return out
@@ -387,7 +392,7 @@ class CoreNode:
         """When to send `Tick`. In the past while there is work for the next turn of the loop."""
         if self._admits or self._absence.has_due:
             return self._now
-        at = min(self._sweep_at, self._occupancy.next_at())
+        at = min(self._sweep_at, self._occupancy.next_at(), self._occupancy_log.next_at())
         if self._unknown and self._asking is None:
             at = min(at, self._asked_at + self._limits.config_barrier_interval_s)
         if self._replays:
@@ -1408,9 +1413,14 @@ class CoreNode:
                 if record.key in self._watched:
                     out.append(ShowRecord(record))
                 continue
+            if record.kind == Kind.OCCUPANCY:
+                self._occupancy_log.read(record, self._now, self._now_ms)
+                continue
             if record.kind in FOLDED:
                 shown = self._attendance.read(record, self._now)
                 self._occupancy.touched(record.key, self._now)
+                if self._occupancy_log.wanted:
+                    self._occupancy_log.changed(number, record.key, self._now, self._now_ms)
                 if shown is None:
                     continue
                 record = shown  # noqa: PLW2901 - from here on it is what everybody is shown
@@ -1461,6 +1471,7 @@ class CoreNode:
             return
         self._attendance.restore(event, self._now)
         self._lifecycle.restore(event.partition, event.records)
+        self._occupancy_log.restore(event.partition, event.records)
         partition.quiet_from = event.quiet_from
         for key, last in lasts(event.records).items():
             partition.recency.restore(key, last.offset)
@@ -1605,10 +1616,15 @@ class CoreNode:
 
     def _attachments_changed(self, key: bytes) -> None:
         if self._lifecycle.owned:
-            self._lifecycle.active(partition_of(key, self._stream.partitions), key, self._now, self._now_ms)
+            partition = partition_of(key, self._stream.partitions)
+            self._lifecycle.active(partition, key, self._now, self._now_ms)
+            self._occupancy_log.changed(partition, key, self._now, self._now_ms)
 
     def _append_lifecycle(self, partition: int, key: bytes, value: bytes, publish_id: str) -> None:
         self._out.append(Produce(self._number(), partition, key, value, Kind.LIFECYCLE, publish_id))
+
+    def _append_occupancy(self, partition: int, key: bytes, value: bytes, publish_id: str) -> None:
+        self._out.append(Produce(self._number(), partition, key, value, Kind.OCCUPANCY, publish_id))
 
     def _append_to_metachannel(self, app: str, value: bytes, publish_id: str) -> bool:
         key = log_key(app, CHANNEL_LIFECYCLE)
@@ -1620,9 +1636,14 @@ class CoreNode:
 
     def _owned(self, event: Owned) -> None:
         self._absence.owned = event.partitions & self._partitions.keys()
-        occupied = ((partition_of(key, self._stream.partitions), key) for key in self._occupancy.occupied())
-        self._lifecycle.own(frozenset(self._absence.owned), occupied, self._now, self._now_ms)
-        self._metachannel.own(frozenset(self._absence.owned))
+        owned = frozenset(self._absence.owned)
+        self._lifecycle.own(owned, self._occupied(), self._now, self._now_ms)
+        self._occupancy_log.own(owned, self._occupied(), self._now)
+        self._metachannel.own(owned)
+
+    def _occupied(self) -> Iterator[tuple[int, bytes]]:
+        """Partition and key of every channel with attachments."""
+        return ((partition_of(key, self._stream.partitions), key) for key in self._occupancy.occupied())
 
     def _watching(self, event: Watching) -> None:
         (self._watched.add if event.on else self._watched.discard)(event.key)
@@ -1641,6 +1662,8 @@ class CoreNode:
         if self._unknown and self._asking is None:
             self._ask_config_now()
         self._occupancy.turn(self._now)
+        if self._now >= self._occupancy_log.next_at():
+            self._occupancy_log.sweep(self._now, self._now_ms)
         if self._now >= self._sweep_at:
             self._sweep_at = self._now + SWEEP_S
             self._sweep()
@@ -1667,6 +1690,7 @@ class CoreNode:
         self._connections.sweep(self._now, self._now_ms)
         self._occupancy.sweep(self._now)
         self._lifecycle.sweep(self._now, self._now_ms)
+        self._occupancy_log.sweep(self._now, self._now_ms)
         self._metachannel.sweep(self._now, self._now_ms)
         if self._was_ready:
             self._metachannel.turn(self._now)

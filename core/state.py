@@ -10,6 +10,7 @@ name can break; values are msgpack.
     [edge, boot id]                        EdgeState: an edge process that is gone
     [last, log key]                        LastState: the newest record of a channel that has been quiet for a while
     [lifecycle, log key]                   LifecycleState
+    [occupancy, log key]                   OccupancyState
 """
 
 from __future__ import annotations
@@ -74,7 +75,16 @@ class LifecycleState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=
     """Broker time of the event, milliseconds: a channel that has been closed for long starts counting anew."""
 
 
-State = Checkpoint | MemberState | HolderState | EdgeState | LastState | LifecycleState
+class OccupancyState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
+    """The `number`-th event of a channel's occupancy, and what it said, in the order of `relay.model.occupancy.METRICS`."""
+
+    number: int
+    counts: tuple[int, ...]
+    at: int = 0
+    """Broker time, milliseconds: a channel that has been empty for long starts counting anew."""
+
+
+State = Checkpoint | MemberState | HolderState | EdgeState | LastState | LifecycleState | OccupancyState
 
 SHAPES: dict[str, type[Any]] = {
     "checkpoint": Checkpoint,
@@ -83,6 +93,7 @@ SHAPES: dict[str, type[Any]] = {
     "edge": EdgeState,
     "last": LastState,
     "lifecycle": LifecycleState,
+    "occupancy": OccupancyState,
 }
 
 encode = msgspec.msgpack.Encoder().encode
@@ -110,6 +121,10 @@ def last_key(log_key: bytes) -> bytes:
 
 def lifecycle_key(log_key: bytes) -> bytes:
     return encode(["lifecycle", log_key])
+
+
+def occupancy_key(log_key: bytes) -> bytes:
+    return encode(["occupancy", log_key])
 
 
 def decode(key: bytes, value: bytes) -> tuple[list[Any], State] | None:

@@ -34,7 +34,7 @@ from core.effects import (
     WriteConfig,
     WriteSession,
 )
-from core.events import EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Tick
+from core.events import EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, OccupancyWanted, Tick
 from core.index import Index, MemoryIndex
 from core.io.congestion import Congestion
 from core.io.http import admin_app, members_route, metrics_app, watch, watch_kafka
@@ -266,6 +266,9 @@ class CoreProcess:
             create_topics=config.dev,
         )
         owner.start()
+        self._driver.post(
+            OccupancyWanted(frozenset(rule.app for rule in owner.rules.enabled if rule.config.source.type == "channel.occupancy"))
+        )
         for app in config.apps:
             for each in app.mappings:
                 mapping = Mapping(app.id, each, prefix=config.kafka.prefix, max_message_bytes=limits.max_message_bytes)

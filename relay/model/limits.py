@@ -330,6 +330,9 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     occupancy_interval_s: float = 1.0
     """Shortest time between two states of a channel's occupancy towards one edge, in seconds, unless a category becomes zero or ceases to
     be. Within it: the last state waits for its end."""
+    occupancy_events: int = 200_000
+    """Channels whose occupancy changes and is written to the log for rules, at one time. Above it: a further one is written when it changes
+    again (`occupancy.unsaid`)."""
     channel_close_s: float = 60.0
     """How long a channel without attachments and publishes stays open, in seconds. Then: `channel.closed`."""
     lifecycle_channels: int = 500_000

@@ -29,6 +29,7 @@ from core.events import (
     EdgeUp,
     EndOffset,
     Looked,
+    OccupancyWanted,
     Owned,
     Reported,
     SessionRead,
@@ -43,6 +44,7 @@ from core.index import MemoryIndex
 from core.lifecycle import PartitionLifecycle
 from core.log import LogRecord
 from core.node import CoreNode
+from core.occupancy_log import PartitionOccupancy
 from core.presence import PartitionPresence
 from core.registry import App, Key, Registry, Streams
 from edge.ably.websocket import PING, payload_of
@@ -93,12 +95,14 @@ class Log:
 
     def state(self, partition: int, checkpoint: int) -> dict[bytes, bytes]:
         """What the owners of a partition have written of it up to `checkpoint`."""
-        fold, view, lifecycle = Fold(1_000_000, b"state"), PartitionPresence(), PartitionLifecycle()
-        view.journal = lifecycle.journal = journal = {}
+        fold, view, lifecycle, occupancy = Fold(1_000_000, b"state"), PartitionPresence(), PartitionLifecycle(), PartitionOccupancy()
+        view.journal = lifecycle.journal = occupancy.journal = journal = {}
         for record in self.partitions[partition][:checkpoint]:
             first = fold.see(partition, record.key, record.id, record.timestamp, record.offset) is None
             if first and record.kind == Kind.LIFECYCLE:
                 lifecycle.apply(record)
+            elif first and record.kind == Kind.OCCUPANCY:
+                occupancy.apply(record)
             elif first and record.kind != Kind.MESSAGE:
                 view.apply(record, 0.0)
         return {key: value for key, value in journal.items() if value is not None}
@@ -132,6 +136,8 @@ class Core:
             if records:
                 self.inbox.append(Tailed(list(records)))
             self.inbox.append(Looked(number, 0, len(records)))
+        if world.occupancy_wanted:
+            self.inbox.append(OccupancyWanted(frozenset({APP})))
         self.inbox.append(CoreTick())
 
 
@@ -160,7 +166,9 @@ class World:
 
     real = False
 
-    def __init__(self, edges: int = 1, cores: int = 1, seed: int = 0) -> None:
+    def __init__(self, edges: int = 1, cores: int = 1, seed: int = 0, *, occupancy_wanted: bool = False) -> None:
+        """`occupancy_wanted`: the app has a rule for occupancy."""
+        self.occupancy_wanted = occupancy_wanted
         self.random = random.Random(seed)
         self.now, self.now_ms = 1000.0, START_MS
         self.log = Log()
