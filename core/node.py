@@ -1346,16 +1346,20 @@ class CoreNode:
 
     def _not_taken(self, link: int, req: int, session: Session, fresh: bool) -> None:
         """The append was not handed to Kafka. Only of a first send does that mean that it will never appear: an earlier copy of any
-        other may be on its way, so that a refusal could be a lie."""
-        if fresh:
+        other may be on its way, so that a refusal could be a lie. A connection is not told of a refusal either: it would have to hear of it
+        before anything later is taken. If it is cut off instead, it sends this again, behind what was."""
+        if fresh and not session.grant.realtime:
             self._refuse(link, req, _OVERFULL, Lane.LIVE)
         else:
             self._stall(session)
             self._send(link, Unknown(req), Lane.LIVE)
 
     def _not_now(self, link: int, frame: Append, error: ErrorInfo) -> None:
-        """Refused for what may have been otherwise when an earlier copy was sent, if there was one. What is wrong with the message itself
-        was wrong with every copy of it."""
+        """Refused for what may have been otherwise when an earlier copy was sent, if there was one, and may be otherwise when the next is.
+        What is wrong with the message itself was wrong with every copy of it."""
+        session = self._roster.links[link].sessions.get(frame.session)
+        if session is not None:
+            self._stall(session)
         if frame.fresh:
             self._refuse(link, frame.req, error, Lane.LIVE)
         else:

@@ -28,10 +28,14 @@ class Session:
         self.witnessed: set[OpenChannel] = set()
         """The open channels for which this session's right to read stands surety."""
         self.stalled = False
-        """A publish of this connection has an unknown fate: nothing that it sent later may overtake it. Its client is on its way out."""
+        """A publish of this connection was not taken, or has an unknown fate: nothing that it sent later may overtake it. Its client is on
+        its way out, and sends again what it was not told of under its next incarnation."""
+        self.grant = grant
         self.take(grant)
 
     def take(self, grant: Grant) -> None:
+        if grant.incarnation > self.grant.incarnation:
+            self.stalled = False
         self.grant = grant
         self.capability = Capability.parse(grant.capability)
         expires = grant.expires if grant.token_expires is None else min(grant.expires, grant.token_expires)

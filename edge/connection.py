@@ -90,7 +90,7 @@ class Connection(Timed):
         *("address", "admission", "answers", "attachments", "auth_asked", "client", "client_id", "desk", "early", "echo", "epoch"),
         *("expected", "heard_at", "heartbeats", "interval", "key", "msgpack", "next_beat", "opened_at", "rate", "renewal", "repeats"),
         *("session", "state", "tls", "unanswered_bytes", "unused", "version", "renew_at", "admitted_ms", "by_append", "doubt_at"),
-        *("remain_present_ms", "syncs"),
+        *("remain_present_ms", "syncs", "turned_away"),
     )
 
     def __init__(self, desk: Desk, event: ClientOpened) -> None:
@@ -125,6 +125,8 @@ class Connection(Timed):
         never NACKed for want of room, since its first copy may be on its way."""
         self.doubt_at = float("inf")
         """When to drop the client so that it settles a publish of unknown fate by sending it again."""
+        self.turned_away: Answer | None = None
+        """The last publish that was refused for what may be otherwise the next time: its rate, or room."""
         self.epoch = desk.links.losses
         self.auth_asked = False
         self.renew_at = 0.0
@@ -557,14 +559,22 @@ class Connection(Timed):
             return
         size, base = publish.size, publish.base
         self.repeats -= self.repeats > 0
+        untold = self.turned_away
+        if untold is not None and untold.error is not None and self.answers is not None and self.answers[0].serial <= untold.serial:
+            # Not told yet, and never if the connection drops now: then it is sent again, and this must not be in the log before it.
+            self._settle(answer, error=untold.error)
+            return
         try:
             self._make_room(size, within=within)
         except RelayError as error:
             if repeat:
                 self._doubt()
             else:
+                self.turned_away = answer
                 self._settle(answer, error=error.info)
             return
+        if self.doubt_at < float("inf"):
+            return  # what is in doubt comes again, and this after it
         session = self.session
         assert session is not None, "connected"
         answer.count = len(publish.messages)

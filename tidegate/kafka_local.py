@@ -246,8 +246,10 @@ class LocalKafka:
         raise KafkaUnavailable(f"Kafka did not start within {START_S} s; see {log}")
 
     def pause(self) -> None:
-        """Freeze the broker: connections stay open and nothing is answered."""
+        """Freeze the broker: connections stay open and nothing is answered from the return of this call on."""
         self._signal(signal.SIGSTOP)
+        if self._process is not None and self._process.poll() is None:
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)

@@ -84,6 +84,17 @@ class _Settled:
         self.offset = offset
 
 
+class _Refusal:
+    """A refusal on its way to the loop."""
+
+    __slots__ = ("partition", "ticket", "why")
+
+    def __init__(self, ticket: int, partition: int, why: str) -> None:
+        self.ticket = ticket
+        self.partition = partition
+        self.why = why
+
+
 class LogProducer:
     """Every `append` is answered by exactly one event, always: `Reported` or `Overfull`.
 
@@ -92,7 +103,8 @@ class LogProducer:
 
     __slots__ = (
         "_bytes", "_closing", "_config", "_counts", "_ending", "_generation", "_limits", "_lock", "_make", "_newest", "_open", "_outlet",
-        "_producer", "_replaced_at", "_reports", "_stream", "_thread", "_trouble", "_unreported", "refused", "replaced", "unknown",
+        "_producer", "_refusing", "_replaced_at", "_reports", "_stream", "_thread", "_trouble", "_unreported", "refused", "replaced",
+        "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -115,6 +127,8 @@ class LogProducer:
         self._newest = 0
         self._bytes = [0] * stream.partitions
         self._counts = [0] * stream.partitions
+        self._refusing = [0] * stream.partitions
+        """Refusals that have not been told yet. Until they are, nothing more is taken: whoever sent it could not know better."""
         self._reports: list[_Settled] = []
         self._trouble: Trouble | None = None
         self._open = False
@@ -143,11 +157,11 @@ class LogProducer:
         """Hand one record to Kafka, or refuse it. Never blocks, never raises."""
         size = len(key) + len(value) + OVERHEAD
         if (
-            self._counts[partition] >= self._limits.partition_budget_records
+            self._refusing[partition]
+            or self._counts[partition] >= self._limits.partition_budget_records
             or self._bytes[partition] + size > self._limits.partition_budget_bytes
         ):
-            self.refused += 1
-            self._outlet.put([Overfull(ticket, "partition budget")])
+            self._refuse(ticket, partition, "partition budget")
             return
         with self._lock:
             if not self._open:
@@ -166,18 +180,22 @@ class LogProducer:
                     self._bytes[partition] += size
                     self._counts[partition] += 1
                     return
+        self._refuse(ticket, partition, refusal)
+
+    def _refuse(self, ticket: int, partition: int, why: str) -> None:
         self.refused += 1
-        self._outlet.put([Overfull(ticket, refusal)])
+        self._refusing[partition] += 1
+        self._outlet.put([_Refusal(ticket, partition, why)])
 
     @property
     def unreported(self) -> int:
         """Records handed over and not yet reported."""
         return len(self._unreported)
 
-    def _settle(self, deliver: Deliver) -> Callable[[list[_Settled | Overfull]], None]:
+    def _settle(self, deliver: Deliver) -> Callable[[list[_Settled | _Refusal]], None]:
         """Gives back budgets, on the loop, before anybody acts on the reports."""
 
-        def settle(answers: list[_Settled | Overfull]) -> None:
+        def settle(answers: list[_Settled | _Refusal]) -> None:
             events: list[Event] = []
             for answer in answers:
                 if isinstance(answer, _Settled):
@@ -186,7 +204,8 @@ class LogProducer:
                     self._counts[pending.partition] -= 1
                     events.append(Reported(pending.ticket, pending.partition, answer.offset))
                 else:
-                    events.append(answer)
+                    self._refusing[answer.partition] -= 1
+                    events.append(Overfull(answer.ticket, answer.why))
             deliver(events)
 
         return settle

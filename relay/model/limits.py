@@ -184,7 +184,8 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """What edges may ask of one core process. Setting: `[limits]` of core.toml."""
 
     partition_budget_bytes: int = 4_194_304
-    """Un-reported publishes of one partition, in bytes. Above it: NACK 50003, and the record was never handed to Kafka."""
+    """Un-reported publishes of one partition, in bytes. Above it: `Unknown` for a connection, which is then
+    disconnected and sends it again in its order; HTTP 503 for a request. The record was never handed to Kafka."""
     partition_budget_records: int = 2_000
     """The same, in records."""
     publish_timeout_s: float = 60.0
@@ -228,7 +229,7 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     link_channels: int = 200_000
     """Channels that one link has open. Above it: Open is refused with 90021."""
     link_appends: int = 20_000
-    """Unanswered appends of one link. Above it: `Refused` 50003, and the record was never handed to Kafka."""
+    """Unanswered appends of one link. Above it: as for `partition_budget_bytes`."""
     link_append_bytes: int = 33_554_432
     """The same, in bytes of record values."""
     verdict_wait_s: float = 60.0

@@ -7,7 +7,7 @@ import pytest
 from tests.support.product import Product, product
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # closed when the last of them is through: four idle processes and what they ask Kafka for are not free
 def relay(kafka_brokers: str) -> Iterator[Product]:
     """Two edges, two cores, a rule and a mapping, on a real Kafka that is shared by all tests of the run."""
     with product(

@@ -9,7 +9,7 @@ from tests.journeys.world import World
 from tests.support.product import Product, product
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # closed when the last of them is through: four idle processes and what they ask Kafka for are not free
 def two_by_two(kafka_brokers: str) -> Iterator[Product]:
     with product("--edges", "2", "--cores", "2", "--kafka", kafka_brokers) as running:
         yield running

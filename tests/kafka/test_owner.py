@@ -253,7 +253,9 @@ def test_exactly_once_while_owners_are_closed_killed_and_frozen(kafka_brokers: s
             go_on = False
             await task
             await until(lambda: not producer.unreported)
-            await asyncio.sleep(1)
+            async with asyncio.timeout(30):
+                while len(await asyncio.to_thread(committed, kafka_brokers, out)) < published:  # noqa: ASYNC110
+                    await asyncio.sleep(0.2)
             await first.close()
             found = await asyncio.to_thread(committed, kafka_brokers, out)
             assert sorted(numbers(found)) == list(range(published))

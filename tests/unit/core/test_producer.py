@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -93,6 +94,39 @@ def published(broker: Broker, count: int) -> list[Event]:
 
     asyncio.run(main())
     return [event for event in events if not isinstance(event, Overfull)]
+
+
+def test_until_a_refusal_is_told_nothing_more_is_taken() -> None:
+    """Or what its publisher sent after it, not knowing, would be in the log before it."""
+    events: list[Event] = []
+    broker = Broker()
+
+    async def main() -> None:
+        stream = StreamInfo("aaaabbbb", "t.log", 2)
+
+        def deliver(batch: list[Event]) -> None:
+            if batch == [Reported(0, 0, 1)]:  # there is room again, but the refusal of the second is still on its way
+                producer.append(2, 0, b"k", b"v", 0, "s:2")
+                producer.append(3, 1, b"k", b"v", 0, "s:3")
+            events.extend(batch)
+            if batch == [Overfull(2, "partition budget")]:
+                producer.append(4, 0, b"k", b"v", 0, "s:4")
+
+        limits = CoreLimits(partition_budget_records=1)
+        producer = LogProducer(KafkaConfig(brokers="x:1"), stream, limits, asyncio.get_running_loop(), deliver, broker.producer)
+        producer.start()
+        producer.append(0, 0, b"k", b"v", 0, "s:0")
+        while producer.unreported:
+            time.sleep(0.01)  # noqa: ASYNC251 - the loop must not run meanwhile
+        producer.append(1, 0, b"k", b"v", 0, "s:1")
+        async with asyncio.timeout(20):
+            while len(events) < 5:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await producer.close()
+
+    asyncio.run(main())
+    assert {event.ticket for event in events if isinstance(event, Reported)} == {0, 3, 4}
+    assert [event.ticket for event in events if isinstance(event, Overfull)] == [1, 2]
 
 
 def test_an_exception_on_the_producers_thread_leaves_no_publish_unanswered_and_publishing_goes_on() -> None:

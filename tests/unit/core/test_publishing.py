@@ -67,8 +67,8 @@ def test_fate_unknown_is_said_so_and_never_called_a_refusal(core):
     assert core.answer(req) == Unknown(req)
 
 
-def test_what_was_never_handed_to_kafka_may_be_refused(core):
-    session = core.admitted().session
+def test_what_was_never_handed_to_kafka_is_refused_to_an_http_request(core):
+    session = core.admitted(realtime=False).session
     req = core.append(session, "a")
     (produce,) = core.take(Produce)
     core.happens(Overfull(produce.ticket, "budget"))
@@ -78,12 +78,26 @@ def test_what_was_never_handed_to_kafka_may_be_refused(core):
     assert core.counted("append.overfull") == 1
 
 
+def test_nothing_of_a_connection_overtakes_what_was_not_taken_of_it(core):
+    """It might not hear of a refusal, and then sends again: after what was taken meanwhile."""
+    first = core.admitted()
+    core.append(first.session, "a")
+    (produce,) = core.take(Produce)
+    core.happens(Overfull(produce.ticket, "budget"))
+    core.append(first.session, "a")
+    assert [type(frame) for frame in core.sent()] == [Unknown, Unknown]
+    again = core.admitted(resume=first.key)
+    assert again.session == first.session
+    core.append(again.session, "a")
+    assert len(core.take(Produce)) == 1
+
+
 def test_while_kafka_is_away_nothing_is_refused_and_the_link_is_bounded():
     core = Dialogue(limits=CoreLimits(link_appends=5))
     core.edge_up()
-    session = core.admitted().session
-    for n in range(8):
-        core.append(session, "a", f"c:{session}:{n}")
+    session = core.admitted(realtime=False).session
+    for _ in range(8):
+        core.append(session, "a")
     assert len(core.take(Produce)) == 5
     assert [frame.error.code for frame in core.sent()] == [50003] * 3
     core.tick(600)
@@ -125,7 +139,7 @@ def test_what_may_repeat_an_earlier_send_is_not_refused_for_rights_that_have_end
 def test_bytes_in_flight_are_bounded_too():
     core = Dialogue(limits=CoreLimits(link_append_bytes=1000))
     core.edge_up()
-    session = core.admitted().session
+    session = core.admitted(realtime=False).session
     for _ in range(5):
         core.append(session, "a", "", Message(data="x" * 600))
     assert len(core.kafka_writes()) == 2

@@ -276,6 +276,37 @@ def test_unanswered_publishes_of_one_connection_are_bounded() -> None:
     assert len(edge.take(Append)) == 1
 
 
+def test_nothing_is_sent_on_behind_a_refusal_that_has_not_been_told() -> None:
+    """Should the connection drop first, the refused one is sent again, and must not come after what its client sent later."""
+    edge = Edge(limits=EdgeLimits(inbound_burst=2, inbound_per_s=1))
+    client = edge.connect()
+    for serial in range(3):
+        publish(edge, client, serial)
+    first, second = edge.take(Append)
+    edge.wait(2)
+    publish(edge, client, 3)
+    assert edge.take(Append) == []
+    edge.appended(first, 1)
+    edge.appended(second, 2)
+    edge.gets(client, action=1)
+    edge.gets(client, action=1)
+    edge.gets(client, action=2, msgSerial=2, code=42911)
+    edge.gets(client, action=2, msgSerial=3, code=42911)
+    edge.wait(2)
+    publish(edge, client, 4)
+    assert len(edge.take(Append)) == 1
+
+
+def test_nothing_is_sent_on_behind_what_is_in_doubt(edge: Edge) -> None:
+    client = edge.connect()
+    publish(edge, client, 0)
+    edge.core(Unknown(edge.take(Append)[0].req))
+    publish(edge, client, 1)
+    assert edge.take(Append) == []
+    edge.wait(5.5)
+    edge.gets(client, action=6, code=50003)
+
+
 def test_unanswered_publishes_of_the_edge_are_bounded() -> None:
     edge = Edge(limits=EdgeLimits(total_unanswered_bytes=1000))
     for number in range(4):
