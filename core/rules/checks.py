@@ -11,8 +11,8 @@ import re2
 MAX_FILTER = 1_024
 """Longest channel filter, in characters."""
 MAX_PROGRAM = 2_000
-"""Largest channel filter, in instructions of its compiled form. A search costs at most so many steps for each byte of a channel's name (RE2
-without its cache); `x{1000}` makes a thousand of six characters, `\\p{L}` 1,200."""
+"""Largest channel filter, in instructions of its compiled form. A pass over a name costs at most so many steps for each byte (RE2
+without its cache), and a search is two; `x{1000}` makes a thousand of six characters, `\\p{L}` 1,200."""
 MAX_HEADERS = 32
 """Headers of a rule's own."""
 MAX_HEADER_NAME = 128
@@ -36,9 +36,11 @@ class ConfigError(ValueError):
 
 
 class Filter(Protocol):
-    """A compiled channel filter; None from `search` means no match."""
+    """A compiled filter; None from `search` and `fullmatch` means no match."""
 
     def search(self, text: str) -> Any: ...
+
+    def fullmatch(self, text: str) -> Any: ...
 
 
 def check_id(value: str) -> None:
@@ -47,15 +49,15 @@ def check_id(value: str) -> None:
         raise ConfigError("id", "must be 1-128 characters of A-Z, a-z, 0-9, '.', '_' and '-'")
 
 
-def compile_filter(pattern: str) -> Filter | None:
-    """RE2: linear time whatever the expression, and little of it (`MAX_PROGRAM`). None for the empty pattern, which takes every channel.
+def compile_filter(pattern: str, field: str = "source.channel_filter") -> Filter | None:
+    """RE2: linear time whatever the expression, and little of it (`MAX_PROGRAM`). None for the empty pattern, which filters nothing.
 
-    Raises ConfigError.
+    Raises ConfigError for `field`.
     """
     if not pattern:
         return None
     if len(pattern) > MAX_FILTER:
-        raise ConfigError("source.channel_filter", f"longer than {MAX_FILTER} characters")
+        raise ConfigError(field, f"longer than {MAX_FILTER} characters")
     options = re2.Options()
     options.log_errors = False
     options.never_capture = True  # only whether it matches is asked for, and groups cost another pass
@@ -64,9 +66,9 @@ def compile_filter(pattern: str) -> Filter | None:
     except re2.error as wrong:
         why = wrong.args[0] if wrong.args else "does not compile"
         text = why.decode(errors="replace") if isinstance(why, bytes) else str(why)
-        raise ConfigError("source.channel_filter", f"not an RE2 expression: {text}") from wrong
+        raise ConfigError(field, f"not an RE2 expression: {text}") from wrong
     if compiled.programsize > MAX_PROGRAM:
-        raise ConfigError("source.channel_filter", f"too costly: {compiled.programsize} instructions, at most {MAX_PROGRAM}")
+        raise ConfigError(field, f"too costly: {compiled.programsize} instructions, at most {MAX_PROGRAM}")
     made: Filter = compiled
     return made
 

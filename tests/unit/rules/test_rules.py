@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from core.log import LogRecord
 from core.rules import ConfigError, Outcome, Rule, RuleConfig, RuleSet
 from relay.model.message import Kind, Message, RecordBody
 from relay.model.serials import Serial, message_serial
+from relay.runtime.settings import build
 
 SERIAL = Serial("abcdefgh", 3, 42)
 
@@ -108,6 +110,23 @@ def test_unknown_fields_and_sources_are_refused() -> None:
     for wrong in ({"source": {"type": "channel.nonsense"}}, {"source": {"filter": "x"}}, {"target": {"routing_key": "t", "format": "xml"}}):
         with pytest.raises(msgspec.ValidationError):
             config(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("brokers", ["kafka.example:9092"]),
+        ("auth", {"sasl": {"mechanism": "scram-sha-256", "username": "u", "password_env": "PASSWORD"}}),
+        ("tls", True),
+    ],
+)
+def test_another_cluster_is_refused(field: str, value: Any) -> None:
+    fields = {"id": "r", "target": {"routing_key": "t", field: value}}
+    read = build(RuleConfig, fields, file=Path("core.toml"), environ={"PASSWORD": "not to be seen"})
+    with pytest.raises(ConfigError) as refused:
+        Rule("app", read)
+    assert refused.value.field == f"target.{field}"
+    assert "not to be seen" not in f"{refused.value} {read}"
 
 
 def test_two_rules_of_one_name_are_refused() -> None:
