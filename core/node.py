@@ -1460,6 +1460,7 @@ class CoreNode:
     def _find_floor(self, partition: _Partition, record: LogRecord) -> None:
         """While looking back: are verdicts sound from this record on? They are once everything within the window before it was read."""
         if partition.sound_after_ms is None:
+            partition.recency.read_from(record.offset)  # whatever its kind: those before the first message have no message either
             start = 0 if record.offset == 0 else self._now_ms - self._look_back_ms + WINDOW_MS + SKEW_MS
             partition.sound_after_ms = start
         if record.offset == 0 or record.timestamp >= partition.sound_after_ms:
