@@ -1,5 +1,5 @@
-"""An edge, a core and a real broker: what clients do on channels comes out as occupancy and lifecycle, for readers and for rules; what a Kafka
-connector sends comes in."""
+"""An edge, a core and a real broker: what clients do on channels comes out as occupancy and lifecycle, for readers and for rules; what a
+Kafka connector sends comes in."""
 
 from __future__ import annotations
 
