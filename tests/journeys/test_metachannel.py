@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from typing import Any
 
 import pytest
@@ -54,14 +55,15 @@ def events(client: Any, prefix: str, count: int) -> list[tuple[str, str, bool]]:
 
 
 def test_channels_that_open_are_told_of_on_every_edge(world: Anything) -> None:
+    prefix = f"life-{secrets.token_hex(4)}-"
     watchers = [watching(world, edge=0), watching(world, edge=1, channel="[?rewind=1]" + META)]
     user = connected(world, edge=1)
-    user.sends(action=ATTACH, channel="life-a")
+    user.sends(action=ATTACH, channel=f"{prefix}a")
     user.gets(ATTACHED)
-    world.rest("POST", "/channels/life-b/messages", {"data": "x"})
+    world.rest("POST", f"/channels/{prefix}b/messages", {"data": "x"})
     for watcher in watchers:
-        assert sorted(events(watcher, "life-", 2)) == [("channel.opened", "life-a", True), ("channel.opened", "life-b", True)]
-    world.rest("POST", "/channels/life-a/messages", {"data": "x"})
+        assert sorted(events(watcher, prefix, 2)) == [("channel.opened", f"{prefix}a", True), ("channel.opened", f"{prefix}b", True)]
+    world.rest("POST", f"/channels/{prefix}a/messages", {"data": "x"})
     world.wait(2)
     if not world.real:
         for watcher in watchers:
@@ -85,19 +87,20 @@ def test_closing_comes_a_minute_after_the_last(world: Anything) -> None:
 
 
 def test_history_and_rewind(world: Anything) -> None:
-    world.rest("POST", "/channels/life-past/messages", {"data": "x"})
+    name = f"life-{secrets.token_hex(4)}"
+    world.rest("POST", f"/channels/{name}/messages", {"data": "x"})
     watcher = watching(world)
     for _ in range(50):
         path = f"/channels/{META.replace('[', '%5B').replace(']', '%5D')}/messages"
         status, past = world.rest("GET", path, edge=1)
         assert status == 200
-        if "life-past" in (about := [json.loads(message["data"])["channelId"] for message in past]):
+        if name in (about := [json.loads(message["data"])["channelId"] for message in past]):
             break
         world.wait(0.1)
-    assert about.count("life-past") == 1
+    assert about.count(name) == 1
     watcher.sends(action=ATTACH, channel=f"[?rewind=100]{META}")
     assert watcher.gets(ATTACHED)["flags"] & 2
-    assert ("channel.opened", "life-past", True) in [event_of(watcher.gets(MESSAGE)) for _ in past]
+    assert ("channel.opened", name, True) in [event_of(watcher.gets(MESSAGE)) for _ in past]
 
 
 def test_only_who_is_permitted_and_nobody_writes(world: Anything) -> None:
