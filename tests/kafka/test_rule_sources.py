@@ -107,8 +107,8 @@ def by_channel(events: list[tuple[str, Any]]) -> dict[str, list[Any]]:
 
 
 def test_every_source_and_batches_once_and_in_order_while_an_owner_is_killed(kafka_brokers: str) -> None:
-    """R1.3, R1.5, R1.6, R1.7, R1.16, R5.5, R5.7: one owner is killed within a transaction that it leaves open, its successor closed; a third
-    one ends it."""
+    """R1.3, R1.5, R1.6, R1.7, R1.16, R5.5, R5.7: one owner is killed within a transaction that it leaves open, its successor closed; a
+    third one ends it."""
 
     async def story() -> None:
         async with kafka(kafka_brokers) as world:
