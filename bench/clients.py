@@ -27,6 +27,7 @@ import random
 import ssl
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -37,6 +38,8 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 CHANNEL = "bench"
 CHANNELS = 20
 RETURN_WITHIN_S = 100.0
+DIAL_WITHIN_S = 10.0
+"""As SDKs do. A driver that is told of a failed handshake may keep silent about it."""
 HANDSHAKE_S = 60.0
 """Thousands at once take their time on a small machine."""
 MESSAGE_BYTES = 120
@@ -163,6 +166,8 @@ class ReturningClient(AblyClient):
         "lost",
         "next",
         "position",
+        "put_off",
+        "refusals",
         "replaced",
         "tls",
         "token",
@@ -176,7 +181,8 @@ class ReturningClient(AblyClient):
         """Of a client that is on its way: done with the seconds that it took."""
         self.gone_at = 0.0
         self.next: int | None = None
-        self.lost = self.doubled = self.lapses = self.replaced = 0
+        self.lost = self.doubled = self.lapses = self.replaced = self.put_off = 0
+        self.refusals: Counter[int | str] = Counter()
         self.tls: ssl.SSLContext | None = None
         self.coming: asyncio.Task[None] | None = None
 
@@ -199,8 +205,7 @@ class ReturningClient(AblyClient):
                 self.replaced += bool(self.key) and not key.startswith(self.key.partition("!")[0])
                 self.key = key
                 if self.subscribe:
-                    at = {"channelSerial": self.position} if self.position else {}
-                    self._send({"action": 10, "channel": self.channel, "flags": SUBSCRIBE, **at})
+                    self._attach()
                 else:
                     self.ready.set_result(None)
             case 11:
@@ -210,9 +215,17 @@ class ReturningClient(AblyClient):
                 elif self.back is not None and not self.back.done():
                     self.lapses += not message["flags"] & RESUMED
                     self.back.set_result(time.perf_counter() - self.gone_at)
+            case 13:  # not in time: SDKs try again
+                self.put_off += 1
+                self._attach()
             case 6 | 9:
+                self.refusals[message.get("error", {}).get("code", 0)] += 1
                 if not self.ready.done():
                     self.ready.set_exception(ConnectionError(str(message.get("error"))))
+
+    def _attach(self) -> None:
+        at = {"channelSerial": self.position} if self.position else {}
+        self._send({"action": 10, "channel": self.channel, "flags": SUBSCRIBE, **at})
 
     def _numbered(self, number: int) -> None:
         self.messages += 1
@@ -241,9 +254,12 @@ class ReturningClient(AblyClient):
         assert self.back is not None
         while not self.back.done():
             self.transport = None
-            with contextlib.suppress(Exception):  # whatever it is, a client tries again
-                path = f"{self.path(self.token, subscribe=True)}&resume={quote(self.key)}"
-                await dial(lambda: self, self.elsewhere + path, self.tls)
+            path = f"{self.path(self.token, subscribe=True)}&resume={quote(self.key)}"
+            try:
+                await asyncio.wait_for(dial(lambda: self, self.elsewhere + path, self.tls), DIAL_WITHIN_S)
+            except Exception as error:  # whatever it is, a client tries again
+                self.refusals[f"{type(error).__name__}: {error}"[:80]] += 1
+            else:
                 return
             await asyncio.sleep(random.uniform(0.5, 1.5))
 
@@ -358,7 +374,10 @@ class Clients:
         coming = [client.back for client in each if client.back is not None]
         done, missing = await asyncio.wait(coming, timeout=RETURN_WITHIN_S)
         if missing:
-            return {"error": f"{len(missing)} of {len(coming)} clients are not back"}
+            refusals = sum((client.refusals for client in each), Counter())
+            return {
+                "error": f"{len(missing)} of {len(coming)} clients are not back; {dict(refusals)}, {sum(c.put_off for c in each)} put off"
+            }
         seconds = [one.result() for one in done]
         for client in each:
             client.elsewhere = ""
@@ -367,6 +386,8 @@ class Clients:
             "median": sorted(seconds)[len(seconds) // 2],
             "replaced": sum(client.replaced for client in each),
             "lapses": sum(client.lapses for client in each),
+            "put_off": sum(client.put_off for client in each),
+            "refused": sum(client.refusals.total() for client in each),
         }
 
     async def _drop(self) -> dict[str, Any]:

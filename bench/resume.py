@@ -61,7 +61,14 @@ def product_turn(server: Server, returning: Child, publisher: Child) -> dict[str
     returning.ask("drop")
     publisher.ask("drop")
     server.wait_restarted(0, dies, RESTART_WITHIN_S)
-    return {"seconds": back["seconds"], "median": back["median"], "edge": 1000 * used[0] / CLIENTS, "core": 1000 * used[1] / CLIENTS}
+    again = back["put_off"] + back["refused"]
+    return {
+        "again": again,
+        "seconds": back["seconds"],
+        "median": back["median"],
+        "edge": 1000 * used[0] / CLIENTS,
+        "core": 1000 * used[1] / CLIENTS,
+    }
 
 
 def main(kafka: str | None, rounds: int = ROUNDS) -> bool:
@@ -79,6 +86,7 @@ def main(kafka: str | None, rounds: int = ROUNDS) -> bool:
             print(
                 f"resume {n + 1}/{rounds}: all {CLIENTS} back after {found['seconds']:.1f} s (half after {found['median']:.1f} s), "
                 f"{CLIENTS / found['seconds']:.0f} a second; edge {found['edge']:.2f} ms, core {found['core']:.2f} ms each; "
+                f"{found['again']} told to try again; "
                 f"floor {floors[-1][0]:.1f} s, {floors[-1][1]:.2f} ms"
             )
     seconds, costs = [each[0] for each in floors], [each[1] for each in floors]

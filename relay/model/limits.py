@@ -384,8 +384,9 @@ class ListenerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How long a closed TLS connection may take to send what is left and be answered. Beyond it: it is aborted."""
     max_handshakes: int = 512
     """Handshakes under way at once. At it nothing is accepted; further connections wait in the kernel's queue."""
-    handshake_yield_s: float = 2.0
-    """Age from which, at `max_handshakes`, the oldest handshake is dropped (counted as `timeout`) for a connection that waits."""
+    handshake_yield_s: float = 5.0
+    """Age from which, at `max_handshakes`, the oldest handshake is dropped (counted as `timeout`) for a connection that waits; not while a
+    quarter of the places have changed hands within this time."""
     accepts_per_turn: int = 32
     """Connections accepted in one turn of the event loop, so that a storm of connects does not stop deliveries."""
     backlog: int = 4_096

@@ -17,6 +17,7 @@ import errno
 import logging
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +129,8 @@ class Listener:
         self._open: set[asyncio.Transport] = set()
         self._handshakes: dict[asyncio.Task[None], float] = {}
         """Since when; the oldest first."""
+        self._ended_well: deque[float] = deque(maxlen=max(1, self.limits.max_handshakes // 4))
+        """When the last handshakes did."""
         self._http: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
         self._full: asyncio.TimerHandle | None = None
@@ -257,10 +260,14 @@ class Listener:
             task.add_done_callback(self._established)
 
     def _make_way(self) -> None:
-        """All places for handshakes are taken. Who says nothing must not keep out everybody else until its deadline."""
+        """All places for handshakes are taken. Who says nothing must not keep out everybody else until its deadline; but while places do
+        change hands, this is a storm of honest clients, and those who were dropped would only come again."""
         loop = asyncio.get_running_loop()
         oldest, since = next(iter(self._handshakes.items()))
         wait = since + self.limits.handshake_yield_s - loop.time()
+        ended = self._ended_well
+        if len(ended) == ended.maxlen:
+            wait = max(wait, ended[0] + self.limits.handshake_yield_s - loop.time())
         if wait <= 0:
             del self._handshakes[oldest]
             oldest.cancel()
@@ -286,6 +293,7 @@ class Listener:
             }
         try:
             await aiofastnet.connect_accepted_socket(loop, lambda: _Gate(self), accepted, **tls)
+            self._ended_well.append(loop.time())
         except (OSError, EOFError) as error:  # ssl.SSLError is an OSError
             reason = handshake_failure_reason(error)
             self._on_refused(reason)

@@ -477,6 +477,24 @@ def test_silent_handshakes_give_way_long_before_their_deadline(pki: Pki, run: Ru
     run(scenario())
 
 
+def test_in_a_storm_of_honest_clients_no_handshake_gives_way(pki: Pki, run: Run) -> None:
+    """Or each would be dropped half-way, and come again, for as long as the storm lasts."""
+
+    async def scenario() -> None:
+        async with serving(server_context(pki), max_handshakes=4, handshake_yield_s=0.3, handshake_deadline_s=60.0) as server:
+            slow = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3)]
+            until = asyncio.get_running_loop().time() + 1.0
+            while asyncio.get_running_loop().time() < until:
+                clients = await asyncio.gather(*(websocket(server, pki) for _ in range(4)))
+                for client in clients:
+                    client.disconnect()
+            assert server.refused == [], "the slow ones were there for longer than three times the wait"
+            for _, writer in slow:
+                writer.close()
+
+    run(scenario())
+
+
 def test_a_frame_beyond_the_limit_ends_only_its_connection(pki: Pki, run: Run) -> None:
     async def scenario() -> None:
         async with serving(server_context(pki)) as server:
