@@ -89,7 +89,8 @@ def test_occupancy_lifecycle_and_a_connectors_batches(tmp_path: Path) -> None:
     broker = LocalKafka(directory=tmp_path / "kafka")
     broker.start()
     try:
-        for made in AdminClient({"bootstrap.servers": broker.address}).create_topics([NewTopic(source, 2) for source in SOURCES]).values():
+        admin = AdminClient({"bootstrap.servers": broker.address})
+        for made in admin.create_topics([NewTopic(source, 2) for source in SOURCES]).values():
             made.result(30)
         with core_process(tmp_path, broker.address, apps=APPS, dev=True) as core:
             core.until(lambda: core.answers("/readyz") == 200, 90)
