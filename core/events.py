@@ -123,6 +123,13 @@ class Owned:
 
 
 @dataclass(frozen=True, slots=True)
+class OccupancyWanted:
+    """The apps that have a rule for occupancy: where this core owns channels of theirs, it writes to the log how many there are on each."""
+
+    apps: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Looked:
     """Look-back is done: the tail has reached what was the end of `partition` at start. Ready when all have."""
 
@@ -178,6 +185,7 @@ Event = (
     | SessionWritten
     | StateRead
     | Owned
+    | OccupancyWanted
     | Looked
     | Gap
     | Watching

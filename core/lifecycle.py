@@ -6,7 +6,7 @@
 The owner of a partition appends the records; whoever reads them, the owner included, changes its state then and not before. Their ids
 follow from what they say (`opened:room:3`), so that two cores that both believe to be the owner, or one that appends again because it has
 not heard what became of the first, make one event: the duplicate verdict leaves out the others, and a record that does not fit the state
-that it finds counts for nothing. They are not shown to clients as events of the channel.
+that it finds counts for nothing. They are not shown to clients as events of the channel, but by `core.metachannel`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import msgspec
 from core import state
 from core.log import LogRecord
 from core.state import LifecycleState
+from relay.model.channel import is_qualified
 from relay.model.limits import CoreLimits
 from relay.runtime.wheel import Wheel
 
@@ -102,6 +103,14 @@ class PartitionLifecycle:
             return None
         return body
 
+    def includes(self, record: LogRecord) -> LifecycleBody | None:
+        """Its body, if the state of the channel is what this record has made of it."""
+        known, body = self.channels.get(record.key), decode_body(record.value)
+        if known is None or body is None:
+            return None
+        made = LifecycleState(number=body.n, open=body.name == OPENED, at=record.timestamp)
+        return body if known == made and body.name in (OPENED, CLOSED) else None
+
     def forget(self, before_ms: int) -> None:
         """Channels closed before this broker time start counting anew."""
         while self._closed and self.channels[next(iter(self._closed))].at < before_ms:
@@ -182,9 +191,10 @@ class Lifecycle:
         self._view(partition).restore(records)
 
     def read(self, record: LogRecord, now: float, now_ms: int) -> LifecycleBody | None:
-        """A LIFECYCLE record, duplicates left out. What happened, None if it counts for nothing."""
+        """A LIFECYCLE record, duplicates left out. What happened, None if it counts for nothing. The newest event of a channel happened
+        also if the state that was restored includes it."""
         view = self._view(record.partition)
-        body = view.apply(record)
+        body = view.apply(record) or view.includes(record)
         key = record.key
         if record.partition in self.owned:
             self._asked.pop(key, None)
@@ -260,6 +270,8 @@ class Lifecycle:
                 self._say(partition, key, CLOSED, known.number, now, now_ms)
 
     def _open(self, partition: int, key: bytes, now: float, now_ms: int) -> None:
+        if is_qualified(key):
+            return  # or what is said of channels would have a lifecycle of its own, and say that, too
         view = self._view(partition)
         if not view.is_open(key):
             if len(self._busy) >= self._limits.lifecycle_channels:

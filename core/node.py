@@ -16,7 +16,7 @@ until what was written before has been read (the barrier), then until the record
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -44,6 +44,7 @@ from core.events import (
     Event,
     Gap,
     Looked,
+    OccupancyWanted,
     Overfull,
     Owned,
     Reported,
@@ -59,8 +60,10 @@ from core.history import Reads
 from core.index import Index
 from core.lifecycle import Lifecycle
 from core.log import EPHEMERAL_TAIL, LogRecord, body_is_ephemeral
+from core.metachannel import Metachannel
 from core.occupancy import PREFIX as COUNTS_PREFIX
 from core.occupancy import Occupancies
+from core.occupancy_log import OccupancyLog
 from core.quiet import lasts
 from core.recency import Recency
 from core.registry import App, Registry, Streams, app_of
@@ -71,6 +74,7 @@ from relay.link.calls import (
     STATUS,
     CreateApp,
     DeleteApp,
+    History,
     MemberPage,
     Members,
     Read,
@@ -114,7 +118,7 @@ from relay.link.frames import (
     Watch,
 )
 from relay.model.capability import Operation
-from relay.model.channel import ChannelName, log_key, parse_channel, partition_of
+from relay.model.channel import CHANNEL_LIFECYCLE, METACHANNELS, ChannelName, log_key, parse_channel, partition_of
 from relay.model.connection_key import CONNECTION_ID_BYTES, claimed_id, make_key, new_connection_id, parse_key
 from relay.model.errors import ErrorInfo, RelayError
 from relay.model.grants import Grant, seal_grant
@@ -310,6 +314,8 @@ class CoreNode:
             connections=self._occupancy.connections,
             counts=self._occupancy.totals,
         )
+        self._occupancy_log = OccupancyLog(limits, self.counters, append=self._append_occupancy, totals=self._occupancy.totals)
+        self._metachannel = Metachannel(limits, self.counters, append=self._append_to_metachannel, counts=self._occupancy.totals)
         self._watched: set[bytes] = set()
         """Log keys of channels that operators watch."""
         self._replays = Replays(index, limits, self)
@@ -390,6 +396,8 @@ class CoreNode:
                 self._state_read(event)
             case Owned():
                 self._owned(event)
+            case OccupancyWanted():
+                self._occupancy_log.want(event.apps, self._occupied(), self._now)
             case Watching():
                 self._watching(event)
         return out
@@ -398,7 +406,7 @@ class CoreNode:
         """When to send `Tick`. In the past while there is work for the next turn of the loop."""
         if self._admits or self._absence.has_due:
             return self._now
-        at = min(self._sweep_at, self._occupancy.next_at())
+        at = min(self._sweep_at, self._occupancy.next_at(), self._occupancy_log.next_at())
         if self._unknown and self._asking is None:
             at = min(at, self._asked_at + self._limits.config_barrier_interval_s)
         if self._replays:
@@ -433,6 +441,7 @@ class CoreNode:
             "occupancyEntries": len(self._occupancy),
             "occupancyWatched": self._occupancy.watched,
             "lifecycleChannels": len(self._lifecycle),
+            "lifecycleUnshown": len(self._metachannel),
             "channels": len(self._channels),
             "replays": len(self._replays),
             "reads": len(self._reads),
@@ -1150,7 +1159,8 @@ class CoreNode:
             raise RelayError(40400, "No such call") from None
         assert isinstance(call, Read), "its name is that of a read"
         name = parse_channel(call.channel)
-        if name.qualifier is not None:
+        past = not isinstance(call, Members) and not (isinstance(call, History) and call.presence)
+        if name.qualifier is not None and not (past and name.name in METACHANNELS):
             raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no history and no members")
         operation = Operation.SUBSCRIBE if isinstance(call, Rewind | Members) else Operation.HISTORY
         if isinstance(call, Members) and session.capability.permits(Operation.PRESENCE, name.name):
@@ -1258,6 +1268,8 @@ class CoreNode:
         if frame.presence:
             return self._checked_presence(session, frame)
         name = parse_channel(frame.channel)
+        if name.qualifier is not None:
+            raise Denied("qualifier", 40160, f"operation not permitted: channels with the qualifier [{name.qualifier}] are read-only")
         operations = session.capability.operations_on(name.name)
         if Operation.PUBLISH not in operations:
             raise Denied("capability", 40160, "operation not permitted with provided capability: publish")
@@ -1458,16 +1470,25 @@ class CoreNode:
                 self.duplicates += 1
                 continue
             if record.kind == Kind.LIFECYCLE:
-                self._lifecycle.read(record, self._now, self._now_ms)
+                event = self._lifecycle.read(record, self._now, self._now_ms)
+                if event is not None:
+                    self._metachannel.happened(record, event, self._now_ms)
                 if record.key in self._watched:
                     out.append(ShowRecord(record))
+                continue
+            if record.kind == Kind.OCCUPANCY:
+                self._occupancy_log.read(record, self._now, self._now_ms)
                 continue
             if record.kind in FOLDED:
                 shown = self._attendance.read(record, self._now)
                 self._occupancy.touched(record.key, self._now)
+                if self._occupancy_log.wanted:
+                    self._occupancy_log.changed(number, record.key, self._now, self._now_ms)
                 if shown is None:
                     continue
                 record = shown  # noqa: PLW2901 - from here on it is what everybody is shown
+            if self._metachannel:
+                self._metachannel.shown(record.id)
             if partition.looked:
                 self._lifecycle.published(number, record.key, self._now, self._now_ms)
             if self._watched and record.key in self._watched:
@@ -1492,10 +1513,13 @@ class CoreNode:
                 self._catch_up(self._partitions[number])
         if self._reads.behind:
             self._reads.catch_up()
+        if self._was_ready and self._metachannel.due:
+            self._metachannel.turn(self._now)
 
     def _find_floor(self, partition: _Partition, record: LogRecord) -> None:
         """While looking back: are verdicts sound from this record on? They are once everything within the window before it was read."""
         if partition.sound_after_ms is None:
+            partition.recency.read_from(record.offset)  # whatever its kind: those before the first message have no message either
             start = 0 if record.offset == 0 else self._now_ms - self._look_back_ms + WINDOW_MS + SKEW_MS
             partition.sound_after_ms = start
         if record.offset == 0 or record.timestamp >= partition.sound_after_ms:
@@ -1511,6 +1535,7 @@ class CoreNode:
             return
         self._attendance.restore(event, self._now)
         self._lifecycle.restore(event.partition, event.records)
+        self._occupancy_log.restore(event.partition, event.records)
         partition.quiet_from = event.quiet_from
         for key, last in lasts(event.records).items():
             partition.recency.restore(key, last.offset)
@@ -1598,7 +1623,7 @@ class CoreNode:
             name = parse_channel(frame.channel)
         except RelayError:
             return False
-        return session.grant.app == frame.app and bool(session.capability.operations_on(name.name))
+        return session.grant.app == frame.app and name.qualifier is None and bool(session.capability.operations_on(name.name))
 
     def _watch(self, link: int, frame: Watch) -> None:
         channel = self._channels.get(link, frame.ref)
@@ -1655,15 +1680,34 @@ class CoreNode:
 
     def _attachments_changed(self, key: bytes) -> None:
         if self._lifecycle.owned:
-            self._lifecycle.active(partition_of(key, self._stream.partitions), key, self._now, self._now_ms)
+            partition = partition_of(key, self._stream.partitions)
+            self._lifecycle.active(partition, key, self._now, self._now_ms)
+            self._occupancy_log.changed(partition, key, self._now, self._now_ms)
 
     def _append_lifecycle(self, partition: int, key: bytes, value: bytes, publish_id: str) -> None:
         self._out.append(Produce(self._number(), partition, key, value, Kind.LIFECYCLE, publish_id))
 
+    def _append_occupancy(self, partition: int, key: bytes, value: bytes, publish_id: str) -> None:
+        self._out.append(Produce(self._number(), partition, key, value, Kind.OCCUPANCY, publish_id))
+
+    def _append_to_metachannel(self, app: str, value: bytes, publish_id: str) -> bool:
+        key = log_key(app, CHANNEL_LIFECYCLE)
+        partition = partition_of(key, self._stream.partitions)
+        if self._registry.app(app) is None or partition not in self._partitions:
+            return False
+        self._out.append(Produce(self._number(), partition, key, value, Kind.MESSAGE, publish_id))
+        return True
+
     def _owned(self, event: Owned) -> None:
         self._absence.owned = event.partitions & self._partitions.keys()
-        occupied = ((partition_of(key, self._stream.partitions), key) for key in self._occupancy.occupied())
-        self._lifecycle.own(frozenset(self._absence.owned), occupied, self._now, self._now_ms)
+        owned = frozenset(self._absence.owned)
+        self._lifecycle.own(owned, self._occupied(), self._now, self._now_ms)
+        self._occupancy_log.own(owned, self._occupied(), self._now)
+        self._metachannel.own(owned)
+
+    def _occupied(self) -> Iterator[tuple[int, bytes]]:
+        """Partition and key of every channel with attachments."""
+        return ((partition_of(key, self._stream.partitions), key) for key in self._occupancy.occupied())
 
     def _watching(self, event: Watching) -> None:
         (self._watched.add if event.on else self._watched.discard)(event.key)
@@ -1682,6 +1726,8 @@ class CoreNode:
         if self._unknown and self._asking is None:
             self._ask_config_now()
         self._occupancy.turn(self._now)
+        if self._now >= self._occupancy_log.next_at():
+            self._occupancy_log.sweep(self._now, self._now_ms)
         if self._now >= self._sweep_at:
             self._sweep_at = self._now + SWEEP_S
             self._sweep()
@@ -1708,6 +1754,10 @@ class CoreNode:
         self._connections.sweep(self._now, self._now_ms)
         self._occupancy.sweep(self._now)
         self._lifecycle.sweep(self._now, self._now_ms)
+        self._occupancy_log.sweep(self._now, self._now_ms)
+        self._metachannel.sweep(self._now, self._now_ms)
+        if self._was_ready:
+            self._metachannel.turn(self._now)
         self._attendance.sweep(self._now)
         if self.ready:
             for wait in self._absence.sweep(self._now, self._now_ms):

@@ -13,6 +13,7 @@ import msgspec
 from core import state
 from core.lifecycle import REMEMBERED_MS, LifecycleBody, PartitionLifecycle
 from core.log import LogRecord, body_is_ephemeral
+from core.occupancy_log import OccupancyBody, PartitionOccupancy
 from core.parked import ParkedRule, ParkedRules
 from core.presence import Change, PartitionPresence
 from core.quiet import Changes, QuietChannels, lasts
@@ -29,8 +30,9 @@ FORGET_EDGES_MS = 3_600_000
 # Plain numbers: comparing with members of an enumeration costs more than all the rest of a message.
 _MESSAGE = int(Kind.MESSAGE)
 _LIFECYCLE = int(Kind.LIFECYCLE)
+_OCCUPANCY = int(Kind.OCCUPANCY)
 _PRESENCE = frozenset(map(int, (Kind.PRESENCE, Kind.GONE, Kind.BACK, Kind.EDGE_GONE, Kind.EDGE_BACK)))
-_HIDDEN = _PRESENCE - {int(Kind.PRESENCE)} | {_LIFECYCLE}
+_HIDDEN = _PRESENCE - {int(Kind.PRESENCE)} | {_LIFECYCLE, _OCCUPANCY}
 
 
 class PartitionState(msgspec.Struct, frozen=True):
@@ -61,6 +63,7 @@ class OwnedPartition:
         "given_up",
         "lifecycle",
         "number",
+        "occupancy",
         "outputs",
         "parked",
         "position",
@@ -118,16 +121,21 @@ class OwnedPartition:
         """Of outputs and changes, in bytes, roughly."""
         self.presence = PartitionPresence()
         self.lifecycle = PartitionLifecycle()
-        self.presence.journal = self.lifecycle.journal = self.changes
+        self.occupancy = PartitionOccupancy()
+        self._keep_journal()
         self.quiet = QuietChannels(channels, low if found.checkpoint is None else max(low, found.checkpoint.quiet_from))
         if found.checkpoint is None:
             self.changes.update(dict.fromkeys(found.records))
         else:
             self.presence.restore(dict(found.records), now)
             self.lifecycle.restore(dict(found.records))
+            self.occupancy.restore(dict(found.records))
             self.quiet.restore(lasts(found.records))
             changes, self.forgotten = self.parked.restore(found.records, self._known, first)
             self.changes.update(changes)
+
+    def _keep_journal(self) -> None:
+        self.presence.journal = self.lifecycle.journal = self.occupancy.journal = self.changes
 
     def look_back(self, record: LogRecord) -> None:
         """A record before `first`, no duplicate as far as is known."""
@@ -145,12 +153,15 @@ class OwnedPartition:
             self.time = timestamp
         if duplicate:
             return []
-        happened: list[Change] | LifecycleBody | None = None
+        happened: list[Change] | LifecycleBody | OccupancyBody | None = None
         if kind in _PRESENCE:
             happened = self.presence.apply(record, now)
             self.size += len(value)
         elif kind == _LIFECYCLE:
             happened = self.lifecycle.apply(record)
+            self.size += len(value)
+        elif kind == _OCCUPANCY:
+            happened = self.occupancy.apply(record)
             self.size += len(value)
         if kind not in _HIDDEN and not body_is_ephemeral(value):
             self.quiet.saw(key, offset, timestamp, self.changes)
@@ -188,6 +199,7 @@ class OwnedPartition:
         self.quiet.sweep(at, self.changes)
         self.presence.forget_edges(at - FORGET_EDGES_MS)
         self.lifecycle.forget(at - REMEMBERED_MS)
+        self.occupancy.forget(at - REMEMBERED_MS)
 
     # --- the span ----------------------------------------------------------------------------------------------------------------------
 
@@ -255,7 +267,8 @@ class OwnedPartition:
         self.claimed = True
         self.parked.done(self.position)
         self.outputs = []
-        self.changes = self.presence.journal = self.lifecycle.journal = {}
+        self.changes = {}
+        self._keep_journal()
         self.size = 0
 
 

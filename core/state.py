@@ -11,6 +11,7 @@ name can break; values are msgpack.
     [last, log key]                        LastState: the newest record of a channel that has been quiet for a while
     [lifecycle, log key]                   LifecycleState
     [parked, app/rule, topic]              ParkedState: the cursor of a rule that cannot write; an empty topic stands for all of the rule
+    [occupancy, log key]                   OccupancyState
 
 Cursors of parked rules move in transactions of their own: they count as they are read, whether a checkpoint follows or not.
 """
@@ -88,7 +89,16 @@ class ParkedState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=Tru
     """Why it was."""
 
 
-State = Checkpoint | MemberState | HolderState | EdgeState | LastState | LifecycleState | ParkedState
+class OccupancyState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
+    """The `number`-th event of a channel's occupancy, and what it said, in the order of `relay.model.occupancy.METRICS`."""
+
+    number: int
+    counts: tuple[int, ...]
+    at: int = 0
+    """Broker time, milliseconds: a channel that has been empty for long starts counting anew."""
+
+
+State = Checkpoint | MemberState | HolderState | EdgeState | LastState | LifecycleState | OccupancyState | ParkedState
 
 SHAPES: dict[str, type[Any]] = {
     "checkpoint": Checkpoint,
@@ -98,6 +108,7 @@ SHAPES: dict[str, type[Any]] = {
     "last": LastState,
     "lifecycle": LifecycleState,
     "parked": ParkedState,
+    "occupancy": OccupancyState,
 }
 
 encode = msgspec.msgpack.Encoder().encode
@@ -137,6 +148,10 @@ _PARKED = encode(["parked", "", ""])[:8]
 
 def is_parked(key: bytes) -> bool:
     return key.startswith(_PARKED)
+
+
+def occupancy_key(log_key: bytes) -> bytes:
+    return encode(["occupancy", log_key])
 
 
 def decode(key: bytes, value: bytes) -> tuple[list[Any], State] | None:

@@ -17,7 +17,7 @@ from edge.ably.codec import Wire
 from edge.ably.protocol import PRESENCE_SUBSCRIBE, SUBSCRIBE, Action, Flag, modes_of
 from edge.leaving import Entered
 from relay.model.capability import Operation
-from relay.model.channel import ChannelName
+from relay.model.channel import ChannelName, is_qualified
 from relay.model.errors import ErrorInfo
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Attachment:
         session = self.session
         operations = session.capability.operations_on(self.channel.name)
         self.asked = asked
-        self.granted = asked & modes_of(operations)
+        self.granted = asked & modes_of(operations, read_only=is_qualified(self.channel.key))
         self.reads = Operation.SUBSCRIBE in operations
         return self.granted != 0
 

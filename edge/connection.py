@@ -31,7 +31,7 @@ from edge.sync import Syncs
 from edge.turn import TICK, Timed
 from relay.link.frames import Admit, Admitted, Renew, Up
 from relay.model.capability import Operation
-from relay.model.channel import parse_channel
+from relay.model.channel import METACHANNELS, parse_channel
 from relay.model.errors import ErrorInfo, RelayError
 from relay.model.message import Message, PresenceAction, PresenceItem, RecordBody
 from relay.model.presence import presence_from_wire, settle_presence
@@ -441,13 +441,13 @@ class Connection(Timed):
         session, limits = self.session, self.desk.turn.limits
         assert session is not None, "connected"
         name = parse_channel(text)
-        if name.qualifier is not None:
-            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] are not enabled on this server")
-        allowed = modes_of(session.capability.operations_on(name.name))
+        if name.qualifier is not None and name.name not in METACHANNELS:
+            raise RelayError(40010, f"there is no such channel with the qualifier [{name.qualifier}] on this server")
+        allowed = modes_of(session.capability.operations_on(name.name), read_only=name.qualifier is not None)
         if not allowed:
             raise _denied()
         params = attach_params(message.params, name.params)
-        if not session.capability.permits(Operation.CHANNEL_METADATA, name.name):
+        if name.qualifier is not None or not session.capability.permits(Operation.CHANNEL_METADATA, name.name):
             params.pop(METRICS_PARAM, None)
         asked = modes_asked(params, message.flags)
         if not asked & allowed:
@@ -612,6 +612,8 @@ class Connection(Timed):
         session = self.session
         assert session is not None, "connected"
         name = parse_channel(message.channel or "")
+        if name.qualifier == "meta":
+            raise RelayError(40160, "operation not permitted: metachannels are read-only")
         if name.qualifier is not None:
             raise RelayError(40010, f"publishing to channels with the qualifier [{name.qualifier}] is not permitted")
         operations = session.capability.operations_on(name.name)
@@ -644,6 +646,8 @@ class Connection(Timed):
         assert session is not None, "connected"
         items = presence_from_wire([] if message.presence is None else message.presence, json=not self.msgpack)
         name = parse_channel(message.channel or "")
+        if name.qualifier == "meta":
+            raise RelayError(40160, "operation not permitted: metachannels are read-only")
         if name.qualifier is not None:
             raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no members")
         if Operation.PRESENCE not in session.capability.operations_on(name.name):

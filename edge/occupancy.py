@@ -22,6 +22,7 @@ from edge.turn import TICK, Timed
 from relay.link.frames import Counts, Watch
 from relay.link.frames import Occupancy as OccupancyFrame
 from relay.model.capability import Operation
+from relay.model.channel import is_qualified
 from relay.model.occupancy import ATTACHED, METRICS, metrics
 
 if TYPE_CHECKING:
@@ -45,11 +46,6 @@ _REMEMBERED_S = 10.0
 NAME = "[meta]occupancy"
 
 _encode = msgspec.json.Encoder().encode
-
-
-def details(channel: str, counts: Sequence[int]) -> dict[str, Any]:
-    """ChannelDetails. `counts` in the order of `METRICS`. To ask for a channel's status makes it active. Source: specification CHD2."""
-    return {"channelId": channel, "status": {"isActive": True, "occupancy": {"metrics": metrics(counts)}}}
 
 
 class _Tally(Timed):
@@ -123,6 +119,8 @@ class Occupancies(Timed):
     def settle(self, attachment: Attachment) -> None:
         """Something about it may have changed: whether it is attached, its modes, its params."""
         key = attachment.channel.key
+        if is_qualified(key):
+            return  # how many read a metachannel is nobody's business
         tally = self._tallies.get(key)
         granted = attachment.granted if attachment.attached else None
         counted = None if tally is None else tally.attachments.get(attachment)

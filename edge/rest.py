@@ -1,4 +1,4 @@
-"""REST over the edge, as a pure part: routing on the raw path, publish, requestToken, the sandbox. Source: Ably protocol docs, 8 and 14.
+"""REST over the edge, as a pure part: routing on the raw path, and what each route does. Source: Ably protocol docs, 8 and 14.
 
 Paths are routed before they are decoded: a channel's name may contain an encoded `/`.
 """
@@ -13,34 +13,33 @@ from urllib.parse import unquote
 
 import msgspec
 
-from edge import history, presence_set
+from edge import history, presence_set, rest_publish
 from edge.ably.codec import Malformed, decode_body, encode_body, error_shape
 from edge.ably.connect import Credential, credential_of, parse_query, protocol_version
 from edge.admission import Admission
+from edge.batch import FOR_CONNECTORS, Batch, parse
 from edge.connection import presentable
 from edge.desk import Desk
 from edge.effects import RestAnswer
 from edge.events import RestAsked
 from edge.hub import PendingAppend
 from edge.links import Session
-from edge.occupancy import details
+from edge.presence_batch import SHOW_MEMBERS, PresenceBatch, SetRead, channels_asked
 from edge.turn import Timed
 from relay.link import calls
 from relay.link.frames import Admit, Admitted, Fetch, Page
 from relay.model.capability import Operation
-from relay.model.channel import log_key, parse_channel
+from relay.model.channel import METACHANNELS, log_key, parse_channel
 from relay.model.credentials import client_id_of_header
 from relay.model.errors import ErrorInfo, RelayError
-from relay.model.publish import connection_key_of, is_ephemeral, messages_from_wire, settle
+from relay.model.limits import EdgeLimits
+from relay.model.occupancy import details
 from relay.model.serials import message_serial
 
 JSON = "application/json"
 MSGPACK = "application/x-msgpack"
 _GRANT_MARGIN_MS = 10_000
 """A remembered grant is not used so close to its end."""
-
-_SHOW_MEMBERS = (Operation.SUBSCRIBE, Operation.PRESENCE)
-"""Either permits to see a presence set."""
 
 CORS = (
     ("access-control-allow-origin", "*"),
@@ -50,10 +49,10 @@ CORS = (
 ALLOWED = "authorization, content-type, x-ably-version, ably-agent, x-ably-clientid, x-ably-lib, x-ably-messageid, x-ably-name"
 
 
-def error_answer(error: ErrorInfo, *, msgpack: bool) -> tuple[bytes, tuple[tuple[str, str], ...]]:
+def error_answer(error: ErrorInfo, more: Mapping[str, Any], *, msgpack: bool) -> tuple[bytes, tuple[tuple[str, str], ...]]:
     """The body of a refusal, and the headers that say the same."""
     text = "".join(letter if " " <= letter <= "~" else "?" for letter in error.message)
-    return encode_body({"error": error_shape(error)}, msgpack=msgpack), (
+    return encode_body({"error": error_shape(error), **more}, msgpack=msgpack), (
         ("x-ably-errorcode", str(error.code)),
         ("x-ably-errormessage", text),
     )
@@ -74,7 +73,7 @@ class RestCall(Timed):
     """One request until its answer."""
 
     __slots__ = (
-        "members",
+        *("at", "batch", "members", "query", "reads"),
         *("address", "admission", "append", "body", "call", "client_id", "credential", "desk", "headers", "late", "messages", "msgpack"),
         *("name", "over", "params", "publish_id", "read", "rest", "segments", "session", "supplied", "then", "tls", "waits_for"),
     )
@@ -83,6 +82,9 @@ class RestCall(Timed):
         self.rest = rest
         self.desk = rest.desk
         self.call = event.call
+        self.at = rest.desk.turn.now
+        self.query = event.query
+        """As it came."""
         self.headers = event.headers
         self.body = event.body
         self.tls = event.tls
@@ -104,6 +106,9 @@ class RestCall(Timed):
         """The read of the past that it is, by its name on the link."""
         self.members: list[calls.MemberItem] = []
         """Of a presence set, what is there so far."""
+        self.batch: Batch | PresenceBatch | None = None
+        self.reads: set[int] = set()
+        """Unanswered questions of a batch."""
         self.late = ErrorInfo.of(50003, "the request could not be answered in time", 503)
 
     # --- answers ---------------------------------------------------------------------------------------------------------------------
@@ -123,12 +128,19 @@ class RestCall(Timed):
     def fail(self, error: ErrorInfo) -> None:
         if self.over:
             return
+        self.fail_with(error, {})
+
+    def fail_with(self, error: ErrorInfo, more: dict[str, Any]) -> None:
+        """`more` stands beside the error in the body."""
         self.desk.turn.stats.refusals[error.code] += 1
-        body, extra = error_answer(error, msgpack=self.msgpack)
+        body, extra = error_answer(error, more, msgpack=self.msgpack)
         self.answer_raw(error.status_code, body, MSGPACK if self.msgpack else JSON, extra)
 
     def wake(self) -> None:
         """Time is up."""
+        if self.batch is not None:
+            self.batch.expire()
+            return
         self.fail(self.late if self.desk.links.by_id else ErrorInfo.of(50320, "this server has no connection to its core"))
 
     # --- credentials -----------------------------------------------------------------------------------------------------------------
@@ -211,7 +223,7 @@ class Rest:
         self._calls: dict[int, RestCall] = {}
         self._asking: dict[bytes, _Asking] = {}
         self._grants: OrderedDict[bytes, Session] = OrderedDict()
-        self._fetches: dict[int, tuple[int, RestCall]] = {}
+        self._fetches: dict[int, tuple[int, RestCall | SetRead]] = {}
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -225,20 +237,20 @@ class Rest:
         try:
             call.params = parse_query(event.query)
             call.msgpack = answers_msgpack(event.headers, call.params)
-            self._take_on(call)
+            self._take_on(call, body_limit(event.method, event.raw_path, event.query, turn.limits))
             self._route(call, event.method, event.raw_path)
         except RelayError as error:
             call.fail(error.info)
 
-    def _take_on(self, call: RestCall) -> None:
+    def _take_on(self, call: RestCall, most: int) -> None:
         """Raises RelayError: 50004, 40009."""
         turn = self.desk.turn
         if len(self._calls) >= turn.limits.rest_calls:
             raise RelayError(50004, "this server is busy; try again")
         self._calls[call.call] = call
         turn.wheel.schedule(call, turn.now + (turn.limits.publish_wait_s if self.desk.links.by_id else turn.limits.link_wait_s))
-        if len(call.body) > turn.limits.max_frame_bytes:
-            raise RelayError(40009, f"request body too large (limit is {turn.limits.max_frame_bytes} bytes)")
+        if len(call.body) > most:
+            raise RelayError(40009, f"request body too large (limit is {most} bytes)")
 
     def close(self, call: RestCall) -> None:
         """Nothing more is heard of it."""
@@ -248,6 +260,10 @@ class Rest:
         if call.append is not None:
             self.desk.hub.abandon(call.append)
             call.append = None
+        if call.batch is not None:
+            call.batch.abandon()
+            for req in call.reads:
+                self._fetches.pop(req, None)
         if isinstance(call.waits_for, int):
             self._fetches.pop(call.waits_for, None)
         elif call.waits_for is not None:
@@ -290,6 +306,10 @@ class Rest:
                 call.with_session(self._status)
             case "GET" | "HEAD", ["channels", _, "presence"] | ["channels", _, "presence", "history"]:
                 call.with_session(self._read)
+            case "POST", ["messages"]:
+                call.with_session(self._publish_batch)
+            case "GET" | "HEAD", ["presence"]:
+                call.with_session(self._presence_batch)
             case "POST", ["keys", _, "requestToken"]:
                 self._request_token(call)
             case "POST", ["apps"] if self.desk.policy.sandbox:
@@ -313,47 +333,40 @@ class Rest:
         """Durable before the answer. Raises RelayError."""
         session, limits = call.session, self.desk.turn.limits
         assert session is not None, "admitted"
-        name = parse_channel(call.segments[1])
-        if name.qualifier is not None:
-            raise RelayError(40010, f"publishing to channels with the qualifier [{name.qualifier}] is not permitted")
-        operations = session.capability.operations_on(name.name)
-        if Operation.PUBLISH not in operations:
-            raise RelayError(40160, "operation not permitted with provided capability")
-        if call.params.get("_forceNack") == "true":
-            raise RelayError(40099, "refused as asked (_forceNack)")
+        where = rest_publish.place(session, call.segments[1], call.params)
         items, json = _unenveloped(call) if call.params.get("enveloped") == "false" else _items(call)
-        on_behalf = connection_key_of(items)
-        messages = messages_from_wire(items, json=json, rest=True)
-        base = settle(
-            messages,
-            # On behalf of a connection its identity counts, which only a core can read from the key.
-            client_id="*" if on_behalf is not None and session.client_id is not None else session.client_id,
-            connection_id=None,
-            max_bytes=limits.max_message_bytes,
-            privileged=Operation.PRIVILEGED_HEADERS in operations,
-        )
-        size = len(messages) * 64 + sum(len(each.data) for each in messages if each.data)
-        if self.desk.hub.unanswered_bytes + size > limits.total_unanswered_bytes:
+        publish = rest_publish.settled(session, where, rest_publish.content(items, json=json), call.params, limits)
+        if self.desk.hub.unanswered_bytes + publish.size > limits.total_unanswered_bytes:
             raise RelayError(50003, "this server has too many publishes under way; try again", 503)
-        if base is None:
-            made = self.desk.new_id()
-            call.publish_id, publish_id = f"{made}:0", f"s:{made}:0"
-        else:
-            call.publish_id, publish_id = base, f"i:{base}"
         call.name = call.segments[1]
-        call.append = self.desk.hub.append(
-            session,
-            name.name,
-            publish_id,
-            messages,
-            call,
-            size,
-            fresh=base is None,
-            ephemeral=is_ephemeral(messages) or call.params.get("ephemeral") == "true",
-            connection_key=on_behalf,
-        )
+        call.append, call.publish_id = publish.send(self.desk.hub, session, f"{self.desk.new_id()}:0", call)
         self.desk.turn.stats.messages_in += 1
         self.desk.turn.stats.bytes_in += len(call.body)
+
+    def _publish_batch(self, call: RestCall) -> None:
+        """Raises RelayError: then nothing was published."""
+        session, turn = call.session, self.desk.turn
+        assert session is not None, "admitted"
+        for_connector = call.params.get(FOR_CONNECTORS) == "true"
+        told = call.headers.get("x-ably-version") or call.params.get("v")
+        flat = told is not None and _version(call) == 2 and not for_connector
+        msgpack = _kind(call) == MSGPACK
+        parsed = parse(call.body, turn.limits, msgpack=msgpack, lenient=for_connector)
+        turn.stats.bytes_in += len(call.body)
+        self._begin_batch(call, Batch(self.desk, call, session, parsed, msgpack=msgpack, version=2 if flat else 3))
+
+    def _presence_batch(self, call: RestCall) -> None:
+        """Raises RelayError."""
+        assert call.session is not None, "admitted"
+        names = channels_asked(call.query, self.desk.turn.limits)
+        self._begin_batch(call, PresenceBatch(self.desk, call, call.session, names, self._send_set_read))
+
+    def _begin_batch(self, call: RestCall, batch: Batch | PresenceBatch) -> None:
+        """It has its time from when the request came, however long it waited for a session."""
+        call.batch = batch
+        turn = self.desk.turn
+        turn.wheel.schedule(call, max(call.at + turn.limits.batch_wait_s, turn.now + 1.0))
+        batch.start()
 
     # --- reads of the past -----------------------------------------------------------------------------------------------------------
 
@@ -362,10 +375,10 @@ class Rest:
         session = call.session
         assert session is not None, "admitted"
         name = parse_channel(call.segments[1])
-        if name.qualifier is not None:
-            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no history")
         members = call.segments[2:] == ["presence"]
-        if not session.capability.permits_any(name.name, _SHOW_MEMBERS if members else (Operation.HISTORY,)):
+        if name.qualifier is not None and (name.name not in METACHANNELS or call.segments[2] == "presence"):
+            raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no history and no members")
+        if not session.capability.permits_any(name.name, SHOW_MEMBERS if members else (Operation.HISTORY,)):
             raise RelayError(40160, "operation not permitted with provided capability")
         limits = self.desk.turn.limits
         if members:
@@ -394,11 +407,23 @@ class Rest:
         link = self.desk.links.pick(log_key(call.session.app, body.channel))
         if link is None:
             raise RelayError(50320, "this server has no connection to its core")
+        call.waits_for = self._ask(link.id, call, call.session, what, body)
+
+    def _send_set_read(self, read: SetRead) -> None:
+        """Raises RelayError 50320."""
+        session = read.call.session
+        assert session is not None, "admitted"
+        link = self.desk.links.pick(log_key(session.app, read.read.channel))
+        if link is None:
+            raise RelayError(50320, "this server has no connection to its core")
+        read.call.reads.add(self._ask(link.id, read, session, calls.MEMBERS, read.read))
+
+    def _ask(self, link: int, who: RestCall | SetRead, session: Session, what: str, body: calls.Read) -> int:
         req = self.desk.turn.request()
-        self._fetches[req] = (link.id, call)
-        call.waits_for = req
-        self.desk.links.present_for_call(call.session, link.id)
-        self.desk.turn.send(link.id, Fetch(req, call.session.id, what, calls.encode(body)))
+        self._fetches[req] = (link, who)
+        self.desk.links.present_for_call(session, link)
+        self.desk.turn.send(link, Fetch(req, session.id, what, calls.encode(body)))
+        return req
 
     # --- who is it -------------------------------------------------------------------------------------------------------------------
 
@@ -485,11 +510,16 @@ class Rest:
         _, call = self._fetches.pop(frame.req, (0, None))
         if call is None:
             return
+        if isinstance(call, SetRead):
+            call.call.reads.discard(frame.req)
+            call.paged(frame)
+            return
         call.waits_for = None
         if call.read is not None:
             links: tuple[tuple[str, str], ...] = ()
             try:
                 if isinstance(call.read[1], calls.Status):
+                    # To ask for a channel's status makes it active.
                     value = details(call.read[1].channel, calls.decode_counts(frame.body))
                 elif isinstance(call.read[1], calls.Members):
                     after, further = presence_set.taken(call.read[1], call.members, frame)
@@ -518,6 +548,10 @@ class Rest:
         _, call = self._fetches.pop(req, (0, None))
         if call is None:
             return False
+        if isinstance(call, SetRead):
+            call.call.reads.discard(req)
+            call.refused(error)
+            return True
         call.waits_for = None
         if call.read is None and (40100 <= error.code < 40200 or error.code == 40400):
             self.desk.addresses.failed(call.address, self.desk.turn.now)
@@ -527,15 +561,19 @@ class Rest:
     def link_lost(self, link: int) -> None:
         """Calls may have had their effect: the caller decides whether to try again. Reads have none, and go to another core."""
         for req, call in [(req, call) for req, (on, call) in self._fetches.items() if on == link]:
-            if call.read is not None:
+            if isinstance(call, SetRead):
+                if self._fetches.pop(req, None) is not None:  # the batch may have ended with another of its reads
+                    call.call.reads.discard(req)
+                    call.batch.ask(call)
+            elif call.read is not None:
                 del self._fetches[req]
                 call.waits_for = None
                 try:
                     self._send_read(call)
                 except RelayError as error:
                     call.fail(error.info)
-                continue
-            call.fail(ErrorInfo.of(50003, "the core did not answer; try again", 503))
+            else:
+                call.fail(ErrorInfo.of(50003, "the core did not answer; try again", 503))
 
 
 # --- reading requests ----------------------------------------------------------------------------------------------------------------
@@ -549,6 +587,16 @@ def _segments(raw_path: str) -> list[str]:
         return [unquote(piece, errors="strict") for piece in raw_path.partition("?")[0].removeprefix("/").split("/")]
     except UnicodeDecodeError:
         raise RelayError(40000, "the path is not UTF-8") from None
+
+
+def body_limit(method: str, raw_path: str, query: str, limits: EdgeLimits) -> int:
+    """The longest body that a request may have, in bytes."""
+    try:
+        if method == "POST" and _segments(raw_path) == ["messages"]:
+            return limits.connector_body_bytes if parse_query(query).get(FOR_CONNECTORS) == "true" else limits.batch_body_bytes
+    except RelayError:
+        pass  # it will be refused for that
+    return limits.max_frame_bytes
 
 
 def _preflight(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

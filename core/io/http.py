@@ -48,6 +48,7 @@ _GAUGES = {
     "occupancyEntries": "Channels with attachments, counted once for each edge that has some",
     "occupancyWatched": "Channels whose occupancy is wanted here",
     "lifecycleChannels": "Channels that are open, or were lately",
+    "lifecycleUnshown": "Events of channels that are not yet on the metachannel",
     "appends": "Publishes between Kafka and their answer",
     "appendBytes": "The same, in bytes",
     "admits": "Admits and calls that wait for their turn",

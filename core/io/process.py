@@ -38,7 +38,7 @@ from core.effects import (
     WriteConfig,
     WriteSession,
 )
-from core.events import ConfigRead, ConfigWritten, EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, Tick
+from core.events import ConfigRead, ConfigWritten, EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, OccupancyWanted, Tick
 from core.index import Index, MemoryIndex
 from core.io.congestion import Congestion
 from core.io.http import admin_app, members_route, metrics_app, watch, watch_kafka
@@ -306,6 +306,9 @@ class CoreProcess:
             create_topics=config.dev,
         )
         owner.start()
+        self._driver.post(
+            OccupancyWanted(frozenset(rule.app for rule in owner.rules.enabled if rule.config.source.type == "channel.occupancy"))
+        )
         self._start_mappings(appends, [*(config.mapping(app.id, each) for app in config.apps for each in app.mappings), *mappings])
         watch_kafka(self._metrics, owner, self._mappings)
 

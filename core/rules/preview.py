@@ -3,6 +3,7 @@
 {"channel": "chat:lobby", "messages": [{"name": "greet", "data": "hello", "clientId": "bob"}]}
 {"channel": "chat:lobby", "presence": {"action": "enter", "clientId": "bob", "data": "online"}}
 {"channel": "chat:lobby", "lifecycle": "channel.opened"}
+{"channel": "chat:lobby", "occupancy": {"connections": 3}}
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from core.lifecycle import LifecycleBody, event_id
+from core.occupancy_log import OccupancyBody
 from core.presence import Change
 from core.rules.batch import Batched, Batcher, Output
 from core.rules.envelope import PRESENCE_ACTIONS, Event
-from core.rules.rule import Drop, Rule, lifecycle_event, message_events, presence_events
+from core.rules.rule import Drop, Rule, lifecycle_event, message_events, occupancy_event, presence_events
 from core.state import MemberState
 from relay.model.channel import parse_channel
 from relay.model.errors import RelayError
 from relay.model.identity import WILDCARD
 from relay.model.message import RecordBody
+from relay.model.occupancy import METRICS
 from relay.model.presence import presence_from_wire
 from relay.model.publish import messages_from_wire, settle
 from relay.model.serials import Serial
@@ -35,8 +38,8 @@ _ACTIONS = {name: number for number, name in PRESENCE_ACTIONS.items()}
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """An event as it might happen: exactly one of `messages`, `presence` and `lifecycle`. Messages and presence items are as a client sends
-    them in JSON, one or a list; the action of a presence item may be a word."""
+    """An event as it might happen: exactly one of `messages`, `presence`, `lifecycle` and `occupancy`. Messages and presence items are
+    as a client sends them in JSON, one or a list; the action of a presence item may be a word."""
 
     channel: str
     app: str = ""
@@ -44,6 +47,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     messages: list[Any] | dict[str, Any] | None = None
     presence: list[Any] | dict[str, Any] | None = None
     lifecycle: Literal["channel.opened", "channel.closed"] | None = None
+    occupancy: dict[str, int] | None = None
+    """Counts by their names; those left out are zero."""
     connection_id: str = CONNECTION
     timestamp: int | None = None
     """Milliseconds; left out: now."""
@@ -76,9 +81,9 @@ def preview(rules: Iterable[Rule], sample: Sample, *, site: str, now_ms: int) ->
 
 def _events(sample: Sample, at: int) -> list[Event]:
     channel = parse_channel(sample.channel).name
-    given = [name for name in ("messages", "presence", "lifecycle") if getattr(sample, name) is not None]
+    given = [name for name in ("messages", "presence", "lifecycle", "occupancy") if getattr(sample, name) is not None]
     if len(given) != 1:
-        raise ValueError("give one of messages, presence and lifecycle")
+        raise ValueError("give one of messages, presence, lifecycle and occupancy")
     if sample.messages is not None:
         messages = messages_from_wire(sample.messages, json=True, rest=True)
         settle(messages, client_id=WILDCARD, connection_id=None, max_bytes=_ANY_SIZE, privileged=True, mutable=True)
@@ -104,6 +109,11 @@ def _events(sample: Sample, at: int) -> list[Event]:
             for index, item in enumerate(items)
         ]
         return presence_events(channel, changes, _PLACE, at)
+    if sample.occupancy is not None:
+        if unknown := sample.occupancy.keys() - set(METRICS):
+            raise ValueError(f"occupancy has no {min(unknown)}: {', '.join(METRICS)}")
+        counts = tuple(sample.occupancy.get(metric, 0) for metric in METRICS)
+        return [occupancy_event(channel, OccupancyBody(id=f"{channel}:1", timestamp=at, n=1, counts=counts), _PLACE, at)]
     name = sample.lifecycle or ""
     return [lifecycle_event(channel, LifecycleBody(id=event_id(name, channel, 1), timestamp=at, name=name, n=1), _PLACE, at)]
 

@@ -9,6 +9,7 @@ import msgspec
 
 from core.lifecycle import OPENED, LifecycleBody
 from core.log import LogRecord
+from core.occupancy_log import OccupancyBody
 from core.presence import Change
 from core.rules.batch import Batched, Output
 from core.rules.checks import ConfigError, check_id, compile_filter, static_headers, topic_fault
@@ -137,8 +138,6 @@ class Rule:
         self.enabled = config.status == "enabled"
         self._reserved = prefix
         self._filter = compile_filter(config.source.channel_filter)
-        if config.source.type == "channel.occupancy":
-            raise ConfigError("source.type", "channel.occupancy is not supported: the log does not say how many are attached")
         check_cluster(config.target)
         own = static_headers((header.name, header.value) for header in config.target.headers)
         self._headers: Headers = [*headers_of(config.target.format), *own]
@@ -253,7 +252,24 @@ def lifecycle_event(channel: str, happened: LifecycleBody, serial: Serial, times
     )
 
 
+def occupancy_event(channel: str, happened: OccupancyBody, serial: Serial, timestamp: int) -> Event:
+    """How many there are on a channel, after a change. It is active: somebody has just come or gone."""
+    return Event(
+        "channel.occupancy",
+        channel,
+        "channel.occupancy",
+        message_serial(serial.text, 0),
+        timestamp,
+        Message(),
+        about=Message(id=happened.id, timestamp=happened.timestamp, name="channel.occupancy"),
+        details={"channelId": channel, "name": channel, "status": {"isActive": True, "occupancy": {"metrics": metrics(happened.counts)}}},
+    )
+
+
 # --- all of them ---------------------------------------------------------------------------------------------------------------------
+
+
+Happened = Sequence[Change] | LifecycleBody | OccupancyBody
 
 
 class _Matched(NamedTuple):
@@ -263,6 +279,7 @@ class _Matched(NamedTuple):
     messages: tuple[Rule, ...]
     presence: tuple[Rule, ...]
     lifecycle: tuple[Rule, ...]
+    occupancy: tuple[Rule, ...]
 
 
 class RuleSet:
@@ -282,9 +299,9 @@ class RuleSet:
         self._site = site
         self._cache: dict[bytes, _Matched] = {}
 
-    def outcome(self, record: LogRecord, happened: Sequence[Change] | LifecycleBody | None = None) -> Outcome:
+    def outcome(self, record: LogRecord, happened: Happened | None = None) -> Outcome:
         """What the rules make of one record of the log. The caller has left out duplicates, and says what the record has changed by the
-        fold over its partition: `PartitionPresence.apply`, `PartitionLifecycle.apply`. A message stands for itself."""
+        fold over its partition: `apply` of `PartitionPresence`, `PartitionLifecycle`, `PartitionOccupancy`. A message stands for itself."""
         outcome = Outcome([], [], [])
         matched = self._cache.get(record.key) or self._match(record.key)
         channel, stamp = matched.channel, record.timestamp
@@ -302,10 +319,12 @@ class RuleSet:
             events = message_events(channel, body, Serial(record.stream, record.partition, record.offset), stamp)
             for rule in rules:
                 self._apply(rule, events, outcome)
-        elif happened and (matched.lifecycle or matched.presence):
+        elif happened and (matched.lifecycle or matched.presence or matched.occupancy):
             serial = Serial(record.stream, record.partition, record.offset)
             if isinstance(happened, LifecycleBody):
                 rules, events = matched.lifecycle, [lifecycle_event(channel, happened, serial, stamp)]
+            elif isinstance(happened, OccupancyBody):
+                rules, events = matched.occupancy, [occupancy_event(channel, happened, serial, stamp)]
             else:
                 rules, events = matched.presence, presence_events(channel, happened, serial, stamp)
             for rule in rules:
@@ -330,8 +349,9 @@ class RuleSet:
         for rule in self.enabled:
             if rule.matches(app, channel):
                 by_source.setdefault(rule.config.source.type, []).append(rule)
-        messages, presence, lifecycle = (tuple(by_source.get(f"channel.{kind}", ())) for kind in ("message", "presence", "lifecycle"))
-        found = _Matched(channel, messages, presence, lifecycle)
+        found = _Matched(
+            channel, *(tuple(by_source.get(f"channel.{kind}", ())) for kind in ("message", "presence", "lifecycle", "occupancy"))
+        )
         if len(self._cache) >= MAX_CACHED_CHANNELS:
             self._cache.clear()
         self._cache[key] = found

@@ -81,8 +81,10 @@ _MODES_OF: dict[Operation, int] = {
 }
 
 
-def modes_of(operations: Iterable[Operation]) -> int:
-    """The modes that a set of operations allows on a channel, as bits."""
+def modes_of(operations: Iterable[Operation], *, read_only: bool = False) -> int:
+    """The modes that a set of operations allows on a channel, as bits. `read_only`: on a metachannel, which has messages and no more."""
+    if read_only:
+        return SUBSCRIBE if Operation.SUBSCRIBE in set(operations) else 0
     bits = 0
     for operation in operations:
         bits |= _MODES_OF.get(operation, 0)

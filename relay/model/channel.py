@@ -85,9 +85,19 @@ def _encodes_within(text: str, bound: int) -> bool:
         return False
 
 
+CHANNEL_LIFECYCLE = "[meta]channel.lifecycle"
+METACHANNELS = frozenset({CHANNEL_LIFECYCLE})
+"""Those that there are. Clients read them; only cores write."""
+
+
 def log_key(app: str, name: str) -> bytes:
     """The key of the channel's records. `name` is without inline params. App ids contain no ':'."""
     return f"{app}:{name}".encode()
+
+
+def is_qualified(key: bytes) -> bool:
+    """Whether a log key is that of a metachannel or of another channel with a qualifier."""
+    return key.startswith(b"[", key.find(b":") + 1)
 
 
 def partition_of(key: bytes, partitions: int) -> int:

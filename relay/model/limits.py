@@ -77,6 +77,31 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """REST requests in progress. Above it: HTTP 503 with 50004."""
     rest_body_bytes: int = 67_108_864
     """Bodies of requests in progress, of all callers together. Above it: HTTP 503 with 50004."""
+    batch_body_bytes: int = 2_097_152
+    """Largest body of `POST /messages`. Above it: HTTP 413 with 40009."""
+    connector_body_bytes: int = 8_388_608
+    """The same for a request with `newBatchResponse=true`, as Kafka connectors send it: they do not split what has become too large."""
+    large_bodies_bytes: int = 33_554_432
+    """Bodies of which each may be larger than `max_frame_bytes`, of all callers together, so that the others always have their part of
+    `rest_body_bytes`. Above it: they wait to be read, half of it at most for one address."""
+    large_body_wait_s: float = 4.0
+    """How long such a body waits. Beyond it: HTTP 503 with 50004."""
+    batch_channels: int = 100
+    """Distinct channels of one batch. Above it: 90010, for the whole request or, with `newBatchResponse=true`, for the specs concerned."""
+    batch_publishes: int = 10_000
+    """Publishes of one batch: one for each channel of each spec. Above it: 40034, nothing is published."""
+    batch_messages: int = 100_000
+    """Messages of one batch, counted once for each channel. Above it: further publishes of the batch fail with 40034."""
+    batch_window_publishes: int = 64
+    """Publishes of one batch that are under way at once. At it: further ones wait until some of these are answered."""
+    batch_window_bytes: int = 1_048_576
+    """The same, in payload bytes."""
+    batch_window_reads: int = 8
+    """Presence sets that one batch reads at once. At it: further ones wait."""
+    batch_presence_bytes: int = 8_388_608
+    """Presence sets in one answer, as they came from the core. Above it: 40009 for those that are left."""
+    batch_wait_s: float = 9.0
+    """How long a batch may take. Beyond it: what has no result yet fails with 50003, each by itself."""
     rest_body_wait_s: float = 10.0
     """How long a request body may take to arrive. Beyond it: HTTP 408."""
     rest_grants: int = 10_000
@@ -306,12 +331,20 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     occupancy_interval_s: float = 1.0
     """Shortest time between two states of a channel's occupancy towards one edge, in seconds, unless a category becomes zero or ceases to
     be. Within it: the last state waits for its end."""
+    occupancy_events: int = 200_000
+    """Channels whose occupancy changes and is written to the log for rules, at one time. Above it: a further one is written when it changes
+    again (`occupancy.unsaid`)."""
     channel_close_s: float = 60.0
     """How long a channel without attachments and publishes stays open, in seconds. Then: `channel.closed`."""
     lifecycle_channels: int = 500_000
     """Open channels in the partitions that a core owns. Above it: a further one is in use without `channel.opened`."""
     lifecycle_closed: int = 50_000
     """Closed channels of one partition whose number is kept, for ten minutes. Above it: the one closed longest ago starts counting anew."""
+    lifecycle_unshown: int = 100_000
+    """Events of channels that are not yet on `[meta]channel.lifecycle`. Above it: the oldest never will be (`lifecycle.unshown`)."""
+    lifecycle_under_way: int = 200
+    """Of these, messages that a core has appended and not read back. Above it: further ones wait, so that publishers keep their part of
+    `partition_budget_records`."""
     tail_readers: int = 16
     """Operators that watch channels through one core (`tidegate tail`). Above it: HTTP 503."""
     tail_lines: int = 1_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 ATTACHED: tuple[str, ...] = (
     "connections",
@@ -21,3 +22,8 @@ METRICS: tuple[str, ...] = (*ATTACHED, "presenceMembers")
 def metrics(counts: Sequence[int]) -> dict[str, int]:
     """Counts in the order of `METRICS`, by their names."""
     return dict(zip(METRICS, counts, strict=True))
+
+
+def details(channel: str, counts: Sequence[int], *, active: bool = True) -> dict[str, Any]:
+    """ChannelDetails. `counts` in the order of `METRICS`. Source: specification CHD2."""
+    return {"channelId": channel, "status": {"isActive": active, "occupancy": {"metrics": metrics(counts)}}}

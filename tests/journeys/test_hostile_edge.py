@@ -34,7 +34,7 @@ from relay.link.frames import (
     ToCore,
     Watch,
 )
-from relay.model.channel import log_key
+from relay.model.channel import CHANNEL_LIFECYCLE, log_key
 from relay.model.message import Kind, Message, RecordBody
 from relay.model.serials import Serial
 from tests.journeys import world as fake
@@ -227,10 +227,21 @@ def test_it_publishes_under_no_connection_but_its_clients_own(world: AnyWorld, f
     assert listener.gets(MESSAGE)["messages"][0]["data"] == "honest"
 
 
+def test_nobody_writes_on_a_metachannel_whatever_its_rights(world: AnyWorld, forge: Forge) -> None:
+    forged = forge.edge()
+    session = forged.admitted(world.token(capability={"[*]*": ["*"]}, client_id="mallory")).session
+    for channel in (CHANNEL_LIFECYCLE, f"[?rewind=1]{CHANNEL_LIFECYCLE}", "[meta]x", "[filter=bmFtZQ==]own:1"):
+        assert forged.refused(forged.append(session, channel)) == 40160
+        assert forged.refused(forged.append(session, channel, "l:aaaabbbb-0000-0000000000000001")) == 40160
+    assert forged.refused(forged.append(session, "own:1", "l:aaaabbbb-0000-0000000000000001")) == 40031
+
+
 # --- whatever comes ----------------------------------------------------------------------------------------------------------------------
 
 PRIVATE, OWN = "private:1", "own:1"
-_channels = st.sampled_from([*[OWN] * 8, *[PRIVATE] * 4, f"[?rewind=1]{PRIVATE}", "[meta]x", "", f"[?delta=x]{OWN}", "own:*", "*"])
+_channels = st.sampled_from(
+    [*[OWN] * 8, *[PRIVATE] * 4, f"[?rewind=1]{PRIVATE}", "[meta]x", CHANNEL_LIFECYCLE, "", f"[?delta=x]{OWN}", "own:*", "*"]
+)
 
 
 def _frames(
@@ -322,6 +333,9 @@ def test_nothing_that_it_sends_reaches_beyond_its_clients_rights(data: st.DataOb
     mine = {frame.session for frame in (*clients, *came) if isinstance(frame, Admitted)}
     written = [record for partition in world.log.partitions for record in partition if record.key != log_key(fake.APP, PRIVATE)]
     for record in written:
+        if record.key == log_key(fake.APP, CHANNEL_LIFECYCLE):
+            assert record.id.startswith("l:")
+            continue  # the cores' own word, too
         assert record.key.startswith(log_key(fake.APP, "own:"))
         if record.kind == Kind.LIFECYCLE:
             continue  # the cores' own word

@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.link.frames import Lane
+from relay.model.channel import log_key, partition_of
+from relay.model.message import Kind
+from relay.model.serials import Serial
 from tests.journeys.real import RealWorld
 from tests.journeys.test_journeys import ACK, ATTACH, ATTACHED, CLOSE, CLOSED, CONNECTED, DISCONNECTED, ERROR, MESSAGE, attached
-from tests.journeys.world import Client, World
+from tests.journeys.world import APP, STREAM, Client, World
 
 AnyWorld = World | RealWorld
 RESUMED, HAS_BACKLOG, ATTACH_RESUME = 4, 2, 32
@@ -225,6 +228,28 @@ def test_6_4_messages_older_than_what_is_kept_are_90003_and_the_connection_80008
     assert not frame["flags"] & RESUMED
     assert frame["error"]["code"] == 90003
     assert again.gets(MESSAGE)["messages"][0]["data"] == "2"
+
+
+def test_3_5_a_log_that_begins_with_the_opening_of_channels_has_no_messages_before_its_first() -> None:
+    """A core that reads the log from its beginning knows that, and that a channel's first message is its first."""
+    quiet, busy = "c:1", "c:3"
+    world = World(edges=1, cores=1)
+    for name in (quiet, busy):  # which stay open
+        attached(world, name)
+    publisher = world_publisher(world)
+    publishes(publisher, busy, 0)
+    place = partition_of(log_key(APP, quiet), STREAM.partitions)
+    assert [record.kind for record in world.log.partitions[place]] == [Kind.LIFECYCLE, Kind.LIFECYCLE, Kind.MESSAGE]
+    world.wait(400)
+    publishes(publisher, quiet, 1)
+    world.kill_core(0)
+    world.start_core(0)
+    again = world.client()
+    again.gets(CONNECTED)
+    again.sends(action=ATTACH, channel=quiet, channelSerial=Serial(STREAM.id, place, -1).text)
+    frame = again.gets(ATTACHED)
+    assert (frame["flags"] & RESUMED, frame.get("error")) == (RESUMED, None)
+    assert again.gets(MESSAGE)["messages"][0]["data"] == "1"
 
 
 @pytest.mark.parametrize("restart", [False, True])

@@ -29,6 +29,7 @@ from core.events import (
     EdgeUp,
     EndOffset,
     Looked,
+    OccupancyWanted,
     Owned,
     Reported,
     SessionRead,
@@ -43,6 +44,7 @@ from core.index import MemoryIndex
 from core.lifecycle import PartitionLifecycle
 from core.log import LogRecord
 from core.node import CoreNode
+from core.occupancy_log import PartitionOccupancy
 from core.presence import PartitionPresence
 from core.registry import App, Key, Registry, Streams
 from edge.ably.websocket import PING, payload_of
@@ -93,12 +95,14 @@ class Log:
 
     def state(self, partition: int, checkpoint: int) -> dict[bytes, bytes]:
         """What the owners of a partition have written of it up to `checkpoint`."""
-        fold, view, lifecycle = Fold(1_000_000, b"state"), PartitionPresence(), PartitionLifecycle()
-        view.journal = lifecycle.journal = journal = {}
+        fold, view, lifecycle, occupancy = Fold(1_000_000, b"state"), PartitionPresence(), PartitionLifecycle(), PartitionOccupancy()
+        view.journal = lifecycle.journal = occupancy.journal = journal = {}
         for record in self.partitions[partition][:checkpoint]:
             first = fold.see(partition, record.key, record.id, record.timestamp, record.offset) is None
             if first and record.kind == Kind.LIFECYCLE:
                 lifecycle.apply(record)
+            elif first and record.kind == Kind.OCCUPANCY:
+                occupancy.apply(record)
             elif first and record.kind != Kind.MESSAGE:
                 view.apply(record, 0.0)
         return {key: value for key, value in journal.items() if value is not None}
@@ -132,6 +136,8 @@ class Core:
             if records:
                 self.inbox.append(Tailed(list(records)))
             self.inbox.append(Looked(number, 0, len(records)))
+        if world.occupancy_wanted:
+            self.inbox.append(OccupancyWanted(frozenset({APP})))
         self.inbox.append(CoreTick())
 
 
@@ -160,7 +166,9 @@ class World:
 
     real = False
 
-    def __init__(self, edges: int = 1, cores: int = 1, seed: int = 0) -> None:
+    def __init__(self, edges: int = 1, cores: int = 1, seed: int = 0, *, occupancy_wanted: bool = False) -> None:
+        """`occupancy_wanted`: the app has a rule for occupancy."""
+        self.occupancy_wanted = occupancy_wanted
         self.random = random.Random(seed)
         self.now, self.now_ms = 1000.0, START_MS
         self.log = Log()
@@ -192,6 +200,14 @@ class World:
 
     def asks(self, method: str, path: str, body: object = None, *, edge: int = 0, credential: str = KEY) -> tuple[int, Any, dict[str, str]]:
         """Status, body and the links by their relation."""
+        call = self.posts(method, path, body, edge=edge, credential=credential)
+        self.run()
+        answer = self.edges[edge].answers.pop(call)
+        links = links_of([value for name, value in answer.headers if name == "link"])
+        return answer.status, json.loads(answer.body) if answer.body else None, links
+
+    def posts(self, method: str, path: str, body: object = None, *, edge: int = 0, credential: str = KEY) -> int:
+        """Asks without letting the world go on; `answered` has the answer."""
         call = next(self._numbers)
         scheme = "Basic" if ":" in credential else "Bearer"
         headers = {"content-type": "application/json", "authorization": f"{scheme} {base64.b64encode(credential.encode()).decode()}"}
@@ -199,10 +215,12 @@ class World:
         node = self.edges[edge]
         path, _, query = path.partition("?")
         node.inbox.append(RestAsked(call, method, path, query, headers, raw, tls=True, address="127.0.0.1"))
+        return call
+
+    def answered(self, call: int, *, edge: int = 0) -> tuple[int, Any]:
         self.run()
-        answer = node.answers.pop(call)
-        links = links_of([value for name, value in answer.headers if name == "link"])
-        return answer.status, json.loads(answer.body) if answer.body else None, links
+        answer = self.edges[edge].answers.pop(call)
+        return answer.status, json.loads(answer.body)
 
     def kill_core(self, number: int, *, run: bool = True) -> None:
         """SIGKILL: what it had not yet written to a wire or to Kafka is gone."""

@@ -12,9 +12,11 @@ import pytest
 
 from core.kafka import LogProducer
 from core.lifecycle import CLOSED, OPENED, LifecycleBody, event_id
+from core.occupancy_log import OccupancyBody
 from core.rules import Rule, RuleConfig
 from relay.model.channel import log_key, partition_of
 from relay.model.message import Kind, Message, PresenceAction, PresenceItem, RecordBody
+from relay.model.occupancy import METRICS
 from tests.kafka.test_rules import committed, create, until
 from tests.support.kafka import Kafka, kafka
 from tests.support.owner_process import owner_process
@@ -35,6 +37,8 @@ class Writer:
         self.presence: list[tuple[str, int, str]] = []
         """Channel, action and client of each change."""
         self.lifecycle: list[tuple[str, str]] = []
+        self.occupancy: list[tuple[str, int]] = []
+        """Channel and number of connections."""
         self.messages: list[tuple[str, int]] = []
 
     def append(self, channel: str, kind: Kind, value: bytes, publish_id: str) -> None:
@@ -67,6 +71,13 @@ class Writer:
         if counts:
             self.lifecycle.append((channel, name))
 
+    def counted(self, channel: str, number: int) -> None:
+        counts = (number % 5, *(0,) * (len(METRICS) - 1))
+        body = OccupancyBody(id=f"{channel}:{number}", timestamp=1, n=number, counts=counts)
+        for _ in range(2):  # by two cores that both believe to own it
+            self.append(channel, Kind.OCCUPANCY, msgspec.msgpack.encode(body), f"o:{channel}:{number}")
+        self.occupancy.append((channel, counts[0]))
+
     async def round(self, number: int) -> None:
         for each in range(CHANNELS):
             channel = f"room:{each}"
@@ -78,6 +89,7 @@ class Writer:
             self.messages += [(channel, number)] * 2
             self.change(channel, PresenceAction.LEAVE, f"client-{number - 1}")
             self.change(channel, PresenceAction.LEAVE, "nobody")
+            self.counted(channel, number + 1)
             self.life(channel, CLOSED, number + 1)
         await asyncio.sleep(0.05)
 
@@ -95,15 +107,16 @@ def by_channel(events: list[tuple[str, Any]]) -> dict[str, list[Any]]:
 
 
 def test_every_source_and_batches_once_and_in_order_while_an_owner_is_killed(kafka_brokers: str) -> None:
-    """R1.3, R1.5, R1.6, R1.16, R5.5, R5.7: one owner is killed within a transaction that it leaves open, its successor closed; a third
-    one ends it."""
+    """R1.3, R1.5, R1.6, R1.7, R1.16, R5.5, R5.7: one owner is killed within a transaction that it leaves open, its successor closed; a
+    third one ends it."""
 
     async def story() -> None:
         async with kafka(kafka_brokers) as world:
-            topics = {name: create(world, name) for name in ("presence", "lifecycle", "batch", "people")}
+            topics = {name: create(world, name) for name in ("presence", "lifecycle", "occupancy", "batch", "people")}
             fields = [
                 config("presence", "channel.presence", topics["presence"]),
                 config("lifecycle", "channel.lifecycle", topics["lifecycle"], enveloped=False, headers=[{"name": "team", "value": "web"}]),
+                config("occupancy", "channel.occupancy", topics["occupancy"]),
                 config("batch", "channel.message", topics["batch"], "batch"),
                 config("people", "channel.presence", topics["people"], "batch"),
             ]
@@ -156,6 +169,10 @@ def test_every_source_and_batches_once_and_in_order_while_an_owner_is_killed(kaf
                 assert headers["team"] == b"web"
                 lives.append((json.loads(each.value())["channelId"], headers["x-ably-message-name"].decode()))
             assert by_channel(lives) == by_channel(writer.lifecycle)
+
+            envelopes = [json.loads(each.value()) for each in found["occupancy"]]
+            counted = [(each["channel"], each["data"]["status"]["occupancy"]["metrics"]["connections"]) for each in envelopes]
+            assert by_channel(counted) == by_channel(writer.occupancy)
 
             messages = []
             for each in found["batch"]:

@@ -1,4 +1,4 @@
-"""One core as a process of its own, without edges."""
+"""One core as a process of its own, without edges or with one."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ class Core:
     process: subprocess.Popen[bytes]
     admin: int
     log: Path
+    link: int
+    directory: Path
 
     def until(self, condition: Callable[[], object], within_s: float = 40.0) -> None:
         end = time.monotonic() + within_s
@@ -52,17 +54,18 @@ class Core:
 def core_process(directory: Path, brokers: str, **settings: Any) -> Iterator[Core]:
     """`settings` are further ones of core.toml."""
     authority = Authority.create(Policy("relay.test"))
-    issued = authority.core("core-1")
+    issued, edge = authority.core("core-1"), authority.edge("here", "edge-1")
     (directory / "ca.pem").write_bytes(authority.root.certificate_pem())
     (directory / "core.pem").write_bytes(issued.certificate_pem())
-    for name, content in (("core.key", issued.private_key_pem()), ("ring", secrets.token_hex(32).encode())):
+    (directory / "edge.pem").write_bytes(edge.certificate_pem())
+    keys = (("core.key", issued.private_key_pem()), ("edge.key", edge.private_key_pem()), ("ring", secrets.token_hex(32).encode()))
+    for name, content in keys:
         (directory / name).write_bytes(content)
         (directory / name).chmod(0o600)
-    admin = free_port()
+    admin, link = free_port(), free_port()
     config = {
         "node": "core-1",
-        "link": {"port": free_port(), "trust_domain": "relay.test"}
-        | {"certificate": "core.pem", "private_key": "core.key", "ca": "ca.pem"},
+        "link": {"port": link, "trust_domain": "relay.test"} | {"certificate": "core.pem", "private_key": "core.key", "ca": "ca.pem"},
         "admin": {"port": admin},
         "metrics": {"port": free_port()},
         "kafka": {"brokers": brokers},
@@ -74,8 +77,38 @@ def core_process(directory: Path, brokers: str, **settings: Any) -> Iterator[Cor
         command = [sys.executable, "-m", "tidegate", "core", "-c", "core.toml"]
         process = subprocess.Popen(command, cwd=directory, stderr=out, stdout=out)
     try:
-        yield Core(process, admin, log)
+        yield Core(process, admin, log, link, directory)
     finally:
         if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def edge_of(core: Core) -> Iterator[str]:
+    """An edge linked to it, without TLS towards clients. Yields `host:port`."""
+    port, metrics = free_port(), free_port()
+    config = {
+        "site": "here",
+        "node": "edge-1",
+        "dev": True,
+        "basic_auth": "all",
+        "listen": {"host": "127.0.0.1", "port": port, "plain": True},
+        "metrics": {"port": metrics},
+        "link": {"cores": [f"127.0.0.1:{core.link}"], "trust_domain": "relay.test"}
+        | {"certificate": "edge.pem", "private_key": "edge.key", "ca": "ca.pem"},
+    }
+    (core.directory / "edge.toml").write_text(tomli_w.dumps(config))
+    with (core.directory / "edge.log").open("wb") as out:
+        command = [sys.executable, "-m", "tidegate", "edge", "-c", "edge.toml"]
+        process = subprocess.Popen(command, cwd=core.directory, stderr=out, stdout=out)
+    try:
+        core.until(lambda: status_of(port, "/readyz") == 200)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -151,7 +151,13 @@ def test_bad_params_are_refused_without_asking_a_core(edge: Edge, query: str, co
 
 
 @pytest.mark.parametrize(
-    ("path", "code"), [("/channels/%3Ax/messages", 40010), ("/channels/[meta]x/messages", 40010), ("/channels/d/messages", 40160)]
+    ("path", "code"),
+    [
+        ("/channels/%3Ax/messages", 40010),
+        ("/channels/[meta]x/messages", 40010),
+        ("/channels/[meta]channel.lifecycle/presence/history", 40010),
+        ("/channels/d/messages", 40160),
+    ],
 )
 def test_names_and_rights_are_checked_here_first(edge: Edge, path: str, code: int) -> None:
     call = edge.asks("GET", path)

@@ -28,6 +28,7 @@ def ask(
     demo: Path | None = None,
     limits: EdgeLimits | None = None,
     endless: bool = False,
+    length: bytes | None = None,
 ) -> tuple[list[Event], list[Message]]:
     """One request through the ASGI application. Answers the events posted and the messages sent."""
     events: list[Event] = []
@@ -57,7 +58,11 @@ def ask(
             "path": raw,
             "raw_path": raw.encode(),
             "query_string": query.encode(),
-            "headers": [(b"Content-Type", b"application/json"), (b"x-a", b"1"), (b"x-a", b"2")],
+            "headers": [
+                (b"Content-Type", b"application/json"),
+                *((b"x-a", b"1"), (b"x-a", b"2")),
+                *([] if length is None else [(b"Content-Length", length)]),
+            ],
             "client": (client, 1),
         }
         await application(http, demo)(scope, receive, send)
@@ -82,6 +87,26 @@ def test_a_body_is_read_no_further_than_the_node_needs_to_refuse_it() -> None:
     (event,), _ = ask("POST", "/x", [b"x" * 8] * 100, answer=answer, limits=EdgeLimits(max_frame_bytes=20))
     assert isinstance(event, RestAsked)
     assert len(event.body) == 21
+
+
+@pytest.mark.parametrize(
+    ("path", "length"),
+    [("/messages?newBatchResponse=true", 60), ("/messages", 41), ("/messages?newBatchResponse=false", 41), ("/channels/messages", 21)],
+)
+def test_how_much_is_read_of_a_body_depends_on_the_route(path: str, length: int) -> None:
+    limits = EdgeLimits(max_frame_bytes=20, batch_body_bytes=40, connector_body_bytes=80)
+    (event,), _ = ask("POST", path, [b"x" * 6] * 10, answer=RestAnswer(1, 201, [], b""), limits=limits)
+    assert isinstance(event, RestAsked)
+    assert len(event.body) == length
+
+
+def test_large_bodies_have_their_own_share_and_small_ones_need_none_of_it() -> None:
+    limits = EdgeLimits(max_frame_bytes=20, batch_body_bytes=40, large_bodies_bytes=30, large_body_wait_s=0.02)
+    answer = RestAnswer(1, 201, [], b"")
+    events, sent = ask("POST", "/messages", [b"x"], answer=answer, limits=limits)
+    assert (events, sent[0]["status"], dict(sent[0]["headers"])[b"x-ably-errorcode"]) == ([], 503, b"50004")
+    events, sent = ask("POST", "/messages", [b"x"], answer=answer, limits=limits, length=b"1")
+    assert (len(events), sent[0]["status"]) == (1, 201)
 
 
 def test_an_answer_that_is_not_taken_is_given_up() -> None:

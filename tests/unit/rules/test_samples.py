@@ -99,6 +99,16 @@ def test_presence_and_lifecycle(tmp_path: Path) -> None:
     assert found["chat"] == [{"result": "none", "reason": "the rule is for channel.message"}]
 
 
+def test_occupancy() -> None:
+    sample = {"channel": "x", "occupancy": {"connections": 3}}
+    (found,) = look(sample, {"source": {"type": "channel.occupancy"}, "target": {"routing_key": "t", "enveloped": False}})
+    assert found.output is not None
+    metrics = json.loads(found.output.value)["status"]["occupancy"]["metrics"]
+    assert (metrics["connections"], metrics["presenceMembers"]) == (3, 0)
+    with pytest.raises(ValueError, match="occupancy has no nobody"):
+        look({"channel": "x", "occupancy": {"nobody": 1}}, {})
+
+
 def test_the_table_is_for_people_and_their_terminals(tmp_path: Path) -> None:
     done = run(tmp_path, {"channel": "chat:lobby", "messages": {"name": "\x1b[2Jgreet", "data": "\x1b[31mhello [bold]"}})
     assert done.exit_code == 0
@@ -120,7 +130,7 @@ def test_the_event_may_come_from_elsewhere(tmp_path: Path, way: str) -> None:
 @pytest.mark.parametrize(
     ("event", "options", "reason"),
     [
-        ({"channel": "x"}, (), "give one of messages, presence and lifecycle"),
+        ({"channel": "x"}, (), "give one of messages, presence, lifecycle and occupancy"),
         ({"channel": "x", "messages": {}, "lifecycle": "channel.opened"}, (), "give one of"),
         ({"channel": ":x", "messages": {}}, (), "Invalid channel name"),
         ({"chanel": "x"}, (), "chanel"),

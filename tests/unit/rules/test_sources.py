@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from core.lifecycle import CLOSED, OPENED, LifecycleBody
 from core.log import LogRecord
+from core.occupancy_log import OccupancyBody
 from core.ownership import OwnedPartition, PartitionState
 from core.rules import Batcher, ConfigError, Output, Rule, RuleConfig, RuleSet
 from core.rules.batch import Batched
@@ -62,6 +63,10 @@ class Log:
     def lifecycle(self, name: str, number: int = 1, counts: tuple[int, ...] = (), **options: Any) -> int:
         body = LifecycleBody(id=f"{name}:{number}", timestamp=1_000, name=name, n=number, counts=counts)
         return self.append(Kind.LIFECYCLE, msgspec.msgpack.encode(body), **options)
+
+    def occupancy(self, number: int, counts: tuple[int, ...], **options: Any) -> int:
+        body = OccupancyBody(id=f"room:{number}", timestamp=1_000, n=number, counts=counts)
+        return self.append(Kind.OCCUPANCY, msgspec.msgpack.encode(body), **options)
 
     def span(self) -> list[Output]:
         """What the owner writes when it commits now."""
@@ -240,12 +245,45 @@ def test_plain_lifecycle() -> None:
     assert "x-ably-message-encoding" not in headers
 
 
-def test_occupancy_is_refused() -> None:
-    """R1.7"""
-    with pytest.raises(ConfigError) as refused:
-        rule("channel.occupancy")
-    assert refused.value.field == "source.type"
-    assert "not supported" in refused.value.reason
+# --- occupancy -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_occupancy_events_each_once() -> None:
+    """R1.7, R3.5, R5.4: what the fold lets pass; a number that was there already, and a repetition, are nothing."""
+    log = Log(rule("channel.occupancy"), rule("channel.occupancy", id="batches", mode="batch"), rule("channel.lifecycle", id="other"))
+    counts = (2, 1, 2, 0, 1, 0, 0, 3)
+    log.occupancy(1, counts)
+    log.occupancy(1, (9,) * 8)
+    log.occupancy(2, (9,) * 8, duplicate=True)
+    log.occupancy(2, (0,) * 8)
+    log.occupancy(3, (1,) * 7)
+    log.append(Kind.OCCUPANCY, b"\xc1")
+    first, second, batch = log.values()
+    about = {
+        "channelId": "room",
+        "name": "room",
+        "status": {"isActive": True, "occupancy": {"metrics": dict(zip(METRICS, counts, strict=True))}},
+    }
+    assert first == {
+        "source": "channel.occupancy", "appId": "app", "channel": "room", "site": "core-1", "ruleId": "r1", "timestamp": 5_000,
+        "name": "channel.occupancy", "data": about,
+    }  # fmt: skip
+    assert set(second["data"]["status"]["occupancy"]["metrics"].values()) == {0}
+    assert [(item["name"], item["source"]) for item in batch["items"]] == [("channel.occupancy", "channel.occupancy")] * 2
+    assert batch["items"][0]["data"] == about
+
+
+def test_the_state_of_occupancy_is_what_the_records_add_up_to() -> None:
+    log = Log(rule("channel.occupancy"))
+    log.occupancy(1, (1,) * 8)
+    assert len(log.owned.changes) == 1
+    before = dict(log.owned.changes)
+    log.span()
+    log.occupancy(2, (0,) * 8)
+    assert log.owned.changes.keys() == before.keys()
+    log.owned.time += 700_000
+    log.owned.sweep(2.0)
+    assert list(log.owned.changes.values()) == [None]
 
 
 # --- several rules, disabled rules, headers ------------------------------------------------------------------------------------------
