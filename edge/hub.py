@@ -109,7 +109,7 @@ class Channel(Timed):
     __slots__ = (
         *("app", "appends", "barriers", "catching", "covered", "groups", "held", "held_size", "hub", "joining"),
         *("key", "last", "link", "moving", "name", "partition", "presence", "readers", "ref", "retry_at"),
-        *("settled", "shut_at", "state", "stream", "waiting", "witness"),
+        *("settled", "shut_at", "state", "stream", "surety", "waiting", "witness"),
     )
 
     def __init__(self, hub: Hub, app: str, name: str, key: bytes) -> None:
@@ -131,6 +131,8 @@ class Channel(Timed):
         """Offset up to which the core has nothing that was not delivered: where to go on from after the loss of a core. A quiet channel's
         own last record may be older than what cores keep at hand."""
         self.witness: Attachment | None = None
+        self.surety: Attachment | None = None
+        """Who was the witness when it was asked for last."""
         self.groups = Groups()
         self.presence = Presence(self)
         self.readers: dict[Attachment, None] = {}
@@ -360,6 +362,7 @@ class Channel(Timed):
         else:
             self.settled = frozenset()
             after = Serial(self.stream, self.partition, max(self.last, self.covered)).text
+        self.surety = self.witness
         turn.send(link, Open(self.ref, self.app, self.name, self.witness.session.id, after))
         self.hub.occupancies.opening(self)
 
@@ -368,7 +371,7 @@ class Channel(Timed):
         self.state = State.SHUT
         self.shut_at = None
         self.last = UNKNOWN
-        self.witness = None
+        self.witness = self.surety = None
         self.presence.shut()
         self.hub.release(self)
 
@@ -493,15 +496,16 @@ class Channel(Timed):
             return
         self.hub.refs.pop(req, None)
         self.ref = 0
-        witness = self.witness
+        witness, self.surety = self.surety, None
         if 40000 <= error.code < 40200 and witness is not None:
-            # The core does not let this reader read: its channel fails, and the next one tries.
+            # The core does not let this reader read: its channel fails, if it is still here, and the next one tries.
             self.witness = None
-            self.readers.pop(witness, None)
-            self._unsubscribe(witness)
-            self.waiting.pop(witness, None)
-            self.joining = [(offset, other) for offset, other in self.joining if other is not witness]
-            witness.failed(error)
+            if witness in self._all_readers():
+                self.readers.pop(witness, None)
+                self._unsubscribe(witness)
+                self.waiting.pop(witness, None)
+                self.joining = [(offset, other) for offset, other in self.joining if other is not witness]
+                witness.failed(error)
             if self.readers or self.waiting or self.joining:
                 self.open()
             else:

@@ -187,6 +187,20 @@ def test_the_cores_refusal_of_a_reader_fails_its_channel_and_the_next_reader_is_
     edge.gets(second, action=11)
 
 
+def test_a_reader_who_is_gone_by_the_time_of_its_refusal_is_refused_alone(edge: Edge) -> None:
+    """Such as one that was resumed elsewhere."""
+    first, second = edge.connect(), edge.connect()
+    edge.sends(first, action=10, channel="c")
+    edge.sends(second, action=10, channel="c")
+    (opening,) = edge.take(Open)
+    edge.lose(first)
+    edge.refused(opening.req, 40160)
+    (again,) = edge.take(Open)
+    assert again.witness == second.session
+    edge.core(Opened(again.req, edge.serial("c", 1)))
+    edge.gets(second, action=11)
+
+
 def test_a_passing_refusal_of_an_open_is_tried_again(edge: Edge) -> None:
     client = edge.connect()
     edge.sends(client, action=10, channel="c")
