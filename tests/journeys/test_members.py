@@ -234,7 +234,7 @@ class Guest:
                     pass
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 2**32),
     st.lists(
