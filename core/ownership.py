@@ -263,9 +263,10 @@ class OwnedPartition:
         return dropped
 
     def change_rules(self, rules: RuleSet) -> list[GivenUp] | None:
-        """These run from here on, where a span was committed and the next one begins. Returns which cursors are given up; None: not yet, try
-        again."""
-        assert not (self.outputs or self.batcher), "they would be parked, if need be, as the rules say now"
+        """These run from here on, where a span was committed and the next one begins. Returns which cursors are given up; None: not yet,
+        try again."""
+        assert not self.outputs, "they would be parked, if need be, as the rules say now"
+        assert not self.batcher
         found = self.parked.change(rules.by_label, self.position)
         if found is None:
             return None

@@ -1,5 +1,5 @@
-"""Rules that change while everything runs: from which record of the log on, what becomes of what was waiting, and that each record is written
-by one version of a rule, once, whoever owns the partition and whatever each owner knows."""
+"""Rules that change while everything runs: from which record of the log on, what becomes of what was waiting, and that each record is
+written by one version of a rule, once, whoever owns the partition and whatever each owner knows."""
 
 from __future__ import annotations
 
@@ -45,14 +45,22 @@ def message(offset: int, name: str = "x") -> LogRecord:
     return LogRecord(STREAM, 3, offset, 1_000 + offset, b"app:room", value, Kind.MESSAGE, f"c:c:{offset}")
 
 
-def owner(
-    rules: RuleSet, records: dict[bytes, bytes] | None = None, *, first: int = 0, known: Version = Version("", 0), limits: CoreLimits | None = None
-) -> OwnedPartition:
-    checkpoint = Checkpoint(stream=STREAM, offset=first, config=known.stream, rules=known.position)
+def owner(rules: RuleSet, records: dict[bytes, bytes] | None = None, *, first: int = 0, limits: CoreLimits | None = None) -> OwnedPartition:
+    found = PartitionState(Checkpoint(stream=STREAM, offset=first), records or {})
     return OwnedPartition(
-        3, PartitionState(checkpoint, records or {}), stream=STREAM, core="core-1", low=0, first=first, rules_from=first, time=0, channels=10,
-        now=0.0, rules=rules, limits=limits,
-    )  # fmt: skip
+        3,
+        found,
+        stream=STREAM,
+        core="core-1",
+        low=0,
+        first=first,
+        rules_from=first,
+        time=0,
+        channels=10,
+        now=0.0,
+        rules=rules,
+        limits=limits,
+    )
 
 
 def take(owned: OwnedPartition, *records: LogRecord) -> None:
@@ -74,7 +82,7 @@ def parked(rules: RuleSet, *faults: str) -> tuple[OwnedPartition, dict[str, Park
     return owned, {each.topic: each for each in owned.parked.rules.values()}
 
 
-# --- a change on one partition -------------------------------------------------------------------------------------------------------------
+# --- a change on one partition ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_rule_begins_where_a_span_ended_and_the_state_says_so_at_once() -> None:
@@ -92,7 +100,9 @@ def test_a_new_rule_begins_where_a_span_ended_and_the_state_says_so_at_once() ->
     assert not owned.writes
 
 
-@pytest.mark.parametrize("now", [[], [rule("r", "z", status="disabled")], [rule("r", "z", begun=3)]], ids=["removed", "disabled", "enabled again"])
+@pytest.mark.parametrize(
+    "now", [[], [rule("r", "z", status="disabled")], [rule("r", "z", begun=3)]], ids=["removed", "disabled", "enabled again"]
+)
 def test_what_waited_for_a_rule_that_stopped_is_given_up(now: list[Rule]) -> None:
     owned, found = parked(rule_set(rule("r", "z")), "z")
     assert owned.change_rules(rule_set(*now)) == [GivenUp("app/r", "", 0)]
@@ -150,7 +160,7 @@ def test_the_next_owner_gives_up_the_same() -> None:
 
 
 def test_nothing_changes_while_a_transaction_may_move_a_cursor_that_is_to_go() -> None:
-    owned, found = parked(rule_set(rule("r", "z"), rule("other", "z")), "z")
+    owned, _ = parked(rule_set(rule("r", "z"), rule("other", "z")), "z")
     stays, goes = owned.parked.rules["app/other", ""], owned.parked.rules["app/r", ""]
     stays.writing = goes.writing = True
     without = rule_set(stays.by)
@@ -165,7 +175,7 @@ def test_nothing_changes_while_a_transaction_may_move_a_cursor_that_is_to_go() -
     assert not stays.gone
 
 
-# --- catching up meanwhile -----------------------------------------------------------------------------------------------------------------
+# --- catching up meanwhile ----------------------------------------------------------------------------------------------------------------
 
 
 def test_catching_up_ends_with_the_version_that_it_began_with_and_begins_with_the_next() -> None:
@@ -201,7 +211,7 @@ def test_no_transaction_begins_for_a_cursor_that_is_given_up() -> None:
     assert again.transactions.written == []
 
 
-# --- the owner -----------------------------------------------------------------------------------------------------------------------------
+# --- the owner ----------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -284,7 +294,7 @@ def test_topics_of_a_rule_are_counted_anew_when_it_changes() -> None:
     assert owner.within_topics(output._replace(topic="y"))
 
 
-# --- a simple model ------------------------------------------------------------------------------------------------------------------------
+# --- a simple model -----------------------------------------------------------------------------------------------------------------------
 
 CHANGES = ["absent", "disabled", "x", "y", COMPUTED]
 NAMES, TOPICS, CORES = st.sampled_from("ab"), st.sampled_from("xy"), st.integers(0, 1)
@@ -302,8 +312,8 @@ STEPS = st.one_of(
 
 
 class World:
-    """One partition, its state as it is committed, two topics that come and go, and two cores that own it in turn, each of which has read the
-    configuration so far and no further. The model: which version of a rule was in force for each record, as the state had it."""
+    """One partition, its state as it is committed, two topics that come and go, and two cores that own it in turn, each of which has read
+    the configuration so far and no further. The model: which version of a rule was in force for each record, as the state had it."""
 
     def __init__(self) -> None:
         self.log: list[LogRecord] = []
@@ -394,7 +404,7 @@ class World:
         first, known = saved[1].offset, PartitionState(saved[1], {}).rules
         if not self.versions[self.known[self.core]].version.reaches(known):
             self.learn(self.core, known.position)
-        self.owned = owner(self.versions[self.known[self.core]], dict(self.records), first=first, known=known, limits=self.limits)
+        self.owned = owner(self.versions[self.known[self.core]], dict(self.records), first=first, limits=self.limits)
         self.giving_up = [(each, first) for each in self.owned.forgotten]
         take(self.owned, *self.log[first:])
 
