@@ -3,103 +3,20 @@ topic once, in the order of its channel, whichever core the rule was told to, an
 
 from __future__ import annotations
 
-import json
 import signal
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from core.kafka.records import log_record
-from relay.model.message import Kind
-from relay.model.serials import Serial
 from tests.e2e.test_control import Api, until
-from tests.journeys.real import RealWorld
 from tests.support.product import Product
+from tests.support.ruled import CHANNELS, Ruled, Stream
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(150)]
 
-CHANNELS = 24
 WITHIN_S = 2.0
-
-Place = tuple[int, int]
-"""Partition and offset in the log."""
-
-
-def records_of(brokers: str, topic: str) -> Iterator[Any]:
-    """Up to the present end."""
-    consumer = Consumer({"bootstrap.servers": brokers, "group.id": "none", "isolation.level": "read_committed"})
-    partitions = consumer.list_topics(topic, timeout=5).topics[topic].partitions
-    ends = {number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=5) for number in partitions}
-    for number, (low, high) in ends.items():
-        consumer.assign([TopicPartition(topic, number, low)])
-        deadline = time.monotonic() + 20
-        while consumer.position([TopicPartition(topic, number)])[0].offset < high and low < high:
-            assert time.monotonic() < deadline
-            message = consumer.poll(0.2)
-            if message is not None and message.error() is None:
-                yield message
-    consumer.close()
-
-
-class Stream:
-    """Messages on some channels of an app, one after the other, until `stop`."""
-
-    def __init__(self, relay: Product, app: str, key: str) -> None:
-        self.relay, self.app, self.key = relay, app, key
-        self.asked = 0
-        self._go_on = True
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        world = RealWorld(self.relay)
-        while self._go_on:
-            number = self.asked
-            self.asked += 1
-            try:
-                world.rest("POST", f"/channels/out:{number % CHANNELS}/messages", {"data": str(number)}, edge=number, credential=self.key)
-            except OSError:
-                time.sleep(0.1)
-        world.close()
-
-    def stop(self) -> None:
-        self._go_on = False
-        self._thread.join(30)
-
-    def log(self) -> dict[str, list[Place]]:
-        """What Kafka has of it, by channel: repeated publishes once, in the order of the log."""
-        found: dict[str, dict[str, Place]] = {}
-        for message in records_of(self.relay.kafka, "tidegate.log"):
-            record = log_record(message, "")
-            app, _, channel = record.key.decode().partition(":")
-            if app == self.app and record.kind == Kind.MESSAGE and channel.startswith("out:"):
-                found.setdefault(channel, {}).setdefault(record.id, (record.partition, record.offset))
-        return {channel: list(places.values()) for channel, places in found.items()}
-
-
-class Ruled:
-    """What a topic of the rule has."""
-
-    def __init__(self, relay: Product, topic: str) -> None:
-        self.relay, self.topic = relay, topic
-
-    def written(self) -> dict[str, list[Place]]:
-        """By channel."""
-        found: dict[str, list[Place]] = {}
-        for message in records_of(self.relay.kafka, self.topic):
-            envelope = json.loads(message.value())
-            serial = Serial.parse(envelope["messages"][0]["serial"].rpartition(":")[0])
-            assert serial is not None
-            found.setdefault(envelope["channel"], []).append((serial.partition, serial.offset))
-        return found
-
-    def partitions(self) -> set[int]:
-        return {place[0] for places in self.written().values() for place in places}
 
 
 def test_a_rule_through_one_core_runs_on_the_partitions_of_both_and_each_message_is_written_once(

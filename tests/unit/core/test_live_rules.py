@@ -86,6 +86,7 @@ def parked(rules: RuleSet, *faults: str) -> tuple[OwnedPartition, dict[str, Park
 
 
 def test_a_new_rule_begins_where_a_span_ended_and_the_state_says_so_at_once() -> None:
+    """R6.1."""
     owned = owner(rule_set())
     take(owned, message(0))
     owned.done()
@@ -101,7 +102,9 @@ def test_a_new_rule_begins_where_a_span_ended_and_the_state_says_so_at_once() ->
 
 
 @pytest.mark.parametrize(
-    "now", [[], [rule("r", "z", status="disabled")], [rule("r", "z", begun=3)]], ids=["removed", "disabled", "enabled again"]
+    "now",
+    [[], [rule("r", "z", status="disabled")], [rule("r", "z", begun=3)]],
+    ids=["R6.5 removed", "R6.5 disabled", "R6.6 enabled again"],
 )
 def test_what_waited_for_a_rule_that_stopped_is_given_up(now: list[Rule]) -> None:
     owned, found = parked(rule_set(rule("r", "z")), "z")
@@ -112,6 +115,7 @@ def test_what_waited_for_a_rule_that_stopped_is_given_up(now: list[Rule]) -> Non
 
 
 def test_what_waited_is_the_changed_rules_from_its_cursor_on() -> None:
+    """R6.3."""
     before, after = rule("r", "z"), rule("r", "other")
     owned, found = parked(rule_set(before), "z")
     found[""].catching_up = True
@@ -128,6 +132,7 @@ def test_what_waited_is_the_changed_rules_from_its_cursor_on() -> None:
 
 
 def test_a_rule_as_it_was_keeps_what_is_held_for_it() -> None:
+    """R6.7."""
     same = rule("r", "z")
     owned, found = parked(rule_set(same), "z")
     found[""].catching_up = True
@@ -142,7 +147,7 @@ def test_a_rule_as_it_was_keeps_what_is_held_for_it() -> None:
 
 
 def test_what_waits_for_one_topic_is_given_up_with_the_routing_that_sent_it_there() -> None:
-    """It could be another record's topic by now, of which the former routing had made another one."""
+    """R6.4. A record before could be that topic's by now, which as the rule was went to another one."""
     owned, found = parked(rule_set(rule("r", COMPUTED)), "x")
     assert set(found) == {"x"}
     assert owned.change_rules(rule_set(rule("r", COMPUTED, source={"channel_filter": "room"}))) == []
@@ -499,6 +504,7 @@ def check(world: World) -> None:
 @settings(max_examples=400, deadline=None)
 @given(st.lists(STEPS, max_size=120))
 def test_each_record_is_written_once_by_the_version_that_was_in_force_or_the_next(steps: list[Any]) -> None:
+    """R6.1, R6.2, R6.3, R6.5."""
     world = World()
     for each in steps:
         world.step(*each)
