@@ -127,7 +127,8 @@ class CoreProcess:
         """What the owner has been given to run."""
         self._rules_stale = False
         """A record has been read since that may have changed them."""
-        self._static_rules = [config.rule(app.id, rule) for app in config.apps for rule in app.rules]
+        self._static_rules: list[Rule] = []
+        """Those of core.toml."""
         self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
         self._appends: LogAppends | None = None
@@ -298,6 +299,7 @@ class CoreProcess:
 
         self._scope.spawn("configuration", writer.run())
         self._scope.on_stop("owner and mappings", self._close_runners)
+        self._static_rules = [config.rule(app.id, rule) for app in config.apps for rule in app.rules]
         self._rules = self._rules_now()
         self._owner = owner = OwnerRunner(
             config.kafka,
