@@ -115,7 +115,7 @@ class OwnedPartition:
         self._read_at = now
         self.rules = rules or RuleSet((), site=core)
         """In force from the beginning of the span that is open."""
-        self.rules_said = True
+        self.rules_said = found.rules == self.rules.version
         """And the state says so."""
         limits = limits or CoreLimits()
         self.parked = ParkedRules(number, most_held=limits.parked_held_bytes, most_topics=limits.parked_topics)
@@ -272,8 +272,8 @@ class OwnedPartition:
             return None
         changes, given_up = found
         self.changes.update(changes)
-        self.rules = rules
         self.rules_said = False
+        self.rules = rules
         return given_up
 
     def checkpoint(self) -> bytes:

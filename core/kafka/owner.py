@@ -219,7 +219,7 @@ class OwnerRunner(KafkaThread):
             what = "stops" if stops else "begins" if label not in old else "is changed"
             log.info("rule %s %s: partition and first offset %s", label, what, places)
             if stops:
-                self._stopped.setdefault(label, {}).update(places)
+                self._stopped[label] = self._stopped.get(label, {}) | places
             else:
                 self._stopped.pop(label, None)
         while len(self._stopped) > STOPPED_RULES:
