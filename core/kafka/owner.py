@@ -177,7 +177,7 @@ class OwnerRunner(KafkaThread):
         rule's is written, of the partitions that this core owns; of a rule that has stopped, where."""
         partitions = self.partitions
         parked = [(each, owned.committed or 0) for each, owned in self.parked if each.rule == label]
-        behind = {each.partition: each.cursor for each, _ in parked}
+        behind = {each.partition: min(one.cursor for one, _ in parked if one.partition == each.partition) for each, _ in parked}
         running = {
             str(each.number): min(each.committed, behind.get(each.number, each.committed))
             for each in partitions
