@@ -28,6 +28,9 @@ class Checkpoint(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True
 
     `quiet_from`: a channel that was quiet for a while at the checkpoint, and of which there is no `last` record, had its last record
     before that offset (`core.quiet`). `core` is the name of the owner that wrote this, whose transaction may still be open.
+
+    `rules`: what `tidegate.config` says before this position is in force from `offset` on, and no owner after this one may know less.
+    `config` is the incarnation of that topic.
     """
 
     stream: str
@@ -35,6 +38,8 @@ class Checkpoint(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True
     time: int = 0
     quiet_from: int = 0
     core: str = ""
+    config: str = ""
+    rules: int = 0
     v: int = 1
 
 
@@ -87,6 +92,10 @@ class ParkedState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=Tru
     """Wall clock of the core that parked it, milliseconds."""
     reason: str = ""
     """Why it was."""
+    begun: int = 0
+    """That of the rule: once it has been disabled, the cursor is nobody's."""
+    routing: str = ""
+    """The routing key, if the cursor is that of a single topic: what waits for it was routed so."""
 
 
 class OccupancyState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):

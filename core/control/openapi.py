@@ -103,8 +103,35 @@ _STORED = {
     "created": _TIME,
     "modified": _TIME,
     "_links": {"type": "null"},
-    "running": {"type": "boolean", "description": "Whether the core that answers runs it just so; else from its next start"},
+    "running": {"type": "boolean", "description": "Whether the core that answers has it in force just so"},
 }
+_OFFSETS = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}}
+_LIVE = _or_null(
+    _object(
+        {
+            "core": _TEXT,
+            "state": {"enum": ["running", "parked", "catching up", "stopped"]},
+            "positions": {**_OFFSETS, "description": "By partition of the log that the core owns: before it everything is written"},
+            "parked": {
+                "type": "array",
+                "items": _object(
+                    {
+                        "topic": {"type": "string", "description": "Empty: all of the rule"},
+                        "reason": _TEXT,
+                        "since": _TIME,
+                        "partitions": {"type": "array", "items": {"type": "integer"}},
+                        "cursors": _OFFSETS,
+                        "catchingUp": {"type": "integer"},
+                        "behind": {"type": "integer"},
+                    }
+                ),
+            },
+            "written": {"type": "integer"},
+            "dropped": {"type": "object", "additionalProperties": {"type": "integer"}},
+            "missed": {"type": "integer"},
+        }
+    )
+)
 SCHEMAS: dict[str, Any] = {
     "Error": _object(
         {
@@ -184,7 +211,14 @@ SCHEMAS: dict[str, Any] = {
     ),
     "RulePatch": _object({**_RULE, "source": _or_null(_object(_SOURCE, ())), "target": _or_null(_object(_TARGET, ()))}, ()),
     "Rule": _object(
-        {**_STORED, "version": {"const": "1.2"}, **_RULE, "source": _object(_SOURCE), "target": _object(_TARGET, ("routingKey", "brokers"))}
+        {
+            **_STORED,
+            "version": {"const": "1.2"},
+            **_RULE,
+            "source": _object(_SOURCE),
+            "target": _object(_TARGET, ("routingKey", "brokers")),
+            "live": _LIVE,
+        }
     ),
     "MappingBody": _object(_MAPPING, ("channel",)),
     "MappingPatch": _object(_MAPPING, ()),
@@ -292,12 +326,12 @@ PATHS: dict[str, dict[str, Any]] = {
     },
     "/apps/{app}/rules": {
         "get": _operation("All rules", _ANY, 200, "Rule", many=True),
-        "post": _operation("Make a rule; cores run it from their next start", "operator", 201, "Rule", body="RuleBody"),
+        "post": _operation("Make a rule; within two seconds it runs", "operator", 201, "Rule", body="RuleBody"),
     },
     "/apps/{app}/rules/{rule}": {
         "get": _operation("One rule", _ANY, 200, "Rule"),
-        "patch": _operation("Change a rule; cores run it so from their next start", "operator", 200, "Rule", body="RulePatch"),
-        "delete": _operation("Delete a rule; cores run it until they stop", "operator", 204),
+        "patch": _operation("Change a rule; within two seconds it runs so", "operator", 200, "Rule", body="RulePatch"),
+        "delete": _operation("Delete a rule; within two seconds it has stopped", "operator", 204),
     },
     "/apps/{app}/mappings": {
         "get": _operation("All mappings", _ANY, 200, "Mapping", many=True),

@@ -14,6 +14,7 @@ import contextlib
 import os
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ import structlog
 from core.config import CoreConfig
 from core.control.control import Control
 from core.control.io.api import ControlApi
+from core.control.io.guard import Guard
 from core.control.io.writer import ConfigWriter
 from core.control.pipelines import Pipelines
 from core.effects import (
@@ -64,6 +66,7 @@ from core.mappings import Mapping, Schemas
 from core.node import CoreNode
 from core.ownership import PartitionState
 from core.registry import Registry, Streams
+from core.rules import Rule, Version
 from relay.link.calls import MemberPage
 from relay.link.frames import Frame, Hello, Lane, Stream
 from relay.link.io.accept import LinkServer
@@ -120,6 +123,12 @@ class CoreProcess:
         self._writer: ConfigWriter | None = None
         self._config_read = False
         """Everything that `tidegate.config` held at the start has been read."""
+        self._rules: list[Rule] = []
+        """What the owner has been given to run."""
+        self._rules_stale = False
+        """A record has been read since that may have changed them."""
+        self._static_rules: list[Rule] = []
+        """Those of core.toml."""
         self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
         self._appends: LogAppends | None = None
@@ -134,8 +143,19 @@ class CoreProcess:
         admin_context = None
         if admin.certificate is not None and admin.private_key is not None:
             admin_context = tls.admin_context(admin.certificate, admin.private_key, admin.client_ca)
+        keyring = config.ring()
+        control = Control(
+            keyring=keyring,
+            limits=config.limits,
+            random=os.urandom,
+            core=config.node,
+            account=(admin.account_id, admin.account_name),
+            static=config.static_apps(),
+            tokens=config.static_tokens(),
+            certificates=config.admin_clients(),
+        )
         self._tails = Tails(config.node, config.limits)
-        await self._serve_http(admin_context)
+        await self._serve_http(admin_context, Guard(control.access, lambda: time.time_ns() // 1_000_000, everybody=config.dev))
         topics = await self._reach_kafka()
         if topics is None:
             return
@@ -144,7 +164,6 @@ class CoreProcess:
 
         self._index = RocksIndex(Path(config.index_dir)) if config.index_dir else MemoryIndex()
         stream = Stream(topics.log.stream, topics.log.partitions, (0, topics.log.partitions - 1))
-        keyring = config.ring()
         self._node = CoreNode(
             name=config.node,
             streams=Streams([stream]),
@@ -155,16 +174,6 @@ class CoreProcess:
             limits=config.limits,
             dev=config.dev,
             sandbox=config.sandbox,
-        )
-        control = Control(
-            keyring=keyring,
-            limits=config.limits,
-            random=os.urandom,
-            core=config.node,
-            account=(admin.account_id, admin.account_name),
-            static=config.static_apps(),
-            tokens=config.static_tokens(),
-            certificates=config.admin_clients(),
         )
         pipelines = Pipelines(
             control,
@@ -222,12 +231,12 @@ class CoreProcess:
 
     # --- parts ---------------------------------------------------------------------------------------------------------------------
 
-    async def _serve_http(self, admin_context: ssl.SSLContext | None) -> None:
+    async def _serve_http(self, admin_context: ssl.SSLContext | None, guard: Guard) -> None:
         """Admin and metrics: inside addresses, each a listener of its own."""
         control = ControlApi(lambda: self._writer if self._config_read else None, self._config.limits)
-        routes = [self._tails.route(), members_route(self._present), *control.routes()]
+        routes = [self._tails.route(guard), members_route(self._present, guard), *control.routes()]
         for name, context, listen, app in (
-            ("admin", admin_context, self._config.admin, admin_app(lambda: self.ready, self.status, routes)),
+            ("admin", admin_context, self._config.admin, admin_app(lambda: self.ready, self.status, routes, guard)),
             ("metrics", None, self._config.metrics, metrics_app(self._metrics, lambda: self.ready)),
         ):
             listener = await Listener(context=context, app=app, make_listener=_no_websocket).start(listen.host, listen.port)
@@ -290,27 +299,54 @@ class CoreProcess:
 
         self._scope.spawn("configuration", writer.run())
         self._scope.on_stop("owner and mappings", self._close_runners)
-        rules, mappings = writer.pipelines.start(
-            lambda record, why: log.error("a rule or mapping of the Control API cannot run", record=record, why=why)
-        )
+        self._static_rules = [config.rule(app.id, rule) for app in config.apps for rule in app.rules]
+        self._rules = self._rules_now()
         self._owner = owner = OwnerRunner(
             config.kafka,
             topics.log,
             topics.state,
-            [*(config.rule(app.id, rule) for app in config.apps for rule in app.rules), *rules],
+            self._rules,
             core=config.node,
             limits=limits,
             loop=loop,
             deliver=self._deliver,
             begun=all(partition.checkpoint is not None for partition in found.values()),
             create_topics=config.dev,
+            version=Version(topics.config.stream, self._config_log.position),
         )
+        writer.pipelines.runs, writer.pipelines.live = owner.runs, owner.state_of
+        self._config_log.advanced = lambda position: self._take_up_rules(Version(topics.config.stream, position))
         owner.start()
-        self._driver.post(
-            OccupancyWanted(frozenset(rule.app for rule in owner.rules.enabled if rule.config.source.type == "channel.occupancy"))
-        )
+        self._want_occupancy()
+        mappings = writer.pipelines.mappings_to_run(_cannot_run)
         self._start_mappings(appends, [*(config.mapping(app.id, each) for app in config.apps for each in app.mappings), *mappings])
         watch_kafka(self._metrics, owner, self._mappings)
+
+    def _rules_now(self) -> list[Rule]:
+        assert self._writer is not None, "it is there before Kafka is"
+        self._rules_stale = False
+        static = {rule.label for rule in self._static_rules}
+        made = self._writer.pipelines.rules_to_run(_cannot_run)
+        return self._static_rules + [rule for rule in made if rule.label not in static]
+
+    def _take_up_rules(self, version: Version) -> None:
+        """`tidegate.config` has been read up to there. Rules that it has changed are the owner's from now on."""
+        rules = self._rules_now() if self._rules_stale else self._rules
+        if [*map(id, rules)] == [*map(id, self._rules)]:
+            self._runs.change(None, version)
+            return
+        self._runs.change(rules, version)
+        self._rules = rules
+        self._want_occupancy()
+
+    @property
+    def _runs(self) -> OwnerRunner:
+        assert self._owner is not None, "asked once it is there"
+        return self._owner
+
+    def _want_occupancy(self) -> None:
+        wanted = (rule.app for rule in self._rules if rule.enabled and rule.config.source.type == "channel.occupancy")
+        self._driver.post(OccupancyWanted(frozenset(wanted)))
 
     def _start_mappings(self, appends: LogAppends, made: list[Mapping]) -> None:
         config, limits = self._config, self._config.limits
@@ -400,8 +436,10 @@ class CoreProcess:
                         self._appends.ended(event.partition, event.offset)
                 continue
             if self._writer is not None:
-                if isinstance(event, ConfigRead) and not self._writer.read(event):
-                    continue
+                if isinstance(event, ConfigRead):
+                    self._rules_stale = self._rules_stale or event.key.startswith(("rule:", "app:"))
+                    if not self._writer.read(event):
+                        continue
                 if isinstance(event, ConfigWritten | EndOffset) and self._writer.took(event):
                     continue
             self._driver.post(event)
@@ -467,6 +505,10 @@ async def _unawaited_at_the_end(work: Callable[[], T]) -> T:
 
     threading.Thread(target=run_it, name="tidegate-start", daemon=True).start()
     return await done
+
+
+def _cannot_run(record: str, why: str) -> None:
+    log.error("a rule or mapping of the Control API cannot run", record=record, why=why)
 
 
 def _no_websocket(_request: object, _info: object) -> Refusal:

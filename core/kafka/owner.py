@@ -32,8 +32,8 @@ from core.kafka.targets import TargetTopics
 from core.kafka.topics import StreamInfo
 from core.kafka.transactions import CALL_S, MAX_REDO, Blocked, Refused, StateRecord, Transactions, again, fence, transactional_id
 from core.ownership import OwnedPartition, PartitionState
-from core.parked import ParkedRule, summary
-from core.rules import Batcher, Output, Rule, RuleSet
+from core.parked import GivenUp, ParkedRule, summary
+from core.rules import Batcher, Output, Rule, RuleSet, Version
 from relay.model.limits import CoreLimits
 
 COMMIT_S = 0.05
@@ -73,9 +73,10 @@ class OwnerRunner(KafkaThread):
         deliver: Deliver,
         begun: bool = False,
         create_topics: bool = False,
+        version: Version = Version(),  # noqa: B008 - immutable
     ) -> None:
         """`core` is this core's name and no other core's: whoever was called so before is fenced. Records name it as their site. `begun`:
-        every partition has had an owner. `create_topics`: make target topics that are missing (dev only).
+        every partition has had an owner. `create_topics`: make target topics that are missing (dev only). `version`: of `rules`.
 
         Raises ConfigError when two rules of an app share an id.
         """
@@ -84,11 +85,15 @@ class OwnerRunner(KafkaThread):
         self.stream = stream
         self.state_topic = state_topic
         self.core = core
-        self.rules = RuleSet(rules, site=core)
+        self.rules = RuleSet(rules, site=core, version=version)
+        """The newest. Replaced as a whole, by `change`; the thread takes it up between two spans."""
+        self._known = threading.Condition()
+        self._known_to = version
+        """The rules are what `tidegate.config` says up to here, if not further."""
         self.limits = limits
         self.create_topics = create_topics
         self._ready = threading.Event()
-        if begun or not self.rules.enabled:
+        if begun:
             self._ready.set()
         self._outlet = Outlet(loop, deliver)
         self._complained: dict[tuple[str, str], float] = {}
@@ -114,12 +119,15 @@ class OwnerRunner(KafkaThread):
         self.missed: Counter[str] = Counter()
         """Records of the log that retention had deleted before a rule that was parked came to them, by rule."""
         self.parked: tuple[tuple[ParkedRule, OwnedPartition], ...] = ()
-        """Rules that are parked on this core's partitions. Replaced as a whole."""
+        """Rules that are parked on this core's partitions. Replaced as a whole, like the next."""
+        self.partitions: tuple[OwnedPartition, ...] = ()
+        self._stopped: dict[str, dict[int, int]] = {}
+        """Rule → partition → the first offset that it has left to nobody: where it was removed or disabled here."""
 
     @property
     def ready(self) -> bool:
-        """No message published from now on will be missed by the rules, whoever reads it: there are none, each partition's position is
-        known, or the group has taken this core in and the positions of what it was given are committed."""
+        """No message published from now on will be missed by the rules that there are, or will be, whoever reads it: each partition's
+        position is known, or the group has taken this core in and the positions of what it was given are committed."""
         return self._ready.is_set()
 
     async def close(self, timeout_s: float = CLOSE_S) -> None:
@@ -127,10 +135,102 @@ class OwnerRunner(KafkaThread):
         await super().close(timeout_s)
         self._outlet.close()
 
+    # --- rules come and go, on any thread ----------------------------------------------------------------------------------------------
+
+    def change(self, rules: Iterable[Rule] | None, version: Version) -> None:
+        """From now on these run; None: still those that do. `version` says how far `tidegate.config` has been read for that. They take
+        effect between two spans, within a tenth of a second if Kafka answers. Raises ConfigError as at the start: then nothing changes.
+        """
+        made = None if rules is None else RuleSet(rules, site=self.core, version=version)
+        with self._known:
+            if made is not None:
+                kept = {id(rule) for rule in made.rules}
+                changed = {rule.label for rule in self.rules.rules if id(rule) not in kept}
+                self.rules = made
+                with self._counting:
+                    for label in changed:
+                        self._rule_topics.pop(label, None)
+            self._known_to = version
+            self._known.notify_all()
+
+    def rules_since(self, version: Version) -> RuleSet:
+        """The newest rules, which are no older than `version`. Raises KafkaException if they are, after a while: begin again."""
+        with self._known:
+            if not self._known.wait_for(lambda: self.closing.is_set() or self._known_to.reaches(version), CALL_S):
+                raise again("another owner knows of newer rules than have been read here")
+            return self.rules
+
+    def stop(self) -> None:
+        super().stop()
+        with self._known:
+            self._known.notify_all()
+
+    def runs(self, rule: Rule) -> bool:
+        """Whether the rule, just so, is in force on all partitions that this core owns."""
+        label = rule.label
+        return rule in self.rules.rules and all(
+            each.rules_said and each.rules.by_label.get(label) is (rule if rule.enabled else None) for each in self.partitions
+        )
+
+    def state_of(self, label: str) -> dict[str, Any]:
+        """What this core has to say of a rule, for the Control API. `positions`: partition → offset of the log before which all that is the
+        rule's is written, of the partitions that this core owns; of a rule that has stopped, where."""
+        partitions = self.partitions
+        parked = [(each, owned.committed or 0) for each, owned in self.parked if each.rule == label]
+        behind = {each.partition: min(one.cursor for one, _ in parked if one.partition == each.partition) for each, _ in parked}
+        running = {
+            str(each.number): min(each.committed, behind.get(each.number, each.committed))
+            for each in partitions
+            if label in each.rules.by_label and each.committed is not None
+        }
+        stopped = {str(number): offset for number, offset in sorted(self._stopped.get(label, {}).items())}
+        enabled = label in self.rules.by_label
+        if not enabled:
+            state = "stopped"
+        elif parked:
+            state = "catching up" if all(each.catching_up for each, _ in parked) else "parked"
+        else:
+            state = "running"
+        return {
+            "core": self.core,
+            "state": state,
+            "positions": running if enabled else stopped,
+            "parked": [{name: value for name, value in each.items() if name != "rule"} for each in summary(parked)],
+            "written": self.written[label],
+            "dropped": {reason: count for (rule, reason), count in list(self.dropped.items()) if rule == label},
+            "missed": self.missed[label],
+        }
+
     # --- the thread ------------------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         _Run(self).run()
+
+    def tell_changes(self, before: RuleSet, after: RuleSet, places: dict[int, int], given_up: dict[int, list[GivenUp]]) -> None:
+        """Log what a change of rules means on these partitions: number → the first offset for which it counts."""
+        places = dict(sorted(places.items()))
+        old, new = before.by_label, after.by_label
+        for label in sorted(old.keys() | new.keys()):
+            if old.get(label) is new.get(label):
+                continue
+            stops = label not in new
+            what = "stops" if stops else "begins" if label not in old else "is changed"
+            log.info("rule %s %s: partition and first offset %s", label, what, places)
+            if stops:
+                self._stopped[label] = self._stopped.get(label, {}) | places
+            else:
+                self._stopped.pop(label, None)
+        while len(self._stopped) > self.limits.stopped_rules:
+            del self._stopped[next(iter(self._stopped))]
+        for number, cursors in given_up.items():
+            self.tell_given_up(number, cursors)
+
+    def tell_given_up(self, number: int, cursors: Iterable[GivenUp]) -> None:
+        for each in cursors:
+            log.warning(
+                "rule %s%s: what was waiting on partition %d, from offset %d on, is given up",
+                each.rule, f" ({each.topic})" if each.topic else "", number, each.cursor,
+            )  # fmt: skip
 
     def is_ready(self) -> None:
         self._ready.set()
@@ -212,8 +312,6 @@ class _Run:
         self._states = StateReader(self._config, owner.state_topic, self._stream, owner.closing)
         self._fold = Fold(self._limits.fold_ids, os.urandom(16))
         self._owned: dict[int, OwnedPartition] = {}
-        self._rules = {rule.label: rule for rule in owner.rules.enabled}
-        self._known = {label: rule.topic is not None for label, rule in self._rules.items()}
         self._catch_up: CatchUp | None = None
         """Begun when the first rule is parked."""
         self._member: Any = None
@@ -238,6 +336,7 @@ class _Run:
                 [self._stream.topic], on_assign=self._assigned, on_revoke=self._guarded(self._revoked), on_lost=self._guarded(self._lost)
             )
             while not owner.closing.is_set():
+                self._take_up_rules()
                 self._read()
                 self._commit_what_is_due()
                 if self._catch_up is not None and self._catch_up.failed is not None:
@@ -277,14 +376,38 @@ class _Run:
         transactions are."""
         started = partition.parked.started()
         if started and self._catch_up is None:
-            self._catch_up = CatchUp(self._config, self._stream, self._owner.state_topic, self._rules, self._owner)
+            self._catch_up = CatchUp(self._config, self._stream, self._owner.state_topic, self._owner)
         if self._catch_up is not None:
             self._catch_up.group = self._member
             for each in started:
                 self._catch_up.watch(each, partition)
 
+    # --- rules come and go -----------------------------------------------------------------------------------------------------------
+
+    def _take_up_rules(self) -> None:
+        """Where the rules are not the newest, the span ends, and they run from there on. Raises KafkaException."""
+        rules = self._owner.rules
+        behind = [each for each in self._owned.values() if each.rules is not rules]
+        if not behind:
+            return
+        self._commit([each for each in behind if each.moved or each.writes])
+        told: dict[int, tuple[RuleSet, dict[int, int], dict[int, list[GivenUp]]]] = {}
+        for each in behind:
+            if self._owned.get(each.number) is not each:
+                continue  # somebody else has it now
+            before = each.rules
+            given_up = each.change_rules(rules)
+            if given_up is not None:
+                _, places, cursors = told.setdefault(id(before), (before, {}, {}))
+                places[each.number] = each.position
+                cursors[each.number] = given_up
+        for before, places, cursors in told.values():
+            self._owner.tell_changes(before, rules, places, cursors)
+        self._tell_parked()
+
     def _tell_parked(self) -> None:
         owner = self._owner
+        owner.partitions = tuple(self._owned.values())
         if owner.parked or any(each.parked for each in self._owned.values()):
             owner.parked = tuple((rule, each) for each in self._owned.values() for rule in each.parked.rules.values())
 
@@ -338,12 +461,17 @@ class _Run:
             found |= self._states.read(behind, fence)
             if self._owner.closing.is_set():
                 return {}
+        rules = self._owner.rules
+        for number in numbers:
+            rules = self._owner.rules_since(found[number].rules)
+        if self._owner.closing.is_set():
+            return {}
         low: dict[int, int] = {}
         seen: dict[int, int] = {}
         for number in numbers:
             bottom, top = self._consumer.get_watermark_offsets(TopicPartition(self._stream.topic, number), timeout=CALL_S)
             low[number] = bottom
-            self._owned[number] = partition = self._begin(number, found[number], committed[number], bottom, top)
+            self._owned[number] = partition = self._begin(number, found[number], committed[number], bottom, top, rules)
             self._fold.forget(number)
             seen[number] = partition.time if partition.first > bottom else 0
         return self._look_back(seen, low)
@@ -356,7 +484,7 @@ class _Run:
                 raise KafkaException(at.error)
         return {at.partition: _position(at, self._stream.stream) for at in found}
 
-    def _begin(self, number: int, found: PartitionState, committed: int | None, low: int, top: int) -> OwnedPartition:
+    def _begin(self, number: int, found: PartitionState, committed: int | None, low: int, top: int, rules: RuleSet) -> OwnedPartition:
         """`committed` is the group's position in this stream; it says no more than the checkpoint, unless there is none."""
         owner, checkpoint = self._owner, found.checkpoint
         if checkpoint is None:
@@ -386,14 +514,10 @@ class _Run:
             channels=self._limits.quiet_channels // self._stream.partitions,
             now=time.monotonic(),
             batcher=Batcher(self._limits.rule_batch_events, self._limits.rule_batch_bytes),
-            known=self._known,
+            rules=rules,
             limits=self._limits,
         )
-        for each in partition.forgotten:
-            log.warning(
-                "rule %s runs no more: what it had left to write of partition %d, from offset %d on, is given up",
-                each.rule, number, each.cursor,
-            )  # fmt: skip
+        owner.tell_given_up(number, partition.forgotten)
         return partition
 
     def _look_back(self, seen: dict[int, int], low: dict[int, int]) -> dict[int, int]:
@@ -468,7 +592,7 @@ class _Run:
             owner.records += 1
             owner.duplicates += duplicate
             size = partition.size
-            for drop in partition.take(record, duplicate=duplicate, rules=owner.rules, now=now):
+            for drop in partition.take(record, duplicate=duplicate, rules=partition.rules, now=now):
                 owner.drop(drop.rule, drop.reason)
             if partition.size != size:
                 self._open_size += partition.size - size

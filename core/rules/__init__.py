@@ -13,6 +13,7 @@ from core.rules.rule import (
     RuleSource,
     RuleTarget,
     Sasl,
+    Version,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "RuleSource",
     "RuleTarget",
     "Sasl",
+    "Version",
 ]

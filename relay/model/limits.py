@@ -385,6 +385,8 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     parked_held_bytes: int = 2_097_152
     """What an owner keeps for parked rules that have nearly caught up, for each partition, so that they can rejoin between two of its
     transactions. Above it: it is let go, and they catch up a little further first."""
+    stopped_rules: int = 1_000
+    """Rules of which a core remembers where they stopped on its partitions. Above it: those that stopped first are forgotten."""
     rule_batch_events: int = 1_000
     """Events in one record of a rule in batch mode. At it: the next record begins."""
     rule_batch_bytes: int = 524_288
