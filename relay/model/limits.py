@@ -395,6 +395,9 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The same, in bytes of keys and values."""
     mapping_topics: int = 1_000
     """Topics that the pattern of one mapping finds. Above it: further ones, by name, are not read, and the log says so."""
+    mapping_seeks: int = 100
+    """Seeks of one mapping that move different topics or partitions and are remembered. Above it: the oldest is forgotten; a partition that
+    nobody has run since then does not carry it out."""
     schemas: int = 1_000
     """Schemas of Schema Registry that a core remembers, for each format. Above it: the one that was not needed for longest is forgotten."""
     schema_timeout_s: float = 5.0

@@ -129,11 +129,11 @@ def test_a_record_becomes_a_message_in_the_log(kafka_brokers: str) -> None:
             producer.flush(10)
             await until(lambda: len(logged(world)) == 2)
             first, tombstone = logged(world)
-            assert (first.key, first.kind, first.id) == (f"app:{topic}:k".encode(), Kind.MESSAGE, f"m:{topic}:0:0")
+            assert (first.key, first.kind, first.id) == (f"app:{topic}:k".encode(), Kind.MESSAGE, f"m:m:{topic}:0:0")
             assert message(first) == Message(
                 id=f"{topic}:0:0:0", name="update", data='{"a":1}', encoding="json", extras={"headers": {"h": "1"}, "kafka": {"key": "k"}}
             )
-            assert (tombstone.id, message(tombstone).data) == (f"m:{topic}:0:2", None)
+            assert (tombstone.id, message(tombstone).data) == (f"m:m:{topic}:0:2", None)
             assert mapping.skipped == {"no_text": 1}
             await mapping.close()
             assert marks(world, mapping.group, topic, 1) == ([3], [3])
