@@ -259,8 +259,8 @@ class MappingRunner(KafkaThread):
         finally:
             self._drop(list(self._parts))
             self._close_dead_letters()
-            consumer, self._consumer = self._consumer, None
-            consumer.close()
+            self._consumer.close()
+            self._consumer = None
 
     def _read_until_closed(self) -> None:
         commit_at = lag_at = self._look_at = 0.0
