@@ -96,6 +96,7 @@ _MAPPING = {
     "from": {"type": ["string", "integer", "null"]},
     "onFailedRecordMapping": {"enum": ["skip", "stop", "dlq", None]},
     "dlqTopic": {"type": ["string", "null"]},
+    "keepLast": _FLAG,
 }
 _STORED = {
     "id": _TEXT,

@@ -35,6 +35,7 @@ _MAPPING_FIELDS = {
     "from": "from",
     "onFailedRecordMapping": "on_failed_record_mapping",
     "dlqTopic": "dlq_topic",
+    "keepLast": "keep_last",
 }
 """Members of a mapping and the settings of core.toml that they are."""
 MAPPING_RECORDS = ("mapping:", "steering:", "app:")

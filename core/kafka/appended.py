@@ -107,7 +107,7 @@ class Source(NamedTuple):
 def source_of(publish_id: str) -> Source | None:
     """None if it is none of a mapping's."""
     parts = publish_id.split(":")
-    if parts[0] != "m" or len(parts) not in (5, 6):
+    if parts[0] not in ("m", "k") or len(parts) not in (5, 6):
         return None
     try:
         partition, offset, *seek = map(int, parts[3:])

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from core.kept import PREFIX as KEPT
 from core.mappings.content import Content, DelayedError, FailedError, FailReason, Format, reader
 from core.mappings.schemas import SCHEMA_FORMATS, Schemas
 from core.mappings.template import SourceRecord, Template, View
@@ -21,6 +22,8 @@ ENCODING_HEADER = "com.ably.encoding"
 PUSH_HEADER = "com.ably.extras.push"
 """Header of a record with JSON text for `extras.push`."""
 
+MAPPED = "m:"
+"""First part of publish ids where the last message of a channel is not kept."""
 MAX_TIME_MS = 2**62
 """Latest time that Kafka can be asked about, in milliseconds since 1970."""
 
@@ -52,6 +55,8 @@ class MappingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `dlq`: it is written to `dlq_topic`."""
     dlq_topic: str = ""
     """Where records go that cannot become messages, with `dlq`."""
+    keep_last: bool = False
+    """Keep the last message of each channel for `rewind`, however old it is: for compacted topics."""
 
 
 class Mapped(NamedTuple):
@@ -154,7 +159,8 @@ class Mapping:
         except RelayError as wrong:
             raise FailedError("oversize" if wrong.code == 40009 else "refused", wrong.info.message) from None
         body = _BODY.encode(RecordBody(id=place, timestamp=now_ms, messages=[message]))
-        publish_id = f"m:{self.id}:{place}:{seek}" if seek else f"m:{self.id}:{place}"
+        space = KEPT if self.config.keep_last else MAPPED
+        publish_id = f"{space}{self.id}:{place}:{seek}" if seek else f"{space}{self.id}:{place}"
         return Mapped(log_key(self.app, channel), publish_id, body, channel, message)
 
     def _extras(self, headers: dict[str, bytes | None], key: Content) -> dict[str, Any] | None:

@@ -17,11 +17,13 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from core.kafka import mapping_runner
+from core.kafka import mapping_runner, read_state
 from core.kafka.lanes import LogAppends
 from core.kafka.mapping_runner import MappingRunner
 from core.kafka.mapping_set import MappingSet
+from core.kept import kept
 from core.mappings import Mapping, MappingConfig, Schemas, Seek, Steering, Wanted
+from relay.model.message import RecordBody
 from tests.kafka.test_mappings import create, drained, firsts, log_of, logged, marks, message, produce, raw_log, until
 from tests.support.core_process import Core, core_process
 from tests.support.kafka import Kafka, a_config, kafka
@@ -184,7 +186,7 @@ def test_a_change_of_the_policy_lets_a_stopped_partition_go(kafka_brokers: str) 
             await until(lambda: running._given is None)
             put(kafka_brokers, topic, "poison", '{"a":2}')
             await until(lambda: len(logged(world)) == 2)
-            assert running.lag == 2
+            await until(lambda: running.lag == 2)
             running.use(mapping(world, **fields, on_failed_record_mapping="skip"), Steering())
             await until(lambda: running.skipped.total() == 1 and running.lag == 0)
             await running.close()
@@ -346,6 +348,46 @@ def test_an_offset_beyond_the_end_is_the_end_and_a_stopped_partition_can_be_move
             await until(lambda: len(logged(world)) == 3)
             await running.close()
             assert [record.key for record in logged(world)] == [b"app:c:1", b"app:c:2", b"app:c:3"]
+
+    asyncio.run(story())
+
+
+# --- initial state -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_message_of_each_channel_is_in_the_state(kafka_brokers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row M1.13: of a compacted topic, as any core that starts later reads it; without those whose last record is a tombstone."""
+    monkeypatch.setattr("core.kept.QUIET_MS", 200)
+
+    async def story() -> None:
+        async with kafka(kafka_brokers) as world:
+            topic = create(world, "prices", 3)
+            appends = log_of(world)
+            producer = Producer({"bootstrap.servers": kafka_brokers})
+            for number in range(200):
+                producer.produce(topic, str(number), f"k{number % 20}")
+            producer.produce(topic, None, "k7")
+            assert producer.flush(10) == 0
+            world.owner()
+            running = runner(world, appends, mapping(world, topics=[topic], channel="price:#{key}", keep_last=True))
+            await until(lambda: len(logged(world)) == 201)
+
+            def held() -> dict[bytes, str]:
+                found = read_state(world.config, world.topics.state, world.log)
+                ones = {key: one for partition in found.values() for key, one in kept(partition.records).items()}
+                bodies = {key: msgspec.msgpack.decode(one.value, type=RecordBody) for key, one in ones.items()}
+                return {key: str(body.messages[0].data) for key, body in bodies.items()}
+
+            wanted = {f"app:price:k{number}".encode(): str(180 + number) for number in range(20) if number != 7}
+            end = time.monotonic() + 10
+            while await asyncio.to_thread(held) != wanted:
+                assert time.monotonic() < end
+                await asyncio.sleep(0.2)
+            put(kafka_brokers, topic, "new")  # of the key k
+            while b"app:price:k" not in await asyncio.to_thread(held):
+                assert time.monotonic() < end
+                await asyncio.sleep(0.2)
+            await running.close()
 
     asyncio.run(story())
 
