@@ -350,6 +350,7 @@ class MappingRunner(KafkaThread):
         self._parts[place] = moved
         self._consumer.incremental_unassign([TopicPartition(*place)])
         self._consumer.incremental_assign([TopicPartition(*place, start)])
+        self._consumer.resume([TopicPartition(*place)])  # as after any assignment
         self._paused.discard(place)
         log.info("mapping %s: seek %d: %s:%d goes on at %d", self._mapping.id, seek.number, *place, start)
 
