@@ -211,7 +211,8 @@ def chaos(records: int, seed: int, outage_s: float, brokers: str, say: Callable[
         say(f"{time.monotonic() - began:7.1f} s  {text}")
 
     topic = f"chaos-in-{seed}-{int(time.time())}"
-    AdminClient({"bootstrap.servers": brokers}).create_topics([NewTopic(topic, PARTITIONS)])[topic].result(10)
+    admin = AdminClient({"bootstrap.servers": brokers})
+    admin.create_topics([NewTopic(topic, PARTITIONS)])[topic].result(10)
     channels = [f"chaos:{topic}:{key}" for key in sorted({key_of(number) for number in range(CHANNELS)})]
     with contextlib.ExitStack() as stack:
         stack.callback(delete_topic, brokers, topic)

@@ -461,7 +461,8 @@ def test_what_is_said_to_one_core_holds_on_all_within_two_seconds(tmp_path: Path
     """Rows M7.1, M7.2 and M7.3, with two cores as processes and no restart: made, changed, held, moved, let go, deleted."""
     config = a_config(kafka_brokers)
     topic = f"{config.prefix}-in"
-    AdminClient({"bootstrap.servers": kafka_brokers}).create_topics([NewTopic(topic, 4)])[topic].result(10)
+    admin_client = AdminClient({"bootstrap.servers": kafka_brokers})
+    admin_client.create_topics([NewTopic(topic, 4)])[topic].result(10)
     operator = Operator("s" * 40)
     for file, content in (("token", "s" * 40), ("ring", "ab" * 32)):
         (tmp_path / file).write_text(content)
