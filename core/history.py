@@ -56,6 +56,8 @@ class Tails(Protocol):
 
     def member_page(self, partition: int, key: bytes, call: Members) -> bytes: ...
 
+    def kept_message(self, partition: int, key: bytes) -> tuple[int, bytes] | None: ...
+
 
 class _Reading:
     """One read. `at` is where looking goes on: every offset below it (backwards) or above it (forwards)."""
@@ -339,15 +341,26 @@ class Reads:
         for record in page.records:
             reading.looked += 1
             if not reading.take(record, limits.read_bytes):
+                self._keep(reading)
                 return reading.page()
             reading.at = record.offset
         if not page.more:
+            self._keep(reading)
             return reading.page()
         if reading.looked >= limits.read_records:
             reading.more = True
             reading.cursor = (reading.at, 0 if reading.backwards else 999)
             return reading.page()
         return None
+
+    def _keep(self, reading: _Reading) -> None:
+        """A rewind by count that has found nothing gets the last message of the channel if that is kept."""
+        if not isinstance(reading.call, Rewind) or reading.call.period_ms is not None or reading.items or reading.more:
+            return
+        found = self._tails.kept_message(reading.partition, reading.key)
+        if found is not None and found[0] < reading.upper:
+            reading.items.append(Item(found[0], 0, 0, found[1]))
+            reading.size += len(found[1])
 
     def _members(self, reading: _Reading, call: Members) -> Page | Refused:
         """The tail has read what was acknowledged: the set as it is by now."""

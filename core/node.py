@@ -58,6 +58,8 @@ from core.events import (
 from core.fold import SKEW_MS, WINDOW_MS, Fold
 from core.history import Reads
 from core.index import Index
+from core.kept import PREFIX as KEPT
+from core.kept import KeptMessages, kept
 from core.lifecycle import Lifecycle
 from core.log import EPHEMERAL_TAIL, LogRecord, body_is_ephemeral
 from core.metachannel import Metachannel
@@ -161,9 +163,9 @@ _encode_json = msgspec.json.Encoder().encode
 class _Partition:
     """How far the tail has read one partition of the log, and who waits for it to read further."""
 
-    __slots__ = ("ahead", "floor", "looked", "position", "quiet_from", "recency", "sound_after_ms", "verdicts")
+    __slots__ = ("ahead", "floor", "kept", "looked", "position", "quiet_from", "recency", "sound_after_ms", "verdicts")
 
-    def __init__(self, recent: int) -> None:
+    def __init__(self, recent: int, kept_bytes: int) -> None:
         self.position = 0
         """The next offset to be read."""
         self.looked = False
@@ -177,6 +179,7 @@ class _Partition:
         """Opens after a serial that the tail has not reached, by the number of their question for the end."""
         self.recency = Recency(recent)
         """The last record of each channel that a replay would bring: no duplicates, and nothing ephemeral."""
+        self.kept = KeptMessages(kept_bytes)
         self.quiet_from: int | None = None
         """As the state has it: see `StateRead`."""
 
@@ -280,7 +283,8 @@ class CoreNode:
         self._stream = streams.all[0]
         low, high = self._stream.serves
         recent = max(1, limits.recent_channels // (high + 1 - low))
-        self._partitions = {number: _Partition(recent) for number in range(low, high + 1)}
+        kept_bytes = limits.kept_bytes // (high + 1 - low)
+        self._partitions = {number: _Partition(recent, kept_bytes) for number in range(low, high + 1)}
         self._index = index
         self._fold = Fold(limits.fold_ids, random(16))
         self._connections = Connections(
@@ -445,6 +449,8 @@ class CoreNode:
             "channels": len(self._channels),
             "replays": len(self._replays),
             "reads": len(self._reads),
+            "keptMessages": sum(len(partition.kept) for partition in self._partitions.values()),
+            "keptDropped": sum(partition.kept.dropped for partition in self._partitions.values()),
             "barriers": len(self._barriers),
             "barriersOverdue": self._barriers.overdue,
             "appends": len(self._pending),
@@ -494,6 +500,9 @@ class CoreNode:
     def member_page(self, partition: int, key: bytes, call: Members) -> bytes:
         """Raises: RelayError 40003."""
         return encode_members(self._attendance.page(partition, key, call, self._serial(partition, self.tail_position(partition) - 1)))
+
+    def kept_message(self, partition: int, key: bytes) -> tuple[int, bytes] | None:
+        return self._partitions[partition].kept.get(key)
 
     # --- edges -------------------------------------------------------------------------------------------------------------------------
 
@@ -1499,6 +1508,8 @@ class CoreNode:
                     out.append(LinkSend(channel.link, Record(channel.ref, offset, record.kind, record.value), Lane.LIVE))
             if not (record.value.endswith(EPHEMERAL_TAIL) and body_is_ephemeral(record.value)):
                 before = partition.recency.saw(record.key, offset)
+                if record.id.startswith(KEPT):
+                    partition.kept.saw(record.key, offset, record.value)
                 if partition.floor is not None:
                     accepted.append(record)
                     befores.append(before)
@@ -1539,6 +1550,7 @@ class CoreNode:
         partition.quiet_from = event.quiet_from
         for key, last in lasts(event.records).items():
             partition.recency.restore(key, last.offset)
+        partition.kept.restore(kept(event.records))
         self._check_ready()
 
     def _looked(self, event: Looked) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import msgspec
 
 from core import state
+from core.kept import PREFIX as KEPT
+from core.kept import KeptToWrite
 from core.lifecycle import REMEMBERED_MS, LifecycleBody, PartitionLifecycle
 from core.log import LogRecord, body_is_ephemeral
 from core.occupancy_log import OccupancyBody, PartitionOccupancy
@@ -65,6 +67,7 @@ class OwnedPartition:
         "first",
         "forgotten",
         "given_up",
+        "kept",
         "lifecycle",
         "number",
         "occupancy",
@@ -131,6 +134,7 @@ class OwnedPartition:
         self.lifecycle = PartitionLifecycle()
         self.occupancy = PartitionOccupancy()
         self._keep_journal()
+        self.kept = KeptToWrite(limits.owner_span_bytes)
         self.quiet = QuietChannels(channels, low if found.checkpoint is None else max(low, found.checkpoint.quiet_from))
         if found.checkpoint is None:
             self.changes.update(dict.fromkeys(found.records))
@@ -151,10 +155,12 @@ class OwnedPartition:
             self.presence.look_back(record)
         if record.kind not in _HIDDEN and not body_is_ephemeral(record.value):
             self.quiet.saw(record.key, record.offset, record.timestamp, self.changes)
+        if record.id.startswith(KEPT):
+            self.kept.saw(record.key, record.offset, record.timestamp, record.value, self.changes)
 
     def take(self, record: LogRecord, *, duplicate: bool, rules: RuleSet, now: float) -> list[Drop]:
         """The next record from `first` on. Returns what rules matched and cannot write."""
-        _, _, offset, timestamp, key, value, kind, _ = record
+        _, _, offset, timestamp, key, value, kind, publish_id = record
         self.position = offset + 1
         self._read_at = now
         if timestamp > self.time:  # noqa: PLR1730 - a third of the time of max(), for each record
@@ -173,6 +179,9 @@ class OwnedPartition:
             self.size += len(value)
         if kind not in _HIDDEN and not body_is_ephemeral(value):
             self.quiet.saw(key, offset, timestamp, self.changes)
+        if publish_id.startswith(KEPT):
+            self.kept.saw(key, offset, timestamp, value, self.changes)
+            self.size += len(value)
         if (kind != _MESSAGE and not happened) or not rules.enabled or offset < self.rules_from:
             return []
         outcome = rules.outcome(record, happened)
@@ -205,6 +214,7 @@ class OwnedPartition:
         """What the passing of time makes of the state."""
         at = self.broker_time(now)
         self.quiet.sweep(at, self.changes)
+        self.kept.sweep(at, self.changes)
         self.presence.forget_edges(at - FORGET_EDGES_MS)
         self.lifecycle.forget(at - REMEMBERED_MS)
         self.occupancy.forget(at - REMEMBERED_MS)

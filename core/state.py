@@ -9,6 +9,7 @@ name can break; values are msgpack.
     [holder, log key, connection]          HolderState: the connection that entered members of that channel
     [edge, boot id]                        EdgeState: an edge process that is gone
     [last, log key]                        LastState: the newest record of a channel that has been quiet for a while
+    [kept, log key]                        KeptState: the last message that a mapping with `keep_last` has put on a channel
     [lifecycle, log key]                   LifecycleState
     [parked, app/rule, topic]              ParkedState: the cursor of a rule that cannot write; an empty topic stands for all of the rule
     [occupancy, log key]                   OccupancyState
@@ -74,6 +75,14 @@ class LastState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True)
     """Broker time, milliseconds: once the log has forgotten it, so may the state."""
 
 
+class KeptState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
+    offset: int
+    at: int = 0
+    """Broker time, milliseconds."""
+    value: bytes = b""
+    """That of the log record."""
+
+
 class LifecycleState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
     """The `number`-th time that the channel was opened; `open`: and it has not been closed since."""
 
@@ -107,7 +116,7 @@ class OccupancyState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=
     """Broker time, milliseconds: a channel that has been empty for long starts counting anew."""
 
 
-State = Checkpoint | MemberState | HolderState | EdgeState | LastState | LifecycleState | OccupancyState | ParkedState
+State = Checkpoint | MemberState | HolderState | EdgeState | LastState | KeptState | LifecycleState | OccupancyState | ParkedState
 
 SHAPES: dict[str, type[Any]] = {
     "checkpoint": Checkpoint,
@@ -115,6 +124,7 @@ SHAPES: dict[str, type[Any]] = {
     "holder": HolderState,
     "edge": EdgeState,
     "last": LastState,
+    "kept": KeptState,
     "lifecycle": LifecycleState,
     "parked": ParkedState,
     "occupancy": OccupancyState,
@@ -141,6 +151,18 @@ def edge_key(boot: str) -> bytes:
 
 def last_key(log_key: bytes) -> bytes:
     return encode(["last", log_key])
+
+
+def kept_key(log_key: bytes) -> bytes:
+    return encode(["kept", log_key])
+
+
+_KEPT = encode(["kept", b""])[:6]
+"""An array of two that begins with that word."""
+
+
+def is_kept(key: bytes) -> bool:
+    return key.startswith(_KEPT)
 
 
 def lifecycle_key(log_key: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -291,7 +292,7 @@ _RULE = {"id": "id", "status": "status", "source": "source", "target": "target"}
     "state": "live",
     "modified": "modified",
 }
-_MAPPING = {"id": "id", "status": "status", "topics": "topics", "pattern": "topicPattern", "channel": "channel"} | {
+_MAPPING = {"id": "id", "status": "status", "paused": "paused", "topics": "topics", "pattern": "topicPattern", "channel": "channel"} | {
     "running": "running",
     "modified": "modified",
 }
@@ -337,13 +338,59 @@ def add_commands(group: typer.Typer, kind: str, columns: dict[str, str]) -> None
         body = ({"ruleType": "kafka"} if kind == "rule" else {}) | _content(content)
         _say(_ask(context, "PATCH", "apps", app, many, name, body=body), as_json, kind.capitalize(), columns)
 
-    @group.command("delete", help=f"Delete a {kind}. Cores run it until they stop.")
+    @group.command("delete", help=f"Delete a {kind}. Cores run it {'no more' if kind == 'mapping' else 'until they stop'}.")
     def delete(context: typer.Context, app: App, name: Id) -> None:
         _ask(context, "DELETE", "apps", app, many, name)
 
 
 add_commands(rules_app, "rule", _RULE)
 add_commands(mappings_app, "mapping", _MAPPING)
+
+
+@mappings_app.command("pause")
+def pause_mapping(context: typer.Context, app: App, name: Id, as_json: AsJson = False) -> None:
+    """Hold a mapping on all cores: it reads nothing, and keeps its positions."""
+    _say(_ask(context, "POST", "apps", app, "mappings", name, "pause"), as_json, "Mapping", _MAPPING)
+
+
+@mappings_app.command("resume")
+def resume_mapping(context: typer.Context, app: App, name: Id, as_json: AsJson = False) -> None:
+    """Let a mapping read again, from where it was held."""
+    _say(_ask(context, "POST", "apps", app, "mappings", name, "resume"), as_json, "Mapping", _MAPPING)
+
+
+@mappings_app.command("seek")
+def seek_mapping(
+    context: typer.Context,
+    app: App,
+    name: Id,
+    to: Annotated[
+        str | None, typer.Option(help="`earliest`, `latest`, or a time: `2026-11-23T14:00:00Z`, or milliseconds since 1970.")
+    ] = None,
+    topic: Annotated[str | None, typer.Option(help="Only this topic.")] = None,
+    partition: Annotated[int | None, typer.Option(min=0, help="Only this partition of the topic.")] = None,
+    offset: Annotated[int | None, typer.Option(min=0, help="In place of --to, with --topic and --partition.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a mapping go on elsewhere. What it has published already is published again if that lies behind.
+
+    Example: `tidegate mappings seek APP ID --to earliest --topic orders`
+    """
+    body = _given(to=None if to is None else _position(to), topic=topic, partition=partition, offset=offset)
+    _say(_ask(context, "POST", "apps", app, "mappings", name, "seek", body=body), as_json, "Mapping", _MAPPING)
+
+
+def _position(text: str) -> str | int:
+    """`earliest` and `latest` as they are, times in milliseconds since 1970."""
+    if text in ("earliest", "latest"):
+        return text
+    if text.isascii() and text.isdigit():
+        return int(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        fail(f"--to takes earliest, latest or a time as in 2026-11-23T14:00:00Z, not {text!r}")
+    return int(at.astimezone().timestamp() * 1000)
 
 
 # --- access tokens -----------------------------------------------------------------------------------------------------------------------

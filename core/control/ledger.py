@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-KINDS = ("app", "key", "namespace", "rule", "mapping", "token")
+KINDS = ("app", "key", "namespace", "rule", "mapping", "steering", "token")
 """Kinds of records that have a `rev`: what stands before the first colon of their keys."""
 KEPT_MS = 30 * 86_400_000
 """How long a deleted or revoked record stays, in milliseconds."""
@@ -144,7 +144,12 @@ class Ledger:
             for name, entry in entries.items():
                 modified = _whole(entry.data.get("modified"))
                 over = entry.deleted or (kind in ("key", "token") and entry.data.get("status") == 1)
-                if (over and modified and now_ms - modified >= KEPT_MS) or (kind not in ("app", "token") and _app(kind, name) in gone):
+                steered = self._entries["mapping"].get(name) if kind == "steering" else None
+                if (
+                    (over and modified and now_ms - modified >= KEPT_MS)
+                    or (kind not in ("app", "token") and _app(kind, name) in gone)
+                    or (steered is not None and steered.deleted)
+                ):
                     found.append(entry.key)
         return found
 

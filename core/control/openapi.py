@@ -96,6 +96,7 @@ _MAPPING = {
     "from": {"type": ["string", "integer", "null"]},
     "onFailedRecordMapping": {"enum": ["skip", "stop", "dlq", None]},
     "dlqTopic": {"type": ["string", "null"]},
+    "keepLast": _FLAG,
 }
 _STORED = {
     "id": _TEXT,
@@ -132,6 +133,23 @@ _LIVE = _or_null(
         }
     )
 )
+_SEEK = {
+    "to": {
+        "anyOf": [{"enum": ["earliest", "latest", None]}, {"type": "integer", "minimum": 0, "maximum": 2**62}],
+        "description": "`earliest`, `latest`, or the first record that is not older than this time in milliseconds since 1970",
+    },
+    "topic": {"type": ["string", "null"], "description": "Only this topic"},
+    "partition": {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1, "description": "Only this partition of the topic"},
+    "offset": {"type": ["integer", "null"], "minimum": 0, "maximum": 2**62, "description": "In place of `to`, with topic and partition"},
+}
+_STEERING = {
+    "paused": {"type": "boolean", "description": "It is held, and reads nothing"},
+    "seek": {
+        **_object({"number": {"type": "integer", "minimum": 1}, "at": _TIME, **_SEEK}),
+        "type": ["object", "null"],
+        "description": "The last one that was asked for",
+    },
+}
 SCHEMAS: dict[str, Any] = {
     "Error": _object(
         {
@@ -222,7 +240,8 @@ SCHEMAS: dict[str, Any] = {
     ),
     "MappingBody": _object(_MAPPING, ("channel",)),
     "MappingPatch": _object(_MAPPING, ()),
-    "Mapping": _object({**_STORED, **_MAPPING}),
+    "Mapping": _object({**_STORED, **_MAPPING, **_STEERING}),
+    "SeekBody": _object(_SEEK, ()),
     "TokenBody": _object(
         {
             "name": {**_TEXT, "minLength": 1},
@@ -335,12 +354,19 @@ PATHS: dict[str, dict[str, Any]] = {
     },
     "/apps/{app}/mappings": {
         "get": _operation("All mappings", _ANY, 200, "Mapping", many=True),
-        "post": _operation("Make a mapping; cores run it from their next start", "operator", 201, "Mapping", body="MappingBody"),
+        "post": _operation("Make a mapping", "operator", 201, "Mapping", body="MappingBody"),
     },
     "/apps/{app}/mappings/{mapping}": {
         "get": _operation("One mapping", _ANY, 200, "Mapping"),
-        "patch": _operation("Change a mapping; cores run it so from their next start", "operator", 200, "Mapping", body="MappingPatch"),
-        "delete": _operation("Delete a mapping; cores run it until they stop", "operator", 204),
+        "patch": _operation("Change a mapping", "operator", 200, "Mapping", body="MappingPatch"),
+        "delete": _operation("Delete a mapping", "operator", 204),
+    },
+    "/apps/{app}/mappings/{mapping}/pause": {
+        "post": _operation("Hold a mapping: it reads nothing until resumed", "operator", 200, "Mapping")
+    },
+    "/apps/{app}/mappings/{mapping}/resume": {"post": _operation("Let a mapping read again", "operator", 200, "Mapping")},
+    "/apps/{app}/mappings/{mapping}/seek": {
+        "post": _operation("Make a mapping go on elsewhere", "operator", 200, "Mapping", body="SeekBody")
     },
     "/apps/{app}/queues": {
         "get": {

@@ -1,8 +1,9 @@
 """Rules and mappings as the Control API has them: JSON in the public API's words, checked by making what a core would run.
 
-The words are kept as they were sent, so that what comes back compares equal to what went in; passwords are taken out and sealed. Rules take
-effect as they are read (`Pipelines.rules_to_run`), mappings when a core starts; each answer says whether the core that answers has it in
-force (`running`).
+The words are kept as they were sent, so that what comes back compares equal to what went in; passwords are taken out and sealed. Rules
+(`Pipelines.rules_to_run`) and mappings (`Pipelines.mappings_to_run`) take effect as they are read; each answer says whether the core that
+answers has it in force (`running`). Whether a mapping is held, and where it was told to go on, is a record of its own
+(`steering:<app>:<id>`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import msgspec
 from core.control.control import Change, Control, kept, missing, too_many
 from core.control.fields import Invalid
 from core.control.ledger import Entry
-from core.mappings import Mapping, MappingConfig
+from core.mappings import Mapping, MappingConfig, Seek, Steering, Wanted
 from core.registry import open_secret, seal_secret
 from core.rules import Rule, RuleConfig
 from core.rules.checks import ConfigError
@@ -35,8 +36,12 @@ _MAPPING_FIELDS = {
     "from": "from",
     "onFailedRecordMapping": "on_failed_record_mapping",
     "dlqTopic": "dlq_topic",
+    "keepLast": "keep_last",
 }
 """Members of a mapping and the settings of core.toml that they are."""
+MAPPING_RECORDS = ("mapping:", "steering:", "app:")
+"""What the keys of records begin with that say which mappings run, and how."""
+_SEEK_FIELDS = ("to", "topic", "partition", "offset")
 _PATH = re.compile(r"(?s)(.*?)(?: - at `\$\.?(.*)`)?")
 
 Body = dict[str, Any]
@@ -75,7 +80,10 @@ class Pipelines:
         self.live: Callable[[str], Body] | None = None
         self._made: dict[str, _Made] = {}
         self._running: dict[str, int] = {}
-        """Record key and `rev` of the mappings that this core has begun to run."""
+        """Record key and `rev` of the mappings that this core runs."""
+        self._mappings_made: dict[str, tuple[int, Mapping | None]] = {}
+        """Record key, `rev` and mapping, so that each is made once; None for one that cannot be."""
+        self._static_mappings_made: list[tuple[str, Mapping]] | None = None
 
     # --- what a core runs ----------------------------------------------------------------------------------------------------------------
 
@@ -101,21 +109,47 @@ class Pipelines:
             self._made[entry.key] = made
         return [made.rule for made in self._made.values() if made.rule is not None]
 
-    def mappings_to_run(self, failed: Callable[[str, str], None]) -> list[Mapping]:
-        """All mappings that are configured here, to be run from now on. `failed` is told the record and why of what cannot be."""
-        mappings = []
-        ledger = self._control.ledger
-        for entry in ledger.of("mapping"):
+    def mappings_to_run(self, failed: Callable[[str, str], None]) -> list[Wanted]:
+        """Every mapping that is to run from now on, those of core.toml included: not what is disabled, nor is its app. `failed` is told the
+        record and why of what cannot run, once for each version of it."""
+        found = [Wanted(mapping, self._steering(app, mapping.id)) for app, mapping in self._static_made() if _enabled(mapping)]
+        for entry in self._control.ledger.of("mapping"):
             app, _, name = entry.name.partition(":")
-            if ledger.get("app", app) is None:
+            mapping = self._mapping_of(entry, failed)
+            owner = self._control.ledger.get("app", app)
+            if mapping is None:
+                self._running.pop(entry.key, None)
                 continue
+            self._running[entry.key] = entry.rev
+            if owner is not None and owner.data.get("status", "enabled") == "enabled" and _enabled(mapping):
+                found.append(Wanted(mapping, self._steering(app, name)))
+        return found
+
+    def _static_made(self) -> list[tuple[str, Mapping]]:
+        if self._static_mappings_made is None:
+            self._static_mappings_made = [(app, self._make_mapping(app, config)) for app, config in self._static_mappings]
+        return self._static_mappings_made
+
+    def _mapping_of(self, entry: Entry, failed: Callable[[str, str], None]) -> Mapping | None:
+        rev, made = self._mappings_made.get(entry.key, (-1, None))
+        if rev != entry.rev:
+            app, _, name = entry.name.partition(":")
+            made = None
             try:
-                mappings.append(self._mapping(app, name, entry.data["body"]))
+                made = self._mapping(app, name, entry.data["body"])
             except (Invalid, KeyError, TypeError) as error:
                 failed(entry.key, str(error))
-            else:
-                self._running[entry.key] = entry.rev
-        return mappings
+            self._mappings_made[entry.key] = (entry.rev, made)
+        return made
+
+    def _steering(self, app: str, name: str) -> Steering:
+        entry = self._control.ledger.get("steering", f"{app}:{name}")
+        if entry is None:
+            return Steering()
+        try:
+            return msgspec.convert(entry.data, Steering)
+        except msgspec.ValidationError:
+            return Steering()  # of a newer version: it runs as it is configured
 
     # --- rules ---------------------------------------------------------------------------------------------------------------------------
 
@@ -215,7 +249,7 @@ class Pipelines:
 
     def mappings(self, app: str) -> list[Body]:
         self._control.check_app(app)
-        found = [_static_mapping(app, config) for of, config in self._static_mappings if of == app]
+        found = [_static_mapping(app, config) | self._steered(app, config.id) for of, config in self._static_mappings if of == app]
         return found + [self._mapping_view(entry) for entry in self._control.ledger.of("mapping", f"{app}:")]
 
     def mapping(self, app: str, mapping: str) -> Body:
@@ -241,15 +275,64 @@ class Pipelines:
         entry = self._entry("mapping", app, mapping)
         return _deletion("mapping", app, mapping, entry, self._mapping_view(entry), now_ms)
 
+    # Those of core.toml can be held and moved too: that changes nothing of what the file says.
+
+    def pause_mapping(self, app: str, mapping: str, now_ms: int, *, paused: bool) -> Change:
+        """It reads nothing until it is resumed, and keeps its partitions and positions."""
+        self._target(app, mapping)
+        steering = msgspec.structs.replace(self._steering(app, mapping), paused=paused)
+        return self._steer("mapping.pause" if paused else "mapping.resume", app, mapping, steering, now_ms)
+
+    def seek_mapping(self, app: str, mapping: str, body: Body, now_ms: int) -> Change:
+        """It goes on elsewhere: at a position that the body says, on every partition or on those that the body names."""
+        config = self._target(app, mapping)
+        steering = self._steering(app, mapping)
+        raw = _seek_body(body)
+        topic = raw.pop("topic", None)
+        checked = _made(lambda: self._make_mapping(app, config))
+        if topic is not None and not checked.reads(topic):
+            raise Invalid({"topic": ["is none that the mapping reads"]})
+        topics, pattern = ([topic], "") if topic is not None else (config.topics, config.topic_pattern)
+        number = 1 + (steering.last.number if steering.last is not None else 0)
+        seek = _made(lambda: msgspec.convert({**raw, "number": number, "at": now_ms, "topics": topics, "pattern": pattern}, Seek))
+        if isinstance(seek.to, int):
+            try:
+                self._make_mapping(app, msgspec.structs.replace(config, start=seek.to))
+            except ConfigError as error:
+                raise Invalid({"to": [error.reason]}) from None
+        return self._steer("mapping.seek", app, mapping, steering.then(seek, self._control.limits.mapping_seeks), now_ms)
+
+    def _target(self, app: str, mapping: str) -> MappingConfig:
+        """The configuration of a mapping, wherever it comes from. Raises: RelayError 40400."""
+        self._control.check_app(app)
+        for of, config in self._static_mappings:
+            if (of, config.id) == (app, mapping):
+                return config
+        entry = self._control.ledger.get("mapping", f"{app}:{mapping}")
+        if entry is None:
+            raise missing("mapping", mapping)
+        return self._mapping(app, mapping, entry.data["body"]).config
+
+    def _steer(self, action: str, app: str, name: str, steering: Steering, now_ms: int) -> Change:
+        data = {"v": 1, **msgspec.to_builtins(steering), "modified": now_ms}
+        before, after = self._steered(app, name), _steering_view(steering)
+        return Change(
+            action, {"app": app, "mapping": name}, before, after, f"steering:{app}:{name}", data, 200, lambda: self.mapping(app, name)
+        )
+
+    def _steered(self, app: str, name: str) -> Body:
+        return _steering_view(self._steering(app, name))
+
     def _mapping_change(self, action: str, app: str, name: str, entry: Entry | None, data: Body, status: int) -> Change:
         target = {"app": app, "mapping": name}
         before = None if entry is None else self._mapping_view(entry)
-        after = _mapping_view(app, name, data)
+        after = _mapping_view(app, name, data) | self._steered(app, name)
         return Change(action, target, before, after, f"mapping:{app}:{name}", data, status, lambda: self.mapping(app, name))
 
     def _mapping_view(self, entry: Entry) -> Body:
         app, _, name = entry.name.partition(":")
-        return _mapping_view(app, name, entry.data) | {"running": self._running.get(entry.key) == entry.rev}
+        running = {"running": self._running.get(entry.key) == entry.rev}
+        return _mapping_view(app, name, entry.data) | self._steered(app, name) | running
 
     def _mapping(self, app: str, name: str, body: Body) -> Mapping:
         raw = {"id": name} | {_MAPPING_FIELDS[field]: value for field, value in body.items() if value is not None}
@@ -443,3 +526,28 @@ def _static_mapping(app: str, config: MappingConfig) -> Body:
     raw = msgspec.to_builtins(config)
     body = {field: raw[setting] for field, setting in _MAPPING_FIELDS.items()}
     return _mapping_view(app, config.id, {"body": body, "created": 0, "modified": 0}) | {"running": True}
+
+
+def _steering_view(steering: Steering) -> Body:
+    return {"paused": steering.paused, "seek": None if steering.last is None else steering.last.view()}
+
+
+def _seek_body(body: Body) -> Body:
+    """The members of a seek that are given, as far as they go together. Raises: Invalid."""
+    found = {name: value for name in _SEEK_FIELDS if (value := body.get(name)) is not None}
+    details: dict[str, list[str]] = {}
+    if ("to" in found) == ("offset" in found):
+        details["to"] = ["give either to (earliest, latest, or milliseconds since 1970) or offset"]
+    if "partition" in found and "topic" not in found:
+        details["topic"] = ["is needed with partition"]
+    if "offset" in found and "partition" not in found:
+        details["partition"] = ["is needed with offset"]
+    if "topic" in found and not isinstance(found["topic"], str):
+        details["topic"] = ["must be text"]
+    if details:
+        raise Invalid(details)
+    return found
+
+
+def _enabled(mapping: Mapping) -> bool:
+    return mapping.config.status == "enabled"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -148,7 +148,7 @@ class OwnerNumbers(Protocol):
     def parked_rules(self) -> list[dict[str, Any]]: ...
 
 
-def watch_kafka(metrics: Metrics, owner: OwnerNumbers, mappings: Sequence[MappingNumbers]) -> None:
+def watch_kafka(metrics: Metrics, owner: OwnerNumbers, mappings: Iterable[MappingNumbers]) -> None:
     """Show what the owner of partitions, rules and mappings have done. Once for each core."""
     metrics.registry.register(_RunnerNumbers(owner, mappings))
 
@@ -194,7 +194,7 @@ def _snake(name: str) -> str:
 class _RunnerNumbers(Collector):
     """Their threads go on counting meanwhile: what they count in is copied before it is gone through."""
 
-    def __init__(self, owner: OwnerNumbers, mappings: Sequence[MappingNumbers]) -> None:
+    def __init__(self, owner: OwnerNumbers, mappings: Iterable[MappingNumbers]) -> None:
         self._owner = owner
         self._mappings = mappings
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import ssl
 import threading
@@ -26,7 +27,7 @@ from core.control.control import Control
 from core.control.io.api import ControlApi
 from core.control.io.guard import Guard
 from core.control.io.writer import ConfigWriter
-from core.control.pipelines import Pipelines
+from core.control.pipelines import MAPPING_RECORDS, Pipelines
 from core.effects import (
     AskConfigEnd,
     AskEnd,
@@ -60,9 +61,9 @@ from core.kafka import (
     read_state,
 )
 from core.kafka.lanes import LogAppends
-from core.kafka.mapping_runner import MappingRunner
+from core.kafka.mapping_set import MappingSet
 from core.kafka.state_log import told
-from core.mappings import Mapping, Schemas
+from core.mappings import Schemas
 from core.node import CoreNode
 from core.ownership import PartitionState
 from core.registry import Registry, Streams
@@ -130,7 +131,7 @@ class CoreProcess:
         self._static_rules: list[Rule] = []
         """Those of core.toml."""
         self._owner: OwnerRunner | None = None
-        self._mappings: list[MappingRunner] = []
+        self._mappings: MappingSet | None = None
         self._appends: LogAppends | None = None
         self._tails: Tails
         self._log_ends: dict[int, int] = {}
@@ -205,7 +206,8 @@ class CoreProcess:
             and self._kafka_answers()
             and self._owner is not None
             and self._owner.ready
-            and all(mapping.ready for mapping in self._mappings)
+            and self._mappings is not None
+            and self._mappings.ready
         )
 
     def status(self) -> dict[str, Any]:
@@ -215,7 +217,7 @@ class CoreProcess:
         for each in status["partitions"]:
             end = self._log_ends.get(each["partition"])
             each |= {"end": end, "lag": None if end is None else max(0, end - each["position"])}
-        status["mappings"] = [mapping.status() for mapping in self._mappings]
+        status["mappings"] = [] if self._mappings is None else self._mappings.status()
         parked = [] if self._owner is None else self._owner.parked_rules()
         return status | {"ready": self.ready, "tails": len(self._tails), "parkedRules": parked}
 
@@ -318,8 +320,8 @@ class CoreProcess:
         self._config_log.advanced = lambda position: self._take_up_rules(Version(topics.config.stream, position))
         owner.start()
         self._want_occupancy()
-        mappings = writer.pipelines.mappings_to_run(_cannot_run)
-        self._start_mappings(appends, [*(config.mapping(app.id, each) for app in config.apps for each in app.mappings), *mappings])
+        self._mappings = MappingSet(config.kafka, appends, limits=limits, loop=loop, schemas=self._schemas, create_topics=config.dev)
+        self._want_mappings()
         watch_kafka(self._metrics, owner, self._mappings)
 
     def _rules_now(self) -> list[Rule]:
@@ -348,30 +350,25 @@ class CoreProcess:
         wanted = (rule.app for rule in self._rules if rule.enabled and rule.config.source.type == "channel.occupancy")
         self._driver.post(OccupancyWanted(frozenset(wanted)))
 
-    def _start_mappings(self, appends: LogAppends, made: list[Mapping]) -> None:
-        config, limits = self._config, self._config.limits
-        mappings = [mapping for mapping in made if mapping.config.status == "enabled"]
-        schemas = self._schemas() if any(mapping.needs_registry for mapping in mappings) else None
-        for mapping in mappings:
-            runner = MappingRunner(
-                config.kafka, mapping, appends, limits=limits, loop=self._loop, schemas=schemas, create_topics=config.dev
-            )
-            runner.start()
-            self._mappings.append(runner)
+    def _want_mappings(self) -> None:
+        """The mappings as they are configured now, in core.toml and by the Control API."""
+        assert self._mappings is not None, "it has been made"
+        assert self._writer is not None, "it is there before Kafka is"
+        self._mappings.want(self._writer.pipelines.mappings_to_run(_cannot_run))
 
-    def _schemas(self) -> Schemas:
-        # The client, with its HTTP library and three decoders, costs a second of start-up: only who needs it pays
-        from core.kafka.schema_registry import SchemaRegistry  # noqa: PLC0415
-
+    async def _schemas(self) -> Schemas:
+        # The client, with its HTTP library and three decoders, costs a second: only who needs it pays, and beside the loop
+        module = await asyncio.to_thread(importlib.import_module, "core.kafka.schema_registry")
         assert self._config.schema_registry is not None, "the configuration was checked"
-        registry = SchemaRegistry(self._config.schema_registry, self._config.limits)
+        registry = module.SchemaRegistry(self._config.schema_registry, self._config.limits)
         registry.start()
         self._scope.on_stop("schemas", registry.close)
-        return registry
+        found: Schemas = registry
+        return found
 
     async def _close_runners(self) -> None:
         """All at once: with a broker that hangs each of them takes its time."""
-        runners = [*self._mappings, *([] if self._owner is None else [self._owner])]
+        runners = [runner for runner in (self._mappings, self._owner) if runner is not None]
         await asyncio.gather(*(runner.close(RUNNERS_CLOSE_S) for runner in runners))
 
     async def _read_state(self, topics: Topics) -> dict[int, PartitionState]:
@@ -440,6 +437,8 @@ class CoreProcess:
                     self._rules_stale = self._rules_stale or event.key.startswith(("rule:", "app:"))
                     if not self._writer.read(event):
                         continue
+                    if self._mappings is not None and event.key.startswith(MAPPING_RECORDS):
+                        self._want_mappings()
                 if isinstance(event, ConfigWritten | EndOffset) and self._writer.took(event):
                     continue
             self._driver.post(event)

@@ -20,6 +20,7 @@ from core.kafka.config import KafkaConfig
 from core.kafka.consumer import open_consumer, read_batch
 from core.kafka.records import read_headers
 from core.kafka.topics import StreamInfo
+from relay.model.channel import log_key
 
 MAX_METADATA = 4_000
 """Longest metadata of a commit, in characters; brokers refuse more than 4,096 unless told otherwise. It is enough for 400 partitions of the
@@ -32,14 +33,17 @@ Place = tuple[str, int]
 
 
 class Committed(NamedTuple):
-    """The metadata of a commit. `partitions`: how many the topic had; `floors`: None when the log is not that one any more."""
+    """The metadata of a commit. `partitions`: how many the topic had; `floors`: None when the log is not that one any more; `seek`: the
+    number of the last seek that the partition has carried out, 0 if none."""
 
     partitions: int
     floors: list[int] | None
+    seek: int = 0
 
 
-def write_metadata(log: StreamInfo, partitions: int, floors: Sequence[int]) -> str:
-    """`1:<partitions>:<stream of the log>:<varints in base64>`; without the last two if that would be too long."""
+def write_metadata(log: StreamInfo, partitions: int, floors: Sequence[int], seek: int = 0) -> str:
+    """`1:<partitions>:<stream of the log>:<varints in base64>`, without the last two if that would be too long. After a seek
+    `2:<its number>:` stands in place of `1:`."""
     packed = bytearray()
     for floor in floors:
         rest = floor
@@ -47,23 +51,33 @@ def write_metadata(log: StreamInfo, partitions: int, floors: Sequence[int]) -> s
             packed.append(rest & 0x7F | 0x80)
             rest >>= 7
         packed.append(rest)
-    text = f"1:{partitions}:{log.stream}:{base64.b64encode(packed).decode()}"
-    return text if len(text) <= MAX_METADATA else f"1:{partitions}"
+    begin = f"2:{seek}:{partitions}" if seek else f"1:{partitions}"
+    text = f"{begin}:{log.stream}:{base64.b64encode(packed).decode()}"
+    return text if len(text) <= MAX_METADATA else begin
 
 
 def read_metadata(text: str | None, log: StreamInfo) -> Committed | None:
     """None for what another program has committed."""
-    parts = (text or "").split(":")
-    if len(parts) not in (2, 4) or parts[0] != "1" or not parts[1].isascii() or not parts[1].isdigit():
+    version, *parts = (text or "").split(":")
+    seek = 0
+    if version == "2" and parts and _digits(parts[0]):
+        seek = int(parts.pop(0))
+    elif version != "1":
         return None
-    partitions = int(parts[1])
-    if len(parts) == 2 or parts[2] != log.stream:
-        return Committed(partitions, None)
+    if len(parts) not in (1, 3) or not _digits(parts[0]):
+        return None
+    partitions = int(parts[0])
+    if len(parts) == 1 or parts[1] != log.stream:
+        return Committed(partitions, None, seek)
     with contextlib.suppress(binascii.Error, ValueError):
-        floors = _varints(base64.b64decode(parts[3], validate=True))
+        floors = _varints(base64.b64decode(parts[2], validate=True))
         if len(floors) == log.partitions:
-            return Committed(partitions, floors)
+            return Committed(partitions, floors, seek)
     return None
+
+
+def _digits(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 def _varints(packed: bytes) -> list[int]:
@@ -81,45 +95,66 @@ def _varints(packed: bytes) -> list[int]:
     return found
 
 
-def source_of(publish_id: str) -> tuple[Place, int] | None:
-    """Place and offset of the record behind a publish; None if it is none of a mapping's."""
-    if not publish_id.startswith("m:"):
+class Source(NamedTuple):
+    """Where a publish came from: the mapping, the place and offset of the record, the number of the seek that led there."""
+
+    mapping: str
+    place: Place
+    offset: int
+    seek: int
+
+
+def source_of(publish_id: str) -> Source | None:
+    """None if it is none of a mapping's."""
+    parts = publish_id.split(":")
+    if parts[0] not in ("m", "k") or len(parts) not in (5, 6):
         return None
-    topic, _, rest = publish_id[2:].partition(":")
-    partition, _, offset = rest.partition(":")
     try:
-        return (topic, int(partition)), int(offset)
+        partition, offset, *seek = map(int, parts[3:])
     except ValueError:
         return None
+    return Source(parts[1], (parts[2], partition), offset, seek[0] if seek else 0)
+
+
+class Look(NamedTuple):
+    """What is looked for of one partition: records at or after `mark` that were appended since the seek of this number."""
+
+    mark: int
+    seek: int
 
 
 class _Found:
-    """Log keys by offset, for the first `most` offsets at or after the mark: more could not have been under way."""
+    """The first `most` offsets at or after the mark: more could not have been under way."""
 
-    __slots__ = ("_ceiling", "_mark", "_most", "keys")
+    __slots__ = ("_ceiling", "_mark", "_most", "offsets")
 
     def __init__(self, mark: int, most: int) -> None:
         self._mark = mark
         self._most = most
         self._ceiling: int | None = None
-        self.keys: dict[int, set[bytes]] = {}
+        self.offsets: set[int] = set()
 
-    def add(self, offset: int, key: bytes) -> None:
+    def add(self, offset: int) -> None:
         if offset < self._mark or (self._ceiling is not None and offset > self._ceiling):
             return
-        self.keys.setdefault(offset, set()).add(key)
-        if len(self.keys) > 2 * self._most:
-            kept = sorted(self.keys)[: self._most]
+        self.offsets.add(offset)
+        if len(self.offsets) > 2 * self._most:
+            kept = sorted(self.offsets)[: self._most]
             self._ceiling = kept[-1]
-            self.keys = {each: self.keys[each] for each in kept}
+            self.offsets = set(kept)
 
 
 class LogScan:
-    """Reads the log from `floors` to where it ends now, in steps, for partitions that begin at `marks`. Belongs to one thread."""
+    """Reads the log from `floors` to where it ends now, in steps, for partitions of one mapping. Belongs to one thread."""
 
-    def __init__(self, config: KafkaConfig, log: StreamInfo, floors: Sequence[int], marks: dict[Place, int], most: int) -> None:
+    def __init__(
+        self, config: KafkaConfig, log: StreamInfo, floors: Sequence[int], looks: dict[Place, Look], most: int, *, app: str, mapping: str
+    ) -> None:
         """`most`: records of one partition that can have been appended and not committed. Raises KafkaException."""
-        self._found = {place: _Found(mark, most) for place, mark in marks.items()}
+        self._looks = looks
+        self._found = {place: _Found(look.mark, most) for place, look in looks.items()}
+        self._app = log_key(app, "")
+        self._mapping = mapping
         self._ends: dict[int, int] = {}
         self.records = 0
         """Read so far."""
@@ -140,9 +175,9 @@ class LogScan:
     def places(self) -> set[Place]:
         return set(self._found)
 
-    def keys(self, place: Place) -> dict[int, set[bytes]]:
-        """Log keys under which the records of `place` are there already, by offset."""
-        return self._found[place].keys
+    def offsets(self, place: Place) -> set[int]:
+        """Which records of `place` are there already."""
+        return self._found[place].offsets
 
     def step(self, budget_s: float) -> bool:
         """Read for about `budget_s`. True: all is read. Raises KafkaException."""
@@ -166,8 +201,10 @@ class LogScan:
         self.records += 1
         _, publish_id = read_headers(message.headers() or [])
         source = source_of(publish_id)
-        if source is not None and (found := self._found.get(source[0])) is not None:
-            found.add(source[1], message.key() or b"")
+        if source is not None and source.mapping == self._mapping and (message.key() or b"").startswith(self._app):
+            look = self._looks.get(source.place)
+            if look is not None and look.seek == source.seek:
+                self._found[source.place].add(source.offset)
         if message.offset() + 1 >= self._ends.get(partition, 0):
             self._ends.pop(partition, None)
 

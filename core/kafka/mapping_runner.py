@@ -5,6 +5,9 @@ partition read, which append. `LogAppends` is the mappings' share of the core's 
 
 A record that cannot be mapped yet (its schema is being fetched, or the policy is `stop`) holds up its partition: what was read behind it is
 kept, at most one batch, the partition is paused, and the record is tried again.
+
+A mapping may be changed, held and moved while it runs (`use`): the thread takes it up between two reads. What was handed to the lanes
+before is appended as the mapping said then.
 """
 
 from __future__ import annotations
@@ -19,14 +22,14 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from core.kafka.appended import Committed, LogScan, Place, read_metadata, write_metadata
+from core.kafka.appended import Committed, LogScan, Look, Place, read_metadata, write_metadata
 from core.kafka.config import KafkaConfig
 from core.kafka.consumer import KafkaThread, open_consumer, read_batch
 from core.kafka.dead_letters import DeadLetters
 from core.kafka.lanes import Entry, Lane, LogAppends, Position, State
 from core.kafka.logs import log
-from core.kafka.targets import TargetTopics, fault_of
-from core.mappings import Delayed, Failed, Mapped, Mapping, Schemas, SourceRecord
+from core.kafka.targets import TargetTopics
+from core.mappings import Delayed, Failed, Mapped, Mapping, Schemas, Seek, SourceRecord, Steering
 from relay.model.limits import CoreLimits
 
 CALL_S = 10.0
@@ -58,10 +61,22 @@ STOPPED_S = 5.0
 """How often a record that stops its partition is tried again, in seconds."""
 LAG_S = 2.0
 """How often the ends of the partitions are looked at, in seconds."""
+SEEK_S = 0.5
+"""Wait before a seek that Kafka refused is tried again, in seconds."""
 COMPLAIN_S = 60.0
 """The same trouble of a mapping is logged at most this often."""
 CLOSE_S = 15.0
 """Longest wait for the thread to end."""
+
+
+_NOT_YET = (
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+)
+"""What is said of a partition that will be there in a moment."""
 
 
 class Stopped(NamedTuple):
@@ -78,29 +93,36 @@ class Stopped(NamedTuple):
 class _Partition:
     """A partition while it is assigned; the thread's."""
 
-    __slots__ = ("already", "already_until", "committed", "committed_at", "count", "end", "held", "lane", "retry_at", "scan", "stopped")
+    __slots__ = (
+        "already", "already_until", "committed", "committed_at", "count", "end", "held", "lane", "left", "retry_at", "scan", "seek",
+        "stopped",
+    )  # fmt: skip
 
-    def __init__(self, lane: Lane, count: int) -> None:
+    def __init__(self, lane: Lane, count: int, seek: int) -> None:
         self.lane = lane
         self.count = count
         """Partitions that its topic has."""
+        self.seek = seek
+        """The number of the last seek that it has carried out."""
         self.held: deque[SourceRecord] = deque()
         """Not mapped yet; the first of them is what the partition waits at."""
         self.stopped: Stopped | None = None
         self.retry_at = 0.0
         self.scan: LogScan | None = None
         """Under way; nothing is mapped meanwhile."""
-        self.already: dict[int, set[bytes]] = {}
-        """Log keys of what a former owner has appended, by offset."""
+        self.already: set[int] = set()
+        """Offsets of what a former owner has appended."""
         self.already_until = 0
         """Nothing is committed between its commit and here: the next owner would look at the log from later on, and not find it."""
         self.committed: Position | None = None
         self.committed_at = 0.0
         self.end = -1
+        self.left = False
+        """Its topic is not the mapping's any more: it goes with the next rebalance, and until then nothing is read."""
 
     @property
     def waits(self) -> bool:
-        return self.scan is not None or bool(self.held)
+        return self.scan is not None or self.left or bool(self.held)
 
 
 class MappingRunner(KafkaThread):
@@ -115,12 +137,21 @@ class MappingRunner(KafkaThread):
         limits: CoreLimits,
         loop: asyncio.AbstractEventLoop,
         schemas: Schemas | None = None,
+        steering: Steering | None = None,
         create_topics: bool = False,
     ) -> None:
         """`create_topics`: make topics that are missing (dev only)."""
         super().__init__(f"tidegate-mapping-{mapping.id}")
         self._config = config
         self._mapping = mapping
+        self._steering = steering or Steering()
+        self._given: tuple[Mapping, Steering, Schemas | None] | None = None
+        """What `use` was told and the thread has not taken up yet."""
+        self._before: Mapping | None = None
+        """The mapping as it was before a change, until topics have been looked for."""
+        self._anew = False
+        """The change takes another consumer."""
+        self._look_at = self._seek_at = 0.0
         self._appends = appends
         self._limits = limits
         self._loop = loop
@@ -169,6 +200,17 @@ class MappingRunner(KafkaThread):
         """Partitions that wait at a record. Any thread."""
         return [stopped for part in list(self._parts.values()) if (stopped := part.stopped) is not None]
 
+    @property
+    def paused(self) -> bool:
+        return self._steering.paused
+
+    @property
+    def seeks_due(self) -> int:
+        """Partitions that have not carried out the last seek which moves them. Any thread."""
+        steering = self._steering
+        seeks = ((part.seek, steering.seek_of(*place)) for place, part in list(self._parts.items()))
+        return sum(1 for done, seek in seeks if seek is not None and seek.number > done)
+
     def status(self) -> dict[str, Any]:
         """For operators. Any thread."""
         return {
@@ -176,10 +218,16 @@ class MappingRunner(KafkaThread):
             "id": self._mapping.id,
             "group": self.group,
             "ready": self.ready,
+            "paused": self.paused,
             "partitions": len(self._parts),
             "lag": self.lag,
+            "seeksDue": self.seeks_due,
             "stopped": [stopped._asdict() for stopped in self.stopped],
         }
+
+    def use(self, mapping: Mapping, steering: Steering, schemas: Schemas | None = None) -> None:
+        """Go on with this; the app and the id are the same. Any thread; returns at once."""
+        self._given = (mapping, steering, schemas)
 
     async def close(self, timeout_s: float = CLOSE_S) -> None:
         """Waits shortly for un-reported appends, commits, leaves the group. Close it before `LogProducer`."""
@@ -187,7 +235,13 @@ class MappingRunner(KafkaThread):
 
     def run(self) -> None:
         """Until `close`, or an error that needs a new consumer. Raises KafkaException."""
+        while not self.closing.is_set():
+            self._anew = False
+            self._run_once()
+
+    def _run_once(self) -> None:
         self._subscribed = ([], [])
+        self._take_up()
         self._consumer = open_consumer(
             self._config,
             f"mapping-{self._mapping.id}",
@@ -199,23 +253,24 @@ class MappingRunner(KafkaThread):
             fetch_wait_max_ms=10,
         )
         try:
-            if topic := self._mapping.config.dlq_topic:
-                self._dead = DeadLetters(self._config, topic, self._mapping.id, self._targets(), self._complain)
+            self._open_dead_letters()
             self._learn_ends()
             self._read_until_closed()
         finally:
             self._drop(list(self._parts))
-            if self._dead is not None:
-                self._dead.close()
-                self._dead = None
+            self._close_dead_letters()
             self._consumer.close()
+            self._consumer = None
 
     def _read_until_closed(self) -> None:
-        look_at = commit_at = lag_at = 0.0
-        while not self.closing.is_set():
+        commit_at = lag_at = self._look_at = 0.0
+        while not self.closing.is_set() and not self._anew:
+            self._take_up()
             now = time.monotonic()
-            if now >= look_at:
-                look_at = now + self._look_again()
+            if now >= self._look_at:
+                self._look_at = now + self._look_again()
+            if now >= self._seek_at:
+                self._carry_out_seeks()
             self._hold()
             self._read()
             self._renew_lease()
@@ -233,17 +288,92 @@ class MappingRunner(KafkaThread):
                 self._look_at_ends()
         self._settle(list(self._parts))
 
+    # --- changes ---------------------------------------------------------------------------------------------------------------------
+
+    def _take_up(self) -> None:
+        """What `use` was told last."""
+        given, self._given = self._given, None
+        if given is None:
+            return
+        mapping, self._steering, self._schemas = given
+        self._seek_at = 0.0
+        if mapping is self._mapping:
+            return
+        old, self._mapping = self._mapping, mapping
+        log.info("mapping %s: changed", mapping.id)
+        self._complained.clear()
+        for (topic, _), part in self._parts.items():
+            part.retry_at = 0.0
+            part.left = not mapping.reads(topic)
+        if (old.config.topics, old.config.topic_pattern) != (mapping.config.topics, mapping.config.topic_pattern):
+            self._before = self._before or old
+            self._look_at = 0.0
+        if old.config.dlq_topic != mapping.config.dlq_topic:
+            # Records whose letters are not written yet are tried anew by the new rules: read again, from the last commit.
+            self._anew = self._dead is not None and self._dead.pending > 0
+            if self._consumer is not None and not self._anew:
+                self._close_dead_letters()
+                self._open_dead_letters()
+
+    def _open_dead_letters(self) -> None:
+        if topic := self._mapping.config.dlq_topic:
+            self._dead = DeadLetters(self._config, topic, self._mapping.id, self._targets(), self._complain)
+
+    def _close_dead_letters(self) -> None:
+        if self._dead is not None:
+            self._dead.close()
+            self._dead = None
+
+    def _carry_out_seeks(self) -> None:
+        """Move the partitions whose last seek is not done."""
+        self._seek_at = float("inf")
+        for place, part in list(self._parts.items()):
+            seek = self._steering.seek_of(*place)
+            if seek is None or seek.number <= part.seek:
+                continue
+            try:
+                self._move(place, part, seek)
+            except KafkaException as refused:
+                # Perhaps it is another core's by now, which will do it
+                self._seek_at = time.monotonic() + SEEK_S
+                self._complain(f"seek: {refused.args[0].name()}")
+
+    def _move(self, place: Place, part: _Partition, seek: Seek) -> None:
+        """Commit the new position first: from then on the seek is done, whoever goes on. Raises KafkaException."""
+        low, high = self._ends_of(place)
+        start = self._target(place, seek, low, high)
+        moved = _Partition(self._lane(start), part.count, seek.number)
+        moved.end = high
+        for error in self._commit_positions({place: (moved, self._here(start))}, wait=True):
+            raise KafkaException(error)
+        self._call(part.lane.close)
+        self._parts[place] = moved
+        self._consumer.incremental_unassign([TopicPartition(*place)])
+        self._consumer.incremental_assign([TopicPartition(*place, start)])
+        self._consumer.resume([TopicPartition(*place)])  # as after any assignment
+        self._paused.discard(place)
+        log.info("mapping %s: seek %d: %s:%d goes on at %d", self._mapping.id, seek.number, *place, start)
+
+    def _target(self, place: Place, seek: Seek, low: int, high: int) -> int:
+        """Where a seek leads: never beyond what there is. Raises KafkaException."""
+        match seek.to:
+            case "earliest":
+                return low
+            case "latest":
+                return high
+            case int():
+                return self._offset_at(place, seek.to, high)
+        return min(max(low, seek.offset or 0), high)
+
     # --- topics ----------------------------------------------------------------------------------------------------------------------
 
     def _look_again(self) -> float:
-        """When to look next, in seconds. Raises KafkaException if nothing is subscribed to yet."""
+        """When to look next, in seconds."""
         try:
             return self._look_for_topics()
         except KafkaException as failed:
-            if not self._subscribed[0]:
-                raise
             self._complain(f"looking for topics: {failed.args[0].name()}")
-            return PATTERN_S
+            return PATTERN_S if self._subscribed[0] else MISSING_S
 
     def _look_for_topics(self) -> float:
         """Subscribe to what is there, and to what is not there yet. When to look again, in seconds from now."""
@@ -256,9 +386,12 @@ class MappingRunner(KafkaThread):
         present = there | (named - faults.keys())
         if self._seen is None:
             self._seen = present
-        # What is missing is born from now on: its partitions may be assigned before the next look
-        self._born |= (present - self._seen) | {topic for topic, fault in faults.items() if fault == "missing_topic"}
+        # What is missing is born from now on: its partitions may be assigned before the next look. What is there and was not asked for
+        # before a change of the mapping is not.
+        fresh = {topic for topic in present - self._seen if self._before is None or self._before.reads(topic)}
+        self._born |= fresh | {topic for topic, fault in faults.items() if fault == "missing_topic"}
         self._seen |= present
+        self._before = None
         wanted, missing = sorted(named | there), sorted(faults)
         if wanted and (wanted, missing) != self._subscribed:
             # Also when a missing one has appeared: it makes librdkafka look at once
@@ -304,7 +437,7 @@ class MappingRunner(KafkaThread):
             self._full = True
         elif records <= limits.mapping_records // 2 and size <= limits.mapping_bytes // 2:
             self._full = False
-        wanted = {place for place, part in parts.items() if self._full or part.waits}
+        wanted = {place for place, part in parts.items() if self._full or self._steering.paused or part.waits}
         if stop := wanted - self._paused:
             self._consumer.pause([TopicPartition(*place) for place in stop])
         if go := (self._paused - wanted) & parts.keys():
@@ -339,13 +472,13 @@ class MappingRunner(KafkaThread):
 
     def _map_held(self, part: _Partition) -> None:
         """Map what was read, in order, as far as that goes."""
-        if part.scan is not None:
+        if part.scan is not None or part.left or self._steering.paused:
             return
         entries: list[Entry] = []
         now_ms = time.time_ns() // 1_000_000
         while part.held:
             record = part.held[0]
-            entry = self._entry(part, record, self._mapping.map(record, now_ms, self._schemas))
+            entry = self._entry(part, record, self._mapping.map(record, now_ms, self._schemas, part.seek))
             if entry is None:
                 break
             part.held.popleft()
@@ -363,7 +496,7 @@ class MappingRunner(KafkaThread):
         size = _size(record)
         match made:
             case Mapped(key, publish_id, body):
-                if key in part.already.get(record.offset, ()):
+                if record.offset in part.already:
                     self.found += 1
                     return Entry(record.offset, None, size)
                 return Entry(record.offset, (key, body, publish_id), size)
@@ -433,10 +566,10 @@ class MappingRunner(KafkaThread):
         self._scans.popleft()
         for place in scan.places:
             if (part := self._parts.get(place)) is not None and part.scan is scan:
-                part.already = scan.keys(place)
+                part.already = scan.offsets(place)
                 part.already_until = max(part.already, default=-1) + 1
                 part.scan = None
-        if found := sum(len(scan.keys(place)) for place in scan.places):
+        if found := sum(len(scan.offsets(place)) for place in scan.places):
             log.info("mapping %s: %d records were in the log already", self._mapping.id, found)
         scan.close()
 
@@ -444,9 +577,8 @@ class MappingRunner(KafkaThread):
 
     def _assigned(self, _consumer: object, partitions: list[TopicPartition]) -> None:
         starts: list[TopicPartition] = []
-        looks: list[tuple[_Partition, Place, list[int]]] = []
-        begun: dict[Place, Position] = {}
-        ends = [max(0, end) for end in self._appends.ends]
+        looks: dict[Place, tuple[_Partition, list[int]]] = {}
+        begun: dict[Place, tuple[_Partition, Position]] = {}
         for at in self._consumer.committed(partitions, timeout=CALL_S) if partitions else []:
             if at.error is not None:
                 raise KafkaException(at.error)
@@ -454,18 +586,15 @@ class MappingRunner(KafkaThread):
             low, high = self._ends_of(place)
             count = max(self._counts.get(at.topic, 0), at.partition + 1)
             said = read_metadata(at.metadata, self._appends.log) if at.offset >= 0 else None
-            start = max(at.offset, low) if at.offset >= 0 else self._beginning(place, low, high, count)
-            if 0 <= at.offset < low:
-                self.lost += low - at.offset
-                self._complain("retention deleted records before the mapping read them", f" ({low - at.offset} of {at.topic})")
-            part = self._parts[place] = _Partition(Lane(self._loop, self._appends, start, self._may_append), count)
+            start, seek = self._start(place, at.offset, said, low, high, count)
+            part = self._parts[place] = _Partition(self._lane(start), count, seek)
             part.end = high
             starts.append(TopicPartition(*place, start))
-            if said is not None and said.floors is not None:
+            if said is not None and said.floors is not None and said.seek == seek:
                 part.committed = Position(start, said.floors)
-                looks.append((part, place, said.floors))
+                looks[place] = (part, said.floors)
             else:
-                begun[place] = Position(start, ends)
+                begun[place] = (part, self._here(start))
         self._consumer.incremental_assign(starts)
         if starts:
             self._consumer.resume(starts)  # a pause outlives an assignment (measured with librdkafka 2.16)
@@ -476,42 +605,73 @@ class MappingRunner(KafkaThread):
         self._lease_until = time.monotonic() + LEASE_S
         self._ready.set()
 
+    def _start(self, place: Place, committed: int, said: Committed | None, low: int, high: int, count: int) -> tuple[int, int]:
+        """Where a partition goes on, and the number of the seek that led there. `committed` is negative if there is no commit."""
+        seek = self._steering.seek_of(*place)
+        asked = 0 if seek is None else seek.number
+        if committed >= 0:
+            # Whoever moves the group's offsets by hand does so after all seeks.
+            done = asked if said is None else said.seek
+            if seek is not None and asked > done:
+                return self._target(place, seek, low, high), asked
+            if committed < low:
+                self.lost += low - committed
+                self._complain("retention deleted records before the mapping read them", f" ({low - committed} of {place[0]})")
+            return max(committed, low), done
+        if place[0] in self._born or self._grown(*place, count):
+            return low, asked
+        return self._beginning(place, low, high) if seek is None else self._target(place, seek, low, high), asked
+
+    def _lane(self, start: int) -> Lane:
+        return Lane(self._loop, self._appends, start, self._may_append)
+
+    def _here(self, start: int) -> Position:
+        """A position from which nothing has been appended yet."""
+        return Position(start, [max(0, end) for end in self._appends.ends])
+
     def _ends_of(self, place: Place) -> tuple[int, int]:
-        """Where a partition begins and ends. A topic that has just been made may not be known everywhere yet. Raises KafkaException."""
+        """Where a partition begins and ends. A broker tells of a topic that has just been made before it leads its partitions.
+        Raises KafkaException."""
         until = time.monotonic() + LOOK_S
         while True:
             try:
                 low, high = self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=CALL_S)
             except KafkaException as failed:
-                if fault_of(failed.args[0]) != "missing_topic" or time.monotonic() > until:
+                if failed.args[0].code() not in _NOT_YET or time.monotonic() > until:
                     raise
                 time.sleep(0.1)
             else:
                 return low, high
 
-    def _look(self, looks: list[tuple[_Partition, Place, list[int]]]) -> None:
+    def _look(self, looks: dict[Place, tuple[_Partition, list[int]]]) -> None:
         """Begin to look at the log for what former owners of these partitions have appended."""
         if not looks:
             return
-        floors = [min(each) for each in zip(*(floors for _, _, floors in looks), strict=True)]
-        marks = {place: part.lane.mark for part, place, _ in looks}
-        scan = LogScan(self._config, self._appends.log, floors, marks, self._limits.mapping_records + BATCH)
+        floors = [min(each) for each in zip(*(floors for _, floors in looks.values()), strict=True)]
+        wanted = {place: Look(part.lane.mark, part.seek) for place, (part, _) in looks.items()}
+        most = self._limits.mapping_records + BATCH
+        mapping = self._mapping
+        scan = LogScan(self._config, self._appends.log, floors, wanted, most, app=mapping.app, mapping=mapping.id)
         self._scans.append(scan)
-        for part, _, _ in looks:
+        for part, _ in looks.values():
             part.scan = scan
 
-    def _beginning(self, place: Place, low: int, high: int, count: int) -> int:
-        """Where a partition begins that has no commit."""
-        topic, number = place
-        start = self._mapping.config.start
-        if start == "earliest" or topic in self._born or self._grown(topic, number, count):
-            return low
-        if isinstance(start, int):
-            (found,) = self._consumer.offsets_for_times([TopicPartition(topic, number, start)], timeout=CALL_S)
-            if found.error is not None:
-                raise KafkaException(found.error)
-            return int(found.offset) if found.offset >= 0 else high
-        return high
+    def _beginning(self, place: Place, low: int, high: int) -> int:
+        """Where a partition begins that was never read. Raises KafkaException."""
+        match self._mapping.config.start:
+            case "earliest":
+                return low
+            case "latest":
+                return high
+            case at:
+                return self._offset_at(place, at, high)
+
+    def _offset_at(self, place: Place, at_ms: int, high: int) -> int:
+        """The first record that is not older; `high` if there is none. Raises KafkaException."""
+        (found,) = self._consumer.offsets_for_times([TopicPartition(*place, at_ms)], timeout=CALL_S)
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return int(found.offset) if found.offset >= 0 else high
 
     def _grown(self, topic: str, number: int, count: int) -> bool:
         """Whether the partition was added to its topic after the mapping had begun with the others: it holds nothing older."""
@@ -565,29 +725,30 @@ class MappingRunner(KafkaThread):
     def _commit(self, *, wait: bool) -> None:
         """What has moved on, or was not said for long."""
         now = time.monotonic()
-        positions: dict[Place, Position] = {}
+        positions: dict[Place, tuple[_Partition, Position]] = {}
         for place, part in self._parts.items():
             position = part.lane.position
             if position is None or part.scan is not None or position.mark < part.already_until:
                 continue
-            part.already = {}
+            part.already = set()
             if part.committed is None or position.mark != part.committed.mark or now - part.committed_at >= REFRESH_S:
-                positions[place] = position
+                positions[place] = (part, position)
         self._commit_positions(positions, wait=wait)
 
-    def _commit_positions(self, positions: dict[Place, Position], *, wait: bool) -> None:
-        """Raises KafkaException."""
+    def _commit_positions(self, positions: dict[Place, tuple[_Partition, Position]], *, wait: bool) -> list[KafkaError]:
+        """With `wait`: why Kafka did not take single ones of them. Raises KafkaException."""
         if not positions:
-            return
+            return []
         offsets = []
-        for place, position in positions.items():
-            metadata = write_metadata(self._appends.log, self._parts[place].count, position.floors)
+        for place, (part, position) in positions.items():
+            metadata = write_metadata(self._appends.log, part.count, position.floors, part.seek)
             offsets.append(TopicPartition(*place, position.mark, metadata))
-        self._consumer.commit(offsets=offsets, asynchronous=not wait)
+        taken = self._consumer.commit(offsets=offsets, asynchronous=not wait)
         now = time.monotonic()
-        for place, position in positions.items():
-            self._parts[place].committed = position
-            self._parts[place].committed_at = now
+        for part, position in positions.values():
+            part.committed = position
+            part.committed_at = now
+        return [each.error for each in taken or () if each.error is not None]
 
     def _may_append(self) -> bool:
         """On the loop: whether the thread came round lately, and so the group cannot have given the partitions to others."""
@@ -599,7 +760,7 @@ class MappingRunner(KafkaThread):
 
     def _still_member(self) -> bool:
         """Ask by repeating a commit, which is refused to whoever is not in the group any more."""
-        positions = {place: part.committed for place, part in self._parts.items() if part.committed is not None}
+        positions = {place: (part, part.committed) for place, part in self._parts.items() if part.committed is not None}
         try:
             self._commit_positions(positions, wait=True)
         except KafkaException as refused:

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from core.kept import PREFIX as KEPT
 from core.mappings.content import Content, DelayedError, FailedError, FailReason, Format, reader
 from core.mappings.schemas import SCHEMA_FORMATS, Schemas
 from core.mappings.template import SourceRecord, Template, View
@@ -20,6 +21,11 @@ ENCODING_HEADER = "com.ably.encoding"
 """Header of a record that sets the message's `encoding`."""
 PUSH_HEADER = "com.ably.extras.push"
 """Header of a record with JSON text for `extras.push`."""
+
+MAPPED = "m:"
+"""First part of publish ids where the last message of a channel is not kept."""
+MAX_TIME_MS = 2**62
+"""Latest time that Kafka can be asked about, in milliseconds since 1970."""
 
 _BODY = msgspec.msgpack.Encoder()
 
@@ -49,6 +55,8 @@ class MappingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `dlq`: it is written to `dlq_topic`."""
     dlq_topic: str = ""
     """Where records go that cannot become messages, with `dlq`."""
+    keep_last: bool = False
+    """Keep the last message of each channel for `rewind`, however old it is: for compacted topics."""
 
 
 class Mapped(NamedTuple):
@@ -99,7 +107,7 @@ class Mapping:
         self._max_bytes = max_message_bytes
         self._pattern = self._check_topics()
         self._check_policy()
-        if isinstance(config.start, int) and config.start < 0:
+        if isinstance(config.start, int) and not 0 <= config.start <= MAX_TIME_MS:
             raise ConfigError("from", "a time is milliseconds since 1970, and not negative")
         if isinstance(config.start, int) and not times:
             raise ConfigError("from", "the embedded broker finds no records by time")
@@ -123,16 +131,17 @@ class Mapping:
             return True
         return self._pattern is not None and topic_fault(topic, self._prefix) is None and self._pattern.fullmatch(topic) is not None
 
-    def map(self, record: SourceRecord, now_ms: int, schemas: Schemas | None = None) -> Mapped | Failed | Delayed:
-        """The append for one record; `now_ms` is the time of receipt. A record without value becomes a message without data."""
+    def map(self, record: SourceRecord, now_ms: int, schemas: Schemas | None = None, seek: int = 0) -> Mapped | Failed | Delayed:
+        """The append for one record; `now_ms` is the time of receipt, `seek` the number of the last seek of its partition. A record without
+        value becomes a message without data."""
         try:
-            return self._map(record, now_ms, schemas)
+            return self._map(record, now_ms, schemas, seek)
         except FailedError as wrong:
             return Failed(wrong.reason, wrong.detail)
         except DelayedError as waiting:
             return Delayed(waiting.schema)
 
-    def _map(self, record: SourceRecord, now_ms: int, schemas: Schemas | None) -> Mapped:
+    def _map(self, record: SourceRecord, now_ms: int, schemas: Schemas | None, seek: int) -> Mapped:
         key = self._key(record.key, schemas)
         value = self._value(record.value, schemas)
         view = View(record, key, value)
@@ -150,7 +159,9 @@ class Mapping:
         except RelayError as wrong:
             raise FailedError("oversize" if wrong.code == 40009 else "refused", wrong.info.message) from None
         body = _BODY.encode(RecordBody(id=place, timestamp=now_ms, messages=[message]))
-        return Mapped(log_key(self.app, channel), f"m:{place}", body, channel, message)
+        space = KEPT if self.config.keep_last else MAPPED
+        publish_id = f"{space}{self.id}:{place}:{seek}" if seek else f"{space}{self.id}:{place}"
+        return Mapped(log_key(self.app, channel), publish_id, body, channel, message)
 
     def _extras(self, headers: dict[str, bytes | None], key: Content) -> dict[str, Any] | None:
         extras: dict[str, Any] = {}

@@ -377,6 +377,9 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     quiet_channels: int = 1_000_000
     """Channels whose last record's position an owner of all partitions keeps in the state, about 400 bytes each, an equal share for each
     partition. Above it: the one that was quiet for longest is forgotten, and a client that comes back to it may be told 90003."""
+    kept_bytes: int = 268_435_456
+    """Last messages of channels of mappings with `keep_last` that a core holds, an equal share for each partition. Above it: the one that
+    was quiet for longest is dropped, `rewind` gives nothing on its channel, and `keptDropped` in the status counts it."""
     rule_topics: int = 1_000
     """Topics that one rule writes to while its core runs. Above it: records for further topics are dropped and counted."""
     parked_topics: int = 100
@@ -397,6 +400,9 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The same, in bytes of keys and values."""
     mapping_topics: int = 1_000
     """Topics that the pattern of one mapping finds. Above it: further ones, by name, are not read, and the log says so."""
+    mapping_seeks: int = 100
+    """Seeks of one mapping that move different topics or partitions and are remembered. Above it: the oldest is forgotten; a partition that
+    nobody has run since then does not carry it out."""
     schemas: int = 1_000
     """Schemas of Schema Registry that a core remembers, for each format. Above it: the one that was not needed for longest is forgotten."""
     schema_timeout_s: float = 5.0

@@ -6,12 +6,17 @@ import secrets
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.events import Tailed
+from core.log import LogRecord
+from relay.model.channel import log_key, partition_of
+from relay.model.message import Kind, Message, RecordBody
 from tests.journeys.test_journeys import ACK, ATTACH, ATTACHED, CONNECTED, MESSAGE, AnyWorld
-from tests.journeys.world import Client, World
+from tests.journeys.world import APP, STREAM, Client, World
 
 HAS_BACKLOG = 2
 
@@ -196,3 +201,38 @@ def drain(client: Client) -> list[dict[str, Any]]:
     while client.has_more():
         frames.append(client.next())
     return frames
+
+
+def test_a_compacted_topic_is_the_initial_state_of_its_channels() -> None:
+    """Row M1.13: `rewind=1` on a channel that nobody was ever on, long after its record was mapped; then what changes."""
+    world = World(cores=2)
+    log = log_key(APP, "price:ACME")
+
+    def maps(data: str | None, offset: int) -> None:
+        body = RecordBody(f"prices:0:{offset}", world.now_ms, None, [Message(id=f"prices:0:{offset}:0", data=data)])
+        partition = partition_of(log, STREAM.partitions)
+        records = world.log.partitions[partition]
+        value = msgspec.msgpack.encode(body)
+        records.append(
+            LogRecord(STREAM.id, partition, len(records), world.now_ms, log, value, int(Kind.MESSAGE), f"k:prices:prices:0:{offset}")
+        )
+        for core in world.cores:
+            core.inbox.append(Tailed([records[-1]]))
+        world.run()
+
+    maps("10", 0)
+    maps("11", 1)
+    world.wait(3_600)
+    client = publisher(world)
+    client.sends(action=ATTACH, channel="price:ACME", params={"rewind": "1"})
+    assert client.gets(ATTACHED)["flags"] & HAS_BACKLOG
+    (first,) = client.gets(MESSAGE)["messages"]
+    assert (first["data"], first["id"]) == ("11", "prices:0:1:0")
+    maps("12", 2)
+    assert texts(client.gets(MESSAGE)["messages"]) == ["12"]
+    world.wait(600)
+    late = publisher(world, edge=0)
+    late.sends(action=ATTACH, channel="price:ACME", params={"rewind": "5"})
+    late.gets(ATTACHED)
+    assert texts(late.gets(MESSAGE)["messages"]) == ["12"]
+    late.gets_nothing()

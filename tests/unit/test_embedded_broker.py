@@ -11,10 +11,13 @@ from core.events import ConfigRead, ConfigWritten, EndOffset, Looked, Reported, 
 from core.kafka import ConfigLog, EmbeddedBroker, EndOffsets, KafkaConfig, LogProducer, Tail, prepare_topics, read_state
 from core.kafka.state_log import told
 from core.kafka.topics import create_missing
+from core.mappings import Steering
 from core.presence import PartitionPresence
 from core.rules import Rule, RuleConfig
 from relay.model.channel import log_key, partition_of
 from relay.model.message import Kind, Message, PresenceItem, RecordBody
+from tests.kafka.test_mappings import log_of, logged, produce
+from tests.kafka.test_mappings_that_run import mapping, runner, seek
 from tests.kafka.test_rules import committed, numbers, publish, rule, until
 from tests.support.kafka import kafka
 
@@ -127,6 +130,38 @@ def test_a_rule_without_its_topic_is_parked_and_catches_up_while_others_go_on() 
             await owner.close()
             assert owner.failures == 0
             assert sorted(numbers(await asyncio.to_thread(committed, config.brokers, "late", 4))) == list(range(published))
+
+    asyncio.run(story())
+    broker.stop()
+
+
+def test_its_mappings_are_held_and_moved() -> None:
+    """Rows M7.2 and M7.3, as far as it goes."""
+    broker = EmbeddedBroker()
+    config = KafkaConfig(brokers=broker.start(), embedded=True)
+    create_missing(config.brokers, ["in"])
+
+    async def story() -> None:
+        async with kafka("", config=config) as world:
+            appends = log_of(world)
+            made = mapping(world, topics=["in"])
+            running = runner(world, appends, made)
+            await until(lambda: len(running._parts) == 4)
+            await asyncio.to_thread(produce, config.brokers, "in", 0, 100)
+            await until(lambda: len(logged(world)) == 100)
+            running.use(made, Steering(paused=True))
+            await until(lambda: running.paused)
+            await asyncio.sleep(0.2)
+            await asyncio.to_thread(produce, config.brokers, "in", 100, 50)
+            running.use(made, seek(to="earliest", topics=["in"]))
+            await until(lambda: len(logged(world)) == 250)
+            await running.close()
+            again = runner(world, appends, made, seek(to="earliest", topics=["in"]))
+            await until(lambda: again.ready)
+            await asyncio.sleep(0.5)
+            await again.close()
+            assert len({record.id for record in logged(world)}) == len(logged(world)) == 250
+            assert running.failures == again.failures == 0
 
     asyncio.run(story())
     broker.stop()

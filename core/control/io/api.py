@@ -34,7 +34,7 @@ log = structlog.get_logger("core.control")
 
 MOST_AUDIT = 1_000
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-_WITHOUT_BODY = ("/revoke", "/rotate")
+_WITHOUT_BODY = ("/revoke", "/rotate", "/pause", "/resume")
 _HTTP_CODES = {404: 40400, 405: 40500, 413: 40009, 503: 50320}
 
 
@@ -94,6 +94,9 @@ class ControlApi:
                 "PATCH": self._change_mapping,
                 "DELETE": self._delete_mapping,
             },
+            "/apps/{app}/mappings/{mapping}/pause": {"POST": self._pause_mapping},
+            "/apps/{app}/mappings/{mapping}/resume": {"POST": self._resume_mapping},
+            "/apps/{app}/mappings/{mapping}/seek": {"POST": self._seek_mapping},
             "/apps/{app}/queues": {"GET": self._queues},
             "/tokens": {"GET": self._tokens, "POST": self._create_token},
             "/tokens/{token}": {"DELETE": self._revoke_token},
@@ -304,6 +307,22 @@ class ControlApi:
         call.who.require("operator")
         found = self._writer.pipelines
         return await self._change(call, lambda: found.delete_mapping(call["app"], call["mapping"], self._writer.now_ms()))
+
+    async def _pause_mapping(self, call: Call) -> Response:
+        return await self._hold_mapping(call, paused=True)
+
+    async def _resume_mapping(self, call: Call) -> Response:
+        return await self._hold_mapping(call, paused=False)
+
+    async def _hold_mapping(self, call: Call, *, paused: bool) -> Response:
+        call.who.require("operator")
+        found = self._writer.pipelines
+        return await self._change(call, lambda: found.pause_mapping(call["app"], call["mapping"], self._writer.now_ms(), paused=paused))
+
+    async def _seek_mapping(self, call: Call) -> Response:
+        call.who.require("operator")
+        found = self._writer.pipelines
+        return await self._change(call, lambda: found.seek_mapping(call["app"], call["mapping"], call.body, self._writer.now_ms()))
 
     async def _queues(self, call: Call) -> Response:
         """There are none; the public tools list them."""

@@ -61,6 +61,9 @@ SCOPE_OF = [
     ("GET", "/apps/none/mappings/m", {"reader", "operator", "security"}),
     ("PATCH", "/apps/none/mappings/m", {"operator"}),
     ("DELETE", "/apps/none/mappings/m", {"operator"}),
+    ("POST", "/apps/none/mappings/m/pause", {"operator"}),
+    ("POST", "/apps/none/mappings/m/resume", {"operator"}),
+    ("POST", "/apps/none/mappings/m/seek", {"operator"}),
     ("GET", "/apps/none/queues", {"reader", "operator", "security"}),
     ("GET", "/tokens", {"security"}),
     ("POST", "/tokens", set()),  # takes two scopes at once

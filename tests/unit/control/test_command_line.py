@@ -115,6 +115,21 @@ def test_rules_and_mappings_are_made_from_files(served, tmp_path):
     assert "nowhere" in served.say("rules", "create", app, "--from", "/nowhere", code=2)
 
 
+def test_mappings_are_held_and_moved(served, tmp_path):
+    app = served.tell("apps", "create", "moved")["id"]
+    path = tmp_path / "mapping"
+    path.write_text(json.dumps({"topics": ["orders"], "channel": "orders:#{key}"}))
+    name = served.tell("mappings", "create", app, "--from", str(path))["id"]
+    assert served.tell("mappings", "pause", app, name)["paused"] is True
+    assert "yes" in served.say("mappings", "list", app)
+    assert served.tell("mappings", "resume", app, name)["paused"] is False
+    for to, found in (("earliest", "earliest"), ("1700000000000", 1_700_000_000_000), ("2023-11-14T22:13:20Z", 1_700_000_000_000)):
+        assert served.tell("mappings", "seek", app, name, "--to", to)["seek"]["to"] == found
+    moved = served.tell("mappings", "seek", app, name, "--topic", "orders", "--partition", "3", "--offset", "42")["seek"]
+    assert (moved["topic"], moved["partition"], moved["offset"], moved["number"]) == ("orders", 3, 42, 4)
+    assert "--to takes" in served.say("mappings", "seek", app, name, "--to", "yesterday", code=2)
+
+
 def test_what_somebody_named_does_not_steer_the_terminal(served):
     key = served.tell("apps", "create", "[red]not red[/red]")["id"]
     assert "[red]not red[/red]" in served.say("apps", "list")

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from core.mappings import MappingConfig
+from core.mappings import Mapping, MappingConfig, Steering, Wanted
 from core.registry import seal_secret
 from core.rules import RuleConfig
 from core.rules import rule as rules
@@ -137,7 +137,7 @@ def test_a_core_runs_at_its_start_what_is_there_then(core, app, foreign):
     next_start = OneCore(core.topic, "core-2")
     failures: list[Any] = []
     (ran,) = next_start.pipelines.rules_to_run(lambda *failure: failures.append(failure))
-    (mapped,) = next_start.pipelines.mappings_to_run(lambda *failure: failures.append(failure))
+    ((mapped, _),) = next_start.pipelines.mappings_to_run(lambda *failure: failures.append(failure))
     assert (ran.app, ran.id, ran.config.target.auth.sasl.password.reveal()) == (app, rule, "hush-hush")
     assert (mapped.app, mapped.id, mapped.config.start, mapped.config.topics) == (app, mapping, "earliest", ["orders"])
     assert failures == []
@@ -223,3 +223,148 @@ def test_those_of_core_toml_are_shown_and_not_changed():
     assert core.ask("GET", "/apps/bank/rules").json() == []
     for method, path in (("POST", "rules"), ("DELETE", "rules/out"), ("PATCH", "mappings/in")):
         assert core.ask(method, f"/apps/shop/{path}", RULE).json()["code"] == 40300
+
+
+# --- mappings that run --------------------------------------------------------------------------------------------------------------------
+
+IN = {"topics": ["orders"], "channel": "orders:#{key}"}
+
+
+def wanted(core: OneCore) -> dict[str, Wanted]:
+    def failed(record: str, why: str) -> None:
+        raise AssertionError((record, why))
+
+    return {each.mapping.id: each for each in core.pipelines.mappings_to_run(failed)}
+
+
+def test_what_is_to_run_follows_every_change(core, app):
+    """Row M7.1: mappings and apps, as they are made, changed, disabled and deleted."""
+    path = f"/apps/{app}/mappings/{(name := core.made(f'/apps/{app}/mappings', IN)['id'])}"
+    before = wanted(core)[name].mapping
+    assert core.ask("GET", path).json()["running"] is True
+    assert wanted(core)[name].mapping is before, "made once"
+    core.ask("PATCH", path, {"messageName": "order"})
+    assert core.ask("GET", path).json()["running"] is False
+    assert wanted(core)[name].mapping.config.message_name == "order"
+    for what, body in ((path, {"status": "disabled"}), (f"/apps/{app}", {"status": "disabled"})):
+        core.ask("PATCH", what, body)
+        assert wanted(core) == {}
+        core.ask("PATCH", what, {"status": "enabled"})
+        assert list(wanted(core)) == [name]
+    core.ask("DELETE", path)
+    assert wanted(core) == {}
+    again = core.made(f"/apps/{app}/mappings", IN)["id"]
+    assert again != name, "nothing goes on where another mapping was"
+    core.ask("DELETE", f"/apps/{app}")
+    assert wanted(core) == {}
+
+
+def test_a_mapping_is_held_and_let_go(core, app):
+    """Row M7.2."""
+    path = f"/apps/{app}/mappings/{(name := core.made(f'/apps/{app}/mappings', IN)['id'])}"
+    assert wanted(core)[name].steering == Steering()
+    assert core.made(f"{path}/pause", status=200)["paused"] is True
+    core.ask("PATCH", path, {"messageName": "order"})
+    assert wanted(core)[name].steering == Steering(paused=True), "a change does not let it go"
+    assert core.made(f"{path}/resume", status=200)["paused"] is False
+    assert wanted(core)[name].steering == Steering()
+    (resumed, paused) = [one for one in core.audit(action="mapping.") if one["action"] in ("mapping.pause", "mapping.resume")]
+    assert (paused["before"]["paused"], paused["after"]["paused"], resumed["after"]["paused"]) == (False, True, False)
+    assert paused["target"] == {"app": app, "mapping": name}
+
+
+@pytest.mark.parametrize(
+    ("body", "moved", "not_moved"),
+    [
+        ({"to": "earliest"}, [("orders", 0), ("orders", 9), ("late-1", 0)], [("other", 0)]),
+        ({"to": 1_700_000_000_000, "topic": "orders"}, [("orders", 0)], [("late-1", 0)]),
+        ({"to": "latest", "topic": "late-1", "partition": 2}, [("late-1", 2)], [("late-1", 1), ("late-2", 2)]),
+        ({"topic": "orders", "partition": 1, "offset": 42}, [("orders", 1)], [("orders", 0)]),
+    ],
+)
+def test_a_seek_moves_what_it_names(core, app, body, moved, not_moved):
+    """Row M7.3."""
+    name = core.made(f"/apps/{app}/mappings", {**IN, "topicPattern": "late-.*"})["id"]
+    shown = core.made(f"/apps/{app}/mappings/{name}/seek", body, status=200)["seek"]
+    assert shown | body == shown
+    assert shown["number"] == 1
+    steering = wanted(core)[name].steering
+    for place in moved:
+        assert (seek := steering.seek_of(*place)) is not None
+        assert (seek.number, seek.to, seek.offset) == (1, body.get("to"), body.get("offset"))
+    assert [steering.seek_of(*place) for place in not_moved] == [None] * len(not_moved)
+    (entry,) = core.audit(action="mapping.seek")
+    assert (entry["before"]["seek"], entry["after"]["seek"]) == (None, shown)
+
+
+def test_seeks_are_numbered_and_kept_as_long_as_they_may_matter(core, app):
+    """Row M7.3: for a partition that nobody ran meanwhile, the last one that moves it counts."""
+    name = core.made(f"/apps/{app}/mappings", {"topics": ["a", "b"], "channel": "c"})["id"]
+
+    def seek(**body: Any) -> Steering:
+        core.made(f"/apps/{app}/mappings/{name}/seek", body, status=200)
+        return wanted(core)[name].steering
+
+    seek(to="earliest")
+    seek(topic="a", partition=0, offset=7)
+    steering = seek(to="latest", topic="b")
+    assert [steering.seek_of(*place).number for place in (("a", 0), ("a", 1), ("b", 0))] == [2, 1, 3]
+    steering = seek(topic="a", partition=0, offset=9)
+    assert [one.number for one in steering.seeks] == [1, 3, 4]
+    assert [one.number for one in seek(to="earliest").seeks] == [5]
+    core.ask("PATCH", f"/apps/{app}/mappings/{name}", {"topics": ["a", "b", "new"]})
+    assert wanted(core)[name].steering.seek_of("new", 0) is None, "what is mapped later begins where `from` says"
+    for number in range(200):
+        steering = seek(topic="a", partition=number, offset=0)
+    assert len(steering.seeks) == core.control.limits.mapping_seeks
+    assert steering.last is not None
+    assert steering.last.number == 205
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "to"),
+        ({"to": "end"}, "to"),
+        ({"to": -1}, "to"),
+        ({"to": 2**63}, "to"),
+        ({"to": "latest", "offset": 1}, "to"),
+        ({"offset": 1}, "partition"),
+        ({"offset": 1, "topic": "orders"}, "partition"),
+        ({"to": "latest", "partition": 1}, "topic"),
+        ({"to": "latest", "topic": "other"}, "topic"),
+        ({"to": "latest", "topic": 7}, "topic"),
+        ({"offset": -1, "topic": "orders", "partition": 0}, "offset"),
+        ({"offset": 2**63, "topic": "orders", "partition": 0}, "offset"),
+        ({"offset": 1, "topic": "orders", "partition": 2**31}, "partition"),
+    ],
+)
+def test_a_seek_that_leads_nowhere_is_refused_with_its_field(core, app, body, field):
+    name = core.made(f"/apps/{app}/mappings", IN)["id"]
+    answer = core.ask("POST", f"/apps/{app}/mappings/{name}/seek", body)
+    assert answer.status_code == 422, answer.text
+    assert field in answer.json()["details"]
+    assert "steering:" not in core.topic.text()
+
+
+def test_mappings_of_core_toml_are_held_and_moved_too():
+    """Rows M7.2 and M7.3."""
+    mapping = msgspec.convert({"id": "in", "topics": ["orders"], "channel": "c"}, MappingConfig)
+    core = OneCore(Topic(), static_mappings=[("shop", mapping)])
+    core.made("/apps/shop/mappings/in/pause", status=200)
+    shown = core.made("/apps/shop/mappings/in/seek", {"to": "earliest"}, status=200)
+    assert (shown["paused"], shown["seek"]["to"]) == (True, "earliest")
+    other = OneCore(core.topic, "core-2", static_mappings=[("shop", mapping)])
+    (each,) = wanted(other).values()
+    assert isinstance(each.mapping, Mapping)
+    assert each.steering.paused
+    assert each.steering.seek_of("orders", 3).number == 1
+    assert core.ask("POST", "/apps/shop/mappings/none/pause").json()["code"] == 40400
+
+
+def test_what_was_asked_of_a_deleted_mapping_is_forgotten(core, app):
+    name = core.made(f"/apps/{app}/mappings", IN)["id"]
+    core.made(f"/apps/{app}/mappings/{name}/pause", status=200)
+    assert core.control.ledger.outdated(core.now_ms) == []
+    core.ask("DELETE", f"/apps/{app}/mappings/{name}")
+    assert core.control.ledger.outdated(core.now_ms) == [f"steering:{app}:{name}"]

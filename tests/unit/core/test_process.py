@@ -91,6 +91,8 @@ def test_a_core_that_kafka_does_not_answer_is_not_ready() -> None:
         ends.answered_at = process._loop.time()
         assert not process.ready, "rules could miss what is published now"
         process._owner = SimpleNamespace(ready=True)  # type: ignore[assignment]
+        assert not process.ready, "nor may mappings"
+        process._mappings = SimpleNamespace(ready=True)  # type: ignore[assignment]
         assert process.ready
         ends.answered_at -= SILENT_S
         assert not process.ready

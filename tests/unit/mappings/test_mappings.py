@@ -33,7 +33,7 @@ def mapped(record: SourceRecord, **fields: Any) -> tuple[str, Message]:
     made = mapping(**fields).map(record, 1000)
     assert isinstance(made, Mapped), made
     body = msgspec.msgpack.decode(made.body, type=RecordBody)
-    assert made.publish_id == "m:scores:3:42"
+    assert made.publish_id == "m:m1:scores:3:42"
     assert (body.timestamp, body.connection_id, len(body.messages)) == (1000, None, 1)
     app, _, channel = made.key.decode().partition(":")
     assert app == "app"
