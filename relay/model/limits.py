@@ -244,6 +244,8 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How long a refused credential is remembered, in seconds."""
     nonces: int = 100_000
     """Nonces of token requests remembered, for as long as their timestamp is current. Above it: requestToken is refused with 50004."""
+    revoked_targets: int = 100_000
+    """Targets of revocations (`revokeTokens`) of the last 25 hours, over all apps. Above it: further requests are refused with 42910."""
     config_waiters: int = 1_024
     """Admits that wait to learn whether an unknown key was just created elsewhere. Above it: refused with 50004."""
     config_barrier_interval_s: float = 0.1
