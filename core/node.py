@@ -44,6 +44,7 @@ from core.events import (
     Event,
     Gap,
     Looked,
+    Noticed,
     OccupancyWanted,
     Overfull,
     Owned,
@@ -121,7 +122,7 @@ from relay.link.frames import (
     Watch,
 )
 from relay.model.capability import Capability, Operation
-from relay.model.channel import CHANNEL_LIFECYCLE, METACHANNELS, ChannelName, log_key, parse_channel, partition_of
+from relay.model.channel import METACHANNELS, ChannelName, log_key, parse_channel, partition_of
 from relay.model.connection_key import CONNECTION_ID_BYTES, claimed_id, make_key, new_connection_id, parse_key
 from relay.model.errors import ErrorInfo, RelayError
 from relay.model.grants import Grant, seal_grant
@@ -264,10 +265,13 @@ class CoreNode:
         dev: bool = False,
         sandbox: bool = False,
         config_log: bool = True,
+        region: str = "home",
+        connection_lifecycle: bool = False,
         look_back_ms: int = LOOK_BACK_MS,
     ) -> None:
         """`random(n)` gives n unpredictable bytes. `config_log`: whether `tidegate.config` is read, and asked before a key is called
-        unknown. `look_back_ms`: how far before its start the tail begins.
+        unknown. `region`: what readers of metachannels are told of where channels live. `connection_lifecycle`: whether they are told of
+        connections. `look_back_ms`: how far before its start the tail begins.
         """
         self.name = name
         self.counters: Counter[str] = Counter()
@@ -278,6 +282,7 @@ class CoreNode:
         self._random = random
         self._sandbox = sandbox
         self._config_log = config_log
+        self._connection_lifecycle = connection_lifecycle
         self._look_back_ms = look_back_ms
         self._streams = streams
         self._stream = streams.all[0]
@@ -318,7 +323,14 @@ class CoreNode:
             counts=self._occupancy.totals,
         )
         self._occupancy_log = OccupancyLog(limits, self.counters, append=self._append_occupancy, totals=self._occupancy.totals)
-        self._metachannel = Metachannel(limits, self.counters, append=self._append_to_metachannel, counts=self._occupancy.totals)
+        self._metachannel = Metachannel(
+            limits,
+            self.counters,
+            append=self._append_to_metachannel,
+            counts=self._occupancy.totals,
+            partition=lambda app, channel: partition_of(log_key(app, channel), self._stream.partitions),
+            region=region,
+        )
         self._watched: set[bytes] = set()
         """Log keys of channels that operators watch."""
         self._replays = Replays(index, limits, self)
@@ -394,6 +406,8 @@ class CoreNode:
                 self._looked(event)
             case Gap():
                 self._gap(event)
+            case Noticed():
+                self._metachannel.log(event.app, event.number, event.name, event.about, self._now_ms)
             case Congested():
                 (self._congested.add if event.on and event.link in self._roster.links else self._congested.discard)(event.link)
             case StateRead():
@@ -723,7 +737,7 @@ class CoreNode:
         session_id = new_connection_id(self._random(CONNECTION_ID_BYTES))
         grant = self._make_grant(link, session_id, frame.realtime, verified, client_id, 0)
         if frame.realtime:
-            self._connections.connected(session_id, grant, frame.remain_present_ms)
+            self._connections.connected(session_id, grant, self._now_ms, frame.remain_present_ms)
         self._grant(link, frame.req, grant, self._connection_key(grant), error)
 
     def _connection_key(self, grant: Grant) -> str:
@@ -803,6 +817,10 @@ class CoreNode:
         change = self._connections.read(event.key, event.value, self._now)
         if change is None:
             return
+        if self._connection_lifecycle:
+            self._metachannel.connection(change, event.at, self._now_ms)
+            if self._was_ready and self._metachannel.due:
+                self._metachannel.turn(self._now)
         if change.before is not None:
             self._absence.suspect(change.connection, self._now)
         after = change.after
@@ -1724,6 +1742,9 @@ class CoreNode:
         except RelayError as error:
             self._refuse_admission(link, frame, error)
         else:
+            partition = partition_of(key, self._stream.partitions)
+            if partition in self._partitions:
+                self._lifecycle.queried(partition, key, self._now, self._now_ms)
             self._send(link, Page(frame.req, 200, _encode_json(self._occupancy.totals(key))))
 
     def _checked_status(self, link: int, frame: Fetch) -> bytes:
@@ -1753,8 +1774,8 @@ class CoreNode:
     def _append_occupancy(self, partition: int, key: bytes, value: bytes, publish_id: str) -> None:
         self._out.append(Produce(self._number(), partition, key, value, Kind.OCCUPANCY, publish_id))
 
-    def _append_to_metachannel(self, app: str, value: bytes, publish_id: str) -> bool:
-        key = log_key(app, CHANNEL_LIFECYCLE)
+    def _append_to_metachannel(self, app: str, channel: str, value: bytes, publish_id: str) -> bool:
+        key = log_key(app, channel)
         partition = partition_of(key, self._stream.partitions)
         if self._registry.app(app) is None or partition not in self._partitions:
             return False

@@ -14,6 +14,7 @@ import contextlib
 import os
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,6 +65,7 @@ from core.mappings import Mapping, Schemas
 from core.node import CoreNode
 from core.ownership import PartitionState
 from core.registry import Registry, Streams
+from core.troubles import Troubles
 from relay.link.calls import MemberPage
 from relay.link.frames import Frame, Hello, Lane, Stream
 from relay.link.io.accept import LinkServer
@@ -83,6 +85,8 @@ RETRY_S = 2.0
 """Between two attempts to reach Kafka at start."""
 PROBE_S = 2.0
 """How often Kafka is asked whether it is there."""
+TROUBLES_S = 1.0
+"""How often rules and mappings are asked whether they are in trouble."""
 SILENT_S = 10.0
 """A core is not ready once Kafka has not answered for this long. Edges go on asking it: what they publish waits."""
 PROBE = 0
@@ -155,6 +159,8 @@ class CoreProcess:
             limits=config.limits,
             dev=config.dev,
             sandbox=config.sandbox,
+            region=config.region,
+            connection_lifecycle=config.connection_lifecycle,
         )
         control = Control(
             keyring=keyring,
@@ -311,6 +317,16 @@ class CoreProcess:
         )
         self._start_mappings(appends, [*(config.mapping(app.id, each) for app in config.apps for each in app.mappings), *mappings])
         watch_kafka(self._metrics, owner, self._mappings)
+        self._scope.spawn("troubles", self._tell_troubles(owner))
+
+    async def _tell_troubles(self, owner: OwnerRunner) -> None:
+        """What no client is told of goes to the metachannel of the app."""
+        troubles = Troubles()
+        while True:
+            await asyncio.sleep(TROUBLES_S)
+            mappings = [mapping.status() for mapping in self._mappings]
+            for noticed in troubles.look(owner.parked_rules(), dict(owner.dropped), mappings, time.time_ns() // 1_000_000):
+                self._driver.post(noticed)
 
     def _start_mappings(self, appends: LogAppends, made: list[Mapping]) -> None:
         config, limits = self._config, self._config.limits

@@ -36,12 +36,15 @@ def watching(world: Anything, *, edge: int = 0, channel: str = META) -> Any:
 
 def event_of(frame: dict[str, Any]) -> tuple[str, str, bool]:
     """Name, channel and whether it is active."""
-    (message,) = frame["messages"]
-    about = json.loads(message["data"])
-    assert message["encoding"] == "json"
+    assert all(message["encoding"] == "json" for message in frame["messages"])
+    both = {message["name"]: json.loads(message["data"]) for message in frame["messages"]}
+    (name,) = both.keys() & {OPENED, "channel.closed"}
+    assert list(both) == ([OPENED, "channel.region.active"] if name == OPENED else ["channel.region.inactive", "channel.closed"])
+    about = both.pop(name)
+    assert [*both.values()] == [about | {"region": "home", "isGlobalMaster": True}]
     assert set(about["status"]["occupancy"]["metrics"]) == set(METRICS)
     assert not frame.keys() & {"connectionId"}
-    return message["name"], about["channelId"], about["status"]["isActive"]
+    return name, about["channelId"], about["status"]["isActive"]
 
 
 def events(client: Any, prefix: str, count: int) -> list[tuple[str, str, bool]]:
