@@ -158,16 +158,21 @@ class Api:
             return False
 
 
-def prepare(relay: Product, seed: int, say: Callable[[str], None]) -> tuple[str, list[str]]:
-    """An app with rules for occupancy and lifecycle that all cores run. Its key, and the topics."""
+def prepare(relay: Product, say: Callable[[str], None], *more: tuple[str, str, str]) -> tuple[str, list[str]]:
+    """An app with rules for occupancy and lifecycle, and `more` (source, channel filter, routing key), that all cores run. Its key, and the
+    topics of the first two."""
     api = Api(relay)
-    app = api.ask("POST", "/accounts/tidegate/apps", {"name": f"occupancy {seed} {time.time_ns()}"})["id"]
+    app = api.ask("POST", "/accounts/tidegate/apps", {"name": f"occupancy {time.time_ns()}"})["id"]
     key: str = api.ask("POST", f"/apps/{app}/keys", {"name": "crowd", "capability": {"[*]*": ["*"]}})["key"]
     topics = [f"{app}-occupancy", f"{app}-lifecycle"]
     rules = []
-    for topic, source in zip(topics, ("channel.occupancy", "channel.lifecycle"), strict=True):
-        target = {"routingKey": f"{topic}:#{{channelName}}", "enveloped": True, "format": "json"}
-        rule = {"ruleType": "kafka", "requestMode": "single", "source": {"channelFilter": "", "type": source}, "target": target}
+    for source, pattern, routing in (
+        ("channel.occupancy", "", f"{topics[0]}:#{{channelName}}"),
+        ("channel.lifecycle", "", f"{topics[1]}:#{{channelName}}"),
+        *more,
+    ):
+        target = {"routingKey": routing, "enveloped": True, "format": "json"}
+        rule = {"ruleType": "kafka", "requestMode": "single", "source": {"channelFilter": pattern, "type": source}, "target": target}
         rules.append(api.ask("POST", f"/apps/{app}/rules", rule)["id"])
     cores = range(len(relay.found["admins"]))
     deadline = time.monotonic() + 3
@@ -247,7 +252,8 @@ class Run:
             if number in self.seen:
                 self.figures.wrong.append(f"{METACHANNEL}: {number} twice")
             self.seen.add(number)
-            self.metachannel[json.loads(message["data"])["channelId"]].append(message["name"])
+            if message["name"] in (OPENED, CLOSED):
+                self.metachannel[json.loads(message["data"])["channelId"]].append(message["name"])
 
     async def _moves(self, client: Client) -> None:
         """One thing that a client may do now."""
@@ -466,6 +472,7 @@ def occupancy(
     *,
     rate: float = 60.0,
     lifecycle: bool = True,
+    prepared: tuple[str, list[str]] | None = None,
     say: Callable[[str], None] = print,
 ) -> Figures:
     """One run. `rate`: what the crowd does in a second. Figures say what was found, `wrong` what should not have been."""
@@ -488,7 +495,7 @@ def occupancy(
         finally:
             await crowd.end()
 
-    key, names = prepare(relay, seed, tell)
+    key, names = prepared or prepare(relay, tell)
     with reading(relay.kafka, names) as topics:
         asyncio.run(run(topics, key))
     figures.seconds = round(time.monotonic() - began, 1)
