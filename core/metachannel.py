@@ -130,6 +130,8 @@ class Metachannel:
             self._connection(change.connection, CONNECTION_CLOSED, record, at_ms, now_ms)
 
     def _connection(self, connection: str, name: str, record: ConnectionRecord, at_ms: int, now_ms: int) -> None:
+        if at_ms < now_ms - TIMELY_MS:
+            return  # as of most that a core reads when it starts
         about: dict[str, Any] = {"connectionId": connection}
         if record.client_id is not None:
             about["clientId"] = record.client_id

@@ -30,6 +30,9 @@ class Troubles:
         self._parked: set[tuple[str, str, str]] = set()
         self._dropped: dict[tuple[str, str], int] = {}
         self._stopped: set[tuple[str, ...]] = set()
+        self._told: dict[str, Noticed] = {}
+        """Within the minute, by number."""
+        self._minute = 0
 
     def look(
         self,
@@ -40,6 +43,8 @@ class Troubles:
     ) -> list[Noticed]:
         """What is new. `parked` as in `core.parked.summary`; `dropped`: how many so far, by rule and reason; `mappings`: their status."""
         minute = now_ms // _MINUTE_MS
+        if minute != self._minute:
+            self._minute, self._told = minute, {}
         found: list[Noticed] = []
         now_parked = {(each["rule"], each["topic"], each["reason"]) for each in parked}
         for rule, topic, reason in sorted(now_parked - self._parked):
@@ -61,7 +66,9 @@ class Troubles:
                     text = "A mapping waits at a record"
                     found.append(_noticed(label, "mapping", MAPPING_STOPPED, each["reason"], minute, text, where))
         self._stopped = now_stopped
-        return found
+        new = {each.number: each for each in reversed(found) if each.number not in self._told}
+        self._told |= new
+        return [*reversed(new.values())]
 
 
 def _noticed(label: str, kind: str, name: str, reason: str, minute: int, text: str, more: dict[str, Any]) -> Noticed:

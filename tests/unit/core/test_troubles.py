@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from core.parked import ParkedRule, summary
+from core.state import ParkedState
 from core.troubles import Troubles
 
 MINUTE = 60_000
@@ -11,7 +13,8 @@ RULE = "shop/out"
 
 
 def parked(topic: str = "orders", reason: str = "missing_topic") -> dict[str, Any]:
-    return {"rule": RULE, "topic": topic, "reason": reason, "since": 1, "partitions": [0, 3], "catchingUp": 0, "behind": 7}
+    (found,) = summary((ParkedRule(number, RULE, topic, ParkedState(5, reason=reason), 9), 12) for number in (0, 3))
+    return found
 
 
 def stopped(offset: int = 5) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def test_a_rule_that_parks_is_told_of_once_and_again_when_it_parks_again() -> No
     assert troubles.look([], {}, [], 10 * MINUTE) == []
     (again,) = troubles.look([parked()], {}, [], 11 * MINUTE)
     assert again.number != first.number
-    (other,) = troubles.look([parked(reason="forbidden")], {}, [], 11 * MINUTE)
+    (other,) = troubles.look([parked(reason="unauthorized_topic")], {}, [], 11 * MINUTE)
     assert other.number != again.number
 
 
@@ -39,6 +42,16 @@ def test_another_core_gives_it_the_same_number() -> None:
     (other,) = Troubles().look([parked()], {}, [], 5 * MINUTE + 30_000)
     (topic,) = Troubles().look([parked("invoices")], {}, [], 5 * MINUTE + 30_000)
     assert one.number == other.number == topic.number
+
+
+def test_topics_that_a_client_makes_up_are_one_message_a_minute() -> None:
+    troubles = Troubles()
+    made_up: list[dict[str, Any]] = []
+    told = 0
+    for second in range(120):
+        made_up += [parked(f"made-up-{second}-{n}") for n in range(10)]
+        told += len(troubles.look(made_up, {}, [], 7 * MINUTE + 1000 * second))
+    assert told == 2
 
 
 def test_records_left_out_are_told_of_while_they_grow() -> None:
