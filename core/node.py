@@ -616,7 +616,7 @@ class CoreNode:
                     self.counters["link.not_ready"] += 1
                     self._refuse(link, frame.req, _STARTING, Lane.LIVE)
                 case Present():
-                    self._roster.present(link, frame.grant, self._now_ms)
+                    self._present(link, frame)
                 case Depart():
                     self._depart(link, frame)
                 case Counts():

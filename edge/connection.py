@@ -932,6 +932,7 @@ class Connection(Timed):
         if turn.now >= self.next_beat:
             self.next_beat = turn.now + self.interval * 2 / 3
             turn.write(self.client, (MSGPACK_BEAT if self.msgpack else JSON_BEAT) if self.heartbeats else PING)
+            self.desk.links.keep_known(session)
         if turn.now >= self.renew_at:
             self._renew(session)
         self._arm()

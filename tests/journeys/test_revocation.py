@@ -188,6 +188,24 @@ def test_a_core_that_starts_later_knows_of_it(world: Anything, keys: list[str]) 
     assert world.client(access_token=old).gets(ERROR)["error"]["code"] == 40141
 
 
+def test_a_client_that_only_a_dead_core_knew() -> None:
+    """Neither core that is left has heard of it, since it does nothing."""
+    for seed in range(4):
+        world = World(edges=1, cores=3, seed=seed)
+        key = world.rest("POST", "/apps", {"keys": [{"revocableTokens": True}]})[1]["keys"][0]["keyStr"]
+        idle = connected(world, token(world, key, "bob", age_s=5))
+        knows = [
+            n for n, core in enumerate(world.cores) if any(s.grant.client_id == "bob" for s in core.node._roster.of_app(key.split(".")[0]))
+        ]
+        assert len(knows) == 1
+        world.kill_core(knows[0])
+        assert revoke(world, key, "clientId:bob")[0] == 201
+        world.wait(11)
+        while (frame := idle.takes())["action"] == 0:
+            pass
+        assert (frame["action"], frame["error"]["code"]) == (DISCONNECTED, 40141)
+
+
 def test_the_record_goes_when_no_such_token_can_be_left(world: Anything, keys: list[str]) -> None:
     if isinstance(world, RealWorld):
         pytest.skip("takes more than a day")
