@@ -383,8 +383,8 @@ class Run:
 
     # --- the parts of a run ------------------------------------------------------------------------------------------------------------
 
-    async def without_faults(self) -> None:
-        await self.churn(CHURN_S)
+    async def without_faults(self, churn_s: float) -> None:
+        await self.churn(churn_s)
         await self.rest_all()
         await self.settle("no faults", time.monotonic(), SETTLE_S, GRACE_S + SETTLE_S)
 
@@ -471,6 +471,7 @@ def occupancy(
     faults: tuple[str, ...] = FAULTS,
     *,
     rate: float = 60.0,
+    churn_s: float = CHURN_S,
     lifecycle: bool = True,
     prepared: tuple[str, list[str]] | None = None,
     say: Callable[[str], None] = print,
@@ -487,7 +488,7 @@ def occupancy(
         try:
             await crowd.arrive(clients)
             tell(f"{clients} clients are attached")
-            await crowd.without_faults()
+            await crowd.without_faults(churn_s)
             for fault in faults:
                 await crowd.with_fault(fault)
             if lifecycle:

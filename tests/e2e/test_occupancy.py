@@ -32,7 +32,7 @@ def world(relay: Product) -> Iterator[RealWorld]:
 
 
 def test_everybody_is_told_the_true_numbers_within_five_seconds(relay: Product, prepared: tuple[str, list[str]]) -> None:
-    figures = occupancy(relay, 40, secrets.randbelow(1_000_000), (), rate=20.0, lifecycle=False, prepared=prepared)
+    figures = occupancy(relay, 40, secrets.randbelow(1_000_000), (), rate=30.0, churn_s=4.0, lifecycle=False, prepared=prepared)
     print(figures)
     assert figures.wrong == []
 
