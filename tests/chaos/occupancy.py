@@ -390,6 +390,7 @@ class Run:
 
     async def with_fault(self, fault: str) -> None:
         kind, _, role = fault.partition(" ")
+        await asyncio.to_thread(wait_ready, self.relay)
         churning = asyncio.create_task(self.churn(CHURN_S))
         await asyncio.sleep(CHURN_S - 1)
         number = self.chance.randrange(2)
