@@ -32,7 +32,7 @@ from urllib.parse import quote, urlsplit
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 from relay.model.occupancy import METRICS
-from tests.chaos.crowd import GRACE_S, SOME_MODES, Client, Crowd, Lost
+from tests.chaos.crowd import GRACE_S, MODES, SOME_MODES, Client, Crowd, Lost
 from tests.support.product import Product, product
 from tidegate.kafka_local import LocalKafka
 
@@ -233,7 +233,10 @@ class Run:
             async with gate:
                 client = self.crowd.add(f"c{next(self._names)}")
                 await client.connects()
-                await client.attaches(self.chance.choice(self.channels), self.chance.choice(SOME_MODES))
+                channel = self.chance.choice(self.channels)
+                await client.attaches(channel, self.chance.choice(SOME_MODES))
+                if client.places[channel].granted & MODES["presenceConnections"] and self.chance.random() < 0.6:
+                    await client.enters(channel)
 
         await asyncio.gather(*(come() for _ in range(count)))
 
@@ -273,7 +276,7 @@ class Run:
                 case "detach" if here:
                     await client.detaches(self.chance.choice(here))
                 case "enter":
-                    free = [channel for channel in here if client.places[channel].granted & 1 << 16]
+                    free = [channel for channel in here if client.places[channel].granted & MODES["presenceConnections"]]
                     if free:
                         await client.enters(self.chance.choice(free))
                 case "leave":
@@ -471,7 +474,7 @@ def occupancy(
     seed: int,
     faults: tuple[str, ...] = FAULTS,
     *,
-    rate: float = 60.0,
+    rate: float = 100.0,
     churn_s: float = CHURN_S,
     lifecycle: bool = True,
     prepared: tuple[str, list[str]] | None = None,
@@ -508,7 +511,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.occupancy", description=__doc__)
     parser.add_argument("--clients", type=int, default=500)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
-    parser.add_argument("--rate", type=float, default=60.0, help="what the crowd does in a second")
+    parser.add_argument("--rate", type=float, default=100.0, help="what the crowd does in a second")
     parser.add_argument("--kafka", default="local", help="`local` starts a real one; else host:port,…")
     parser.add_argument("--faults", default=",".join(FAULTS), help="comma-separated; empty: none")
     parser.add_argument("--no-lifecycle", action="store_true", help="do not wait for channels to close")
