@@ -219,14 +219,14 @@ class Run:
     # --- the crowd ---------------------------------------------------------------------------------------------------------------------
 
     async def arrive(self, count: int) -> None:
+        listener = self.crowd.add("listener", heard=self._happened)
+        await listener.connects()
+        await listener.attaches(METACHANNEL)
         for edge in range(len(self.relay.edges)):
             watcher = self.crowd.add(f"watcher-{edge}", edge=edge, heard=lambda frame, edge=edge: self._in_band(edge, frame))  # type: ignore[misc]
             await watcher.connects()
             for channel in self.channels:
                 await watcher.attaches(channel, occupancy="metrics")
-        listener = self.crowd.add("listener", heard=self._happened)
-        await listener.connects()
-        await listener.attaches(METACHANNEL)
         gate = asyncio.Semaphore(20)
 
         async def come() -> None:
