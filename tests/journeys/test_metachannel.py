@@ -188,6 +188,7 @@ def test_each_event_once_while_cores_are_killed(seed: int) -> None:
             user = world.client(edge=0)
             user.gets(4)
             user.posts(action=ATTACH, channel=f"life-{number % 7}")
+            world.posts("GET", f"/channels/life-{world.random.randrange(7)}", edge=world.random.randrange(2))
             world.run(world.random.randint(0, 60))
             if world.random.random() < 0.5:
                 user.drops()
