@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 KAFKA  ?=
 
-.PHONY: help setup run test lint docs kafka bench chaos clean
+.PHONY: help setup run test lint docs kafka bench chaos occupancy clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -52,6 +52,9 @@ bench: $(VENV)/.tests ## every benchmark beside its floor; tables here, charts i
 
 chaos: $(VENV)/.tests .cache/node/.installed ## half an hour of killed and frozen processes under SDK clients (ARGS="--minutes 3 --seed 7")
 	$(BIN)/python -m tests.chaos --minutes 30 $(ARGS)
+
+occupancy: $(VENV)/.tests ## who is on a channel, as everybody is told, while processes are killed and frozen (ARGS="--seed 7")
+	$(BIN)/python -m tests.chaos.occupancy --clients 500 $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache/node .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

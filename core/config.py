@@ -255,6 +255,10 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Permits what is unsafe outside a developer's machine: readable secrets, short ones, API keys without TLS, `sandbox`."""
     sandbox: bool = False
     """`POST /apps` and `DELETE /apps/{id}`, so that client test suites provision themselves. Only with `dev`."""
+    region: str = "home"
+    """Where the cores are, in the words of whoever reads metachannels. The same on every core."""
+    connection_lifecycle: bool = True
+    """Whether `[meta]connection.lifecycle` is told of every connection that opens and closes: two records of the log for each."""
     index_dir: str = ""
     """Where the index of recent records is kept; emptied at start. Empty: in memory."""
     link: LinkListen
@@ -269,6 +273,8 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         if not _NODE.fullmatch(self.node):
             raise ValueError("node must be a name of letters, digits, '.' and '-', as in the certificate")
+        if not _NODE.fullmatch(self.region):
+            raise ValueError("region must be a name of letters, digits, '.' and '-'")
         if self.sandbox and not self.dev:
             raise ValueError("sandbox is for tests: it needs dev = true")
         if not self.keyring:

@@ -73,6 +73,8 @@ class ConnectionRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     gone_at: int = 0
     remain_present_ms: int | None = None
     """How long its members stay after an abrupt end, as its client asked when it connected."""
+    opened_at: int = 0
+    """When it was made; 0 in records of former versions."""
 
     def says_the_same(self, other: ConnectionRecord) -> bool:
         return self == other or self == msgspec.structs.replace(other, core=self.core)
@@ -250,7 +252,7 @@ class Connections:
 
     # --- a connection's life ---------------------------------------------------------------------------------------------------------
 
-    def connected(self, connection: str, grant: Grant, remain_present_ms: int | None = None) -> None:
+    def connected(self, connection: str, grant: Grant, now_ms: int, remain_present_ms: int | None = None) -> None:
         """A new one. Nobody waits for the record."""
         record = ConnectionRecord(
             core=self._core,
@@ -260,6 +262,7 @@ class Connections:
             key_name=grant.key_name,
             client_id=grant.client_id,
             remain_present_ms=remain_present_ms,
+            opened_at=now_ms,
         )
         self._unread[connection] = record
         self._write(connection, record)
@@ -370,6 +373,7 @@ class Connections:
             oldest=key.incarnation,
             claim=self._random(8).hex(),
             remain_present_ms=claim.remain_present_ms,
+            opened_at=record.opened_at,
         )
         ticket = self._write(claim.connection, taken)
         self._claims[ticket] = claim

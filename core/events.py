@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from core.log import LogRecord
 from relay.link.frames import ToCore
@@ -87,10 +88,11 @@ class ConfigWritten:
 
 @dataclass(frozen=True, slots=True)
 class SessionRead:
-    """A record of `tidegate.sessions`; `value` is None for a tombstone."""
+    """A record of `tidegate.sessions`; `value` is None for a tombstone. `at`: broker time, milliseconds."""
 
     key: str
     value: bytes | None
+    at: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,16 @@ class Congested:
 
 
 @dataclass(frozen=True, slots=True)
+class Noticed:
+    """Something of an app that operators should know, for `[meta]log`. Of several under one `number`, by whichever core, one is shown."""
+
+    app: str
+    number: str
+    name: str
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has reached `next_deadline()`, or a turn ended with admissions still queued."""
 
@@ -190,5 +202,6 @@ Event = (
     | Gap
     | Watching
     | Congested
+    | Noticed
     | Tick
 )

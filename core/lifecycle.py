@@ -31,6 +31,8 @@ first event of a channel that starts counting anew for a repetition."""
 AGAIN_S = 10.0
 """How long the owner waits to read back what it appended, before it appends it once more."""
 
+_QUERIED = 10_000
+
 
 class LifecycleBody(msgspec.Struct, rename="camel"):
     """The value of a LIFECYCLE record. `n`: the how-manieth opening of the channel it is, or the end of which. Milliseconds. `counts`: the
@@ -180,6 +182,8 @@ class Lifecycle:
         """The partition of each of these."""
         self._asked: dict[bytes, tuple[str, int]] = {}
         """Events appended and not read back: name and number."""
+        self._queried: OrderedDict[bytes, float] = OrderedDict()
+        """Channels of others that were opened here for a status, until when to wait for that to be read."""
         self._wheel: Wheel[bytes] = Wheel(1.0)
 
     def __len__(self) -> int:
@@ -224,6 +228,18 @@ class Lifecycle:
                 self._open(partition, key, now, now_ms)
         elif key in self._busy and key not in self._asked:
             self._wheel.schedule(key, now + self._limits.channel_close_s)
+
+    def queried(self, partition: int, key: bytes, now: float, now_ms: int) -> None:
+        """Somebody asks how many there are: to ask is to use. Where another core owns the partition, it reads what is appended here, under
+        the id that it would have given it; of a channel that is open it does not hear."""
+        if partition in self.owned:
+            self.published(partition, key, now, now_ms)
+        elif not self._view(partition).is_open(key) and self._queried.get(key, 0.0) <= now:
+            self._queried[key] = now + AGAIN_S
+            self._queried.move_to_end(key)
+            if len(self._queried) > _QUERIED:
+                self._queried.popitem(last=False)
+            self._append_event(partition, key, OPENED, self._view(partition).next_number(key), now_ms)
 
     # --- the owner -------------------------------------------------------------------------------------------------------------------
 
@@ -284,6 +300,9 @@ class Lifecycle:
     def _say(self, partition: int, key: bytes, name: str, number: int, now: float, now_ms: int) -> None:
         self._asked[key] = (name, number)
         self._wheel.schedule(key, now + AGAIN_S)
+        self._append_event(partition, key, name, number, now_ms)
+
+    def _append_event(self, partition: int, key: bytes, name: str, number: int, now_ms: int) -> None:
         channel = key.partition(b":")[2].decode(errors="replace")
         made = event_id(name, channel, number)
         body = LifecycleBody(id=made, timestamp=now_ms, name=name, n=number, counts=self._counts(key))

@@ -44,6 +44,7 @@ from core.events import (
     Event,
     Gap,
     Looked,
+    Noticed,
     OccupancyWanted,
     Overfull,
     Owned,
@@ -70,6 +71,8 @@ from core.quiet import lasts
 from core.recency import Recency
 from core.registry import App, Registry, Streams, app_of
 from core.replay import EXPIRED, OTHER_SITE, Replays
+from core.revocations import PREFIX as REVOCATION
+from core.revocations import Revocations, answer, asked, bound
 from core.roster import Denied, Roster, Session
 from relay.link.calls import (
     READS,
@@ -81,6 +84,7 @@ from relay.link.calls import (
     Members,
     Read,
     RequestToken,
+    RevokeTokens,
     Rewind,
     Status,
     UnknownCall,
@@ -119,8 +123,8 @@ from relay.link.frames import (
     Up,
     Watch,
 )
-from relay.model.capability import Operation
-from relay.model.channel import CHANNEL_LIFECYCLE, METACHANNELS, ChannelName, log_key, parse_channel, partition_of
+from relay.model.capability import Capability, Operation
+from relay.model.channel import METACHANNELS, ChannelName, log_key, parse_channel, partition_of
 from relay.model.connection_key import CONNECTION_ID_BYTES, claimed_id, make_key, new_connection_id, parse_key
 from relay.model.errors import ErrorInfo, RelayError
 from relay.model.grants import Grant, seal_grant
@@ -264,10 +268,13 @@ class CoreNode:
         dev: bool = False,
         sandbox: bool = False,
         config_log: bool = True,
+        region: str = "home",
+        connection_lifecycle: bool = False,
         look_back_ms: int = LOOK_BACK_MS,
     ) -> None:
         """`random(n)` gives n unpredictable bytes. `config_log`: whether `tidegate.config` is read, and asked before a key is called
-        unknown. `look_back_ms`: how far before its start the tail begins.
+        unknown. `region`: what readers of metachannels are told of where channels live. `connection_lifecycle`: whether they are told of
+        connections. `look_back_ms`: how far before its start the tail begins.
         """
         self.name = name
         self.counters: Counter[str] = Counter()
@@ -278,6 +285,7 @@ class CoreNode:
         self._random = random
         self._sandbox = sandbox
         self._config_log = config_log
+        self._connection_lifecycle = connection_lifecycle
         self._look_back_ms = look_back_ms
         self._streams = streams
         self._stream = streams.all[0]
@@ -319,7 +327,14 @@ class CoreNode:
             counts=self._occupancy.totals,
         )
         self._occupancy_log = OccupancyLog(limits, self.counters, append=self._append_occupancy, totals=self._occupancy.totals)
-        self._metachannel = Metachannel(limits, self.counters, append=self._append_to_metachannel, counts=self._occupancy.totals)
+        self._metachannel = Metachannel(
+            limits,
+            self.counters,
+            append=self._append_to_metachannel,
+            counts=self._occupancy.totals,
+            partition=lambda app, channel: partition_of(log_key(app, channel), self._stream.partitions),
+            region=region,
+        )
         self._watched: set[bytes] = set()
         """Log keys of channels that operators watch."""
         self._replays = Replays(index, limits, self)
@@ -328,6 +343,7 @@ class CoreNode:
         self._attendance = Attendance(self._partitions, limits, self)
         self._absence = Absence(self._attendance, self._connections, limits, self.counters, self, emit=self._emit, number=self._number)
         self._admission = Admission(registry, keyring, limits, random(32), insecure_basic=dev)
+        self._revocations = Revocations()
         self._out: list[Effect] = []
         self._now = 0.0
         self._now_ms = 0
@@ -394,6 +410,8 @@ class CoreNode:
                 self._looked(event)
             case Gap():
                 self._gap(event)
+            case Noticed():
+                self._metachannel.log(event.app, event.number, event.name, event.about, self._now_ms)
             case Congested():
                 (self._congested.add if event.on and event.link in self._roster.links else self._congested.discard)(event.link)
             case StateRead():
@@ -426,7 +444,8 @@ class CoreNode:
             "partitionsLookedBack": sum(partition.looked for partition in self._partitions.values()),
             "configRead": self._config_read,
             "apps": len(self._registry),
-            "unreadableConfigRecords": self._registry.unreadable,
+            "unreadableConfigRecords": self._registry.unreadable + self._revocations.unreadable,
+            "revocations": len(self._revocations),
             "links": [
                 {"edge": link.identity, "site": link.site, "node": link.node, "boot": link.boot, "sessions": len(link.sessions)}
                 for link in self._roster.links.values()
@@ -606,7 +625,7 @@ class CoreNode:
                     self.counters["link.not_ready"] += 1
                     self._refuse(link, frame.req, _STARTING, Lane.LIVE)
                 case Present():
-                    self._roster.present(link, frame.grant, self._now_ms)
+                    self._present(link, frame)
                 case Depart():
                     self._depart(link, frame)
                 case Counts():
@@ -692,6 +711,14 @@ class CoreNode:
         session = self._roster.get(link, frame.session, self._now_ms) if frame.session else None
         verified = self._admission.verify(frame.credential, basic=frame.basic, realtime=frame.realtime, tls=frame.tls, now_ms=self._now_ms)
         client_id = identify(verified.client_id, frame.client_id, basic=verified.basic)
+        self._revocations.check(
+            key_name=verified.key.name,
+            issued=verified.issued,
+            client_ids=(verified.client_id, client_id),
+            revocation_key=verified.revocation_key,
+            capability=verified.capability,
+            now_ms=self._now_ms,
+        )
         if session is not None:
             if verified.app.id != session.grant.app or client_id != session.grant.client_id:
                 raise RelayError(40102, "Incompatible credentials: the connection belongs to another app or clientId")
@@ -719,7 +746,7 @@ class CoreNode:
         session_id = new_connection_id(self._random(CONNECTION_ID_BYTES))
         grant = self._make_grant(link, session_id, frame.realtime, verified, client_id, 0)
         if frame.realtime:
-            self._connections.connected(session_id, grant, frame.remain_present_ms)
+            self._connections.connected(session_id, grant, self._now_ms, frame.remain_present_ms)
         self._grant(link, frame.req, grant, self._connection_key(grant), error)
 
     def _connection_key(self, grant: Grant) -> str:
@@ -799,6 +826,10 @@ class CoreNode:
         change = self._connections.read(event.key, event.value, self._now)
         if change is None:
             return
+        if self._connection_lifecycle:
+            self._metachannel.connection(change, event.at, self._now_ms)
+            if self._was_ready and self._metachannel.due:
+                self._metachannel.turn(self._now)
         if change.before is not None:
             self._absence.suspect(change.connection, self._now)
         after = change.after
@@ -887,6 +918,7 @@ class CoreNode:
         if app is None or key is None:
             raise RelayError(40131, "The key no longer exists")
         check_status(app, key, self._now_ms)
+        self._revocations.check_grant(grant, Capability.parse(grant.capability), self._now_ms)
         if grant.token_expires is not None and self._now_ms >= grant.token_expires:
             raise RelayError(40142, "Token expired")
         return grant
@@ -955,6 +987,8 @@ class CoreNode:
             case RequestToken():
                 details = self._admission.request_token(call, self._now_ms)
                 self._send(link, Page(frame.req, 201, _encode_json(details)))
+            case RevokeTokens():
+                self._revoke_tokens(link, frame, call)
             case CreateApp() | DeleteApp() if not (self._sandbox and self._config_log):
                 raise RelayError(40400, "Not a sandbox")
             case CreateApp():
@@ -972,6 +1006,23 @@ class CoreNode:
                 self._write(link, sandbox.delete_app(app), Page(frame.req, 204, b""))
             case _:
                 raise RelayError(40400, "No such call")
+
+    def _revoke_tokens(self, link: int, frame: Fetch, call: RevokeTokens) -> None:
+        """Answered when every core that keeps up has read of it. Raises: RelayError; UnknownCredential."""
+        verified = self._admission.verify(call.basic, basic=True, realtime=False, tls=True, now_ms=self._now_ms)
+        if verified.key.name != call.key_name:
+            raise RelayError(40133, "Tokens are revoked with the very key that issued them")
+        if not verified.key.revocable_tokens:
+            raise RelayError(40163, "The key does not issue revocable tokens")
+        found = asked(verified.key.name, bytes(call.body), self._random, self._now_ms)
+        bound(self._revocations, found.targets, self._limits)
+        status, body = answer(found.results, flat=call.flat)
+        page = Page(frame.req, status, _encode_json(body))
+        if found.record is None:
+            self._send(link, page)
+        else:
+            self.counters["tokens.revocations"] += 1
+            self._write(link, [found.record], page)
 
     def _fixtures(self, app: str, body: bytes) -> list[tuple[int, bytes, RecordBody]]:
         """Raises: RelayError."""
@@ -1007,7 +1058,39 @@ class CoreNode:
         else:
             self._send(write.link, write.page)
 
+    def _revocation(self, event: ConfigRead) -> None:
+        """Clients whose tokens are revoked in a while are asked for others."""
+        found = self._revocations.read(event.key, event.value)
+        if found is None:
+            return
+        name, record = found
+        if record.applies_at > self._now_ms:
+            for session in self._roster.of_app(name.partition(".")[0]):
+                if session.grant.key_name == name and (error := self._token_revoked(record.applies_at, session)) is not None:
+                    self._send(session.link, Revoke(session.grant.session, error, record.applies_at))
+        self._apply_revocations()
+
+    def _apply_revocations(self) -> None:
+        for name in self._revocations.due(self._now_ms):
+            self._revoke(name.partition(".")[0], partial(self._token_revoked, self._now_ms))
+
+    def _token_revoked(self, at_ms: int, session: Session) -> ErrorInfo | None:
+        try:
+            self._revocations.check_grant(session.grant, session.capability, at_ms)
+        except RelayError as error:
+            return error.info
+        return None
+
+    def _revoke(self, app: str, verdict: Callable[[Session], ErrorInfo | None]) -> None:
+        for session, error in self._roster.revoke(app, verdict):
+            self.counters["session.revoked"] += 1
+            self._lose_witness(session)
+            self._send(session.link, Revoke(session.grant.session, error))
+
     def _config(self, event: ConfigRead) -> None:
+        if event.key.startswith(REVOCATION):
+            self._revocation(event)
+            return
         before = self._registry.app(app_of(event.key))
         app = self._registry.apply(event.key, event.value)
         if app is None:
@@ -1015,10 +1098,7 @@ class CoreNode:
         self._admission.forget_refusals()
         now = self._registry.app(app)
         if before is not None and _lessens(before, now):
-            for session, error in self._roster.revoke(app, partial(self._lost_rights, before)):
-                self.counters["session.revoked"] += 1
-                self._lose_witness(session)
-                self._send(session.link, Revoke(session.grant.session, error))
+            self._revoke(app, partial(self._lost_rights, before))
         if now is None:
             for channel in list(self._channels.of_app(app)):
                 self._lose(channel, _NO_READER)
@@ -1048,6 +1128,7 @@ class CoreNode:
             return None
         try:
             check_status(app, key, self._now_ms)
+            self._revocations.check_grant(grant, Capability.parse(grant.capability), self._now_ms)
         except RelayError as error:
             return error.info
         return None
@@ -1673,6 +1754,9 @@ class CoreNode:
         except RelayError as error:
             self._refuse_admission(link, frame, error)
         else:
+            partition = partition_of(key, self._stream.partitions)
+            if partition in self._partitions:
+                self._lifecycle.queried(partition, key, self._now, self._now_ms)
             self._send(link, Page(frame.req, 200, _encode_json(self._occupancy.totals(key))))
 
     def _checked_status(self, link: int, frame: Fetch) -> bytes:
@@ -1702,8 +1786,8 @@ class CoreNode:
     def _append_occupancy(self, partition: int, key: bytes, value: bytes, publish_id: str) -> None:
         self._out.append(Produce(self._number(), partition, key, value, Kind.OCCUPANCY, publish_id))
 
-    def _append_to_metachannel(self, app: str, value: bytes, publish_id: str) -> bool:
-        key = log_key(app, CHANNEL_LIFECYCLE)
+    def _append_to_metachannel(self, app: str, channel: str, value: bytes, publish_id: str) -> bool:
+        key = log_key(app, channel)
         partition = partition_of(key, self._stream.partitions)
         if self._registry.app(app) is None or partition not in self._partitions:
             return False
@@ -1760,6 +1844,10 @@ class CoreNode:
             self._give_up_held()
         for session in self._roster.expire(self._now_ms):
             self._lose_witness(session)
+        self._apply_revocations()
+        if self._config_log and self._config_read:
+            for key in self._revocations.over(self._now_ms):
+                self._out.append(WriteConfig(self._number(), key, None))
         self._check_witnesses()
         self._out.extend(self._reads.sweep(self._now))
         self._barriers.sweep(self._now)

@@ -175,6 +175,10 @@ class Roster:
                 del link.sessions[session_id]
                 yield session
 
+    def of_app(self, app: str) -> Iterator[Session]:
+        """Its sessions on all links. O(sessions)."""
+        return (session for link in self.links.values() for session in list(link.sessions.values()) if session.grant.app == app)
+
     def revoke(self, app: str, verdict: Callable[[Session], ErrorInfo | None]) -> Iterator[tuple[Session, ErrorInfo]]:
         """Forget the sessions of an app that `verdict` finds to have lost their rights, and name them with why. O(sessions)."""
         for link in self.links.values():

@@ -867,6 +867,12 @@ class Connection(Timed):
         mendable = 40140 <= error.code < 40150 or error.status_code >= 500 or error.code >= 80000
         self._end(Action.DISCONNECTED if mendable else Action.ERROR, error)
 
+    def will_be_revoked(self) -> None:
+        """Ask for other credentials, once: several cores may say so."""
+        if self.state is State.CONNECTED and not self.auth_asked:
+            self.auth_asked = True
+            self.say(Action.AUTH)
+
     def _schedule_renewal(self) -> None:
         session = self.session
         assert session is not None, "connected"
@@ -926,6 +932,7 @@ class Connection(Timed):
         if turn.now >= self.next_beat:
             self.next_beat = turn.now + self.interval * 2 / 3
             turn.write(self.client, (MSGPACK_BEAT if self.msgpack else JSON_BEAT) if self.heartbeats else PING)
+            self.desk.links.keep_known(session)
         if turn.now >= self.renew_at:
             self._renew(session)
         self._arm()

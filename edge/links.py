@@ -122,6 +122,14 @@ class Links:
             session.presented = (*(other for other in session.presented if other in self.by_id), link)
             self._turn.send(link, Present(session.grant))
 
+    def keep_known(self, session: Session) -> None:
+        """Some core has to know of it: only from such does it hear that its rights are void."""
+        if any(link in self.by_id for link in session.presented):
+            return
+        some = self.any()
+        if some is not None:
+            self.present(session, some.id)
+
     def present_anew(self, session: Session, others: tuple[int, ...]) -> None:
         """The grant was replaced: tell the links that act on the old one, which would expire there."""
         for other in others:

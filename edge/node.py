@@ -180,8 +180,12 @@ class EdgeNode:
                 channel = hub.refs.get(ref)
                 if channel is not None and channel.link == link:
                     desk.occupancies.told(channel, frame)
-            case Revoke(session, error):
+            case Revoke(session, error, at):
                 connection = desk.sessions.get(session)
+                if at:
+                    if connection is not None:
+                        connection.will_be_revoked()
+                    return
                 if connection is not None:
                     connection.revoked(error)
                 self._rest.revoked(session)

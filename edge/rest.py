@@ -312,6 +312,8 @@ class Rest:
                 call.with_session(self._presence_batch)
             case "POST", ["keys", _, "requestToken"]:
                 self._request_token(call)
+            case "POST", ["keys", _, "revokeTokens"]:
+                self._revoke_tokens(call)
             case "POST", ["apps"] if self.desk.policy.sandbox:
                 self._fetch(call, calls.CREATE_APP, calls.CreateApp(_json_body(call)))
             case "DELETE", ["apps", app] if self.desk.policy.sandbox:
@@ -496,6 +498,19 @@ class Rest:
             raise RelayError(42910, "too many refused credentials from this address; try again later")
         key = credential.text if credential is not None else None
         self._fetch(call, calls.REQUEST_TOKEN, calls.RequestToken(call.segments[1], _json_body(call), key, call.address))
+
+    def _revoke_tokens(self, call: RestCall) -> None:
+        """Raises RelayError."""
+        credential = call.present()
+        if credential is None:
+            raise RelayError(40101, "no credentials: revokeTokens needs the API key that issued the tokens")
+        if not credential.basic:
+            raise RelayError(40162, "revokeTokens needs the API key that issued the tokens, not a token")
+        if not self.desk.addresses.may_present(call.address, self.desk.turn.now):
+            raise RelayError(42910, "too many refused credentials from this address; try again later")
+        told = call.headers.get("x-ably-version") or call.params.get("v")
+        flat = told is not None and _version(call) == 2
+        self._fetch(call, calls.REVOKE_TOKENS, calls.RevokeTokens(call.segments[1], _json_body(call), credential.text, flat))
 
     def _fetch(self, call: RestCall, what: str, body: calls.Call) -> None:
         link = self.desk.links.any()

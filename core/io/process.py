@@ -68,6 +68,7 @@ from core.node import CoreNode
 from core.ownership import PartitionState
 from core.registry import Registry, Streams
 from core.rules import Rule, Version
+from core.troubles import Troubles
 from relay.link.calls import MemberPage
 from relay.link.frames import Frame, Hello, Lane, Stream
 from relay.link.io.accept import LinkServer
@@ -87,6 +88,8 @@ RETRY_S = 2.0
 """Between two attempts to reach Kafka at start."""
 PROBE_S = 2.0
 """How often Kafka is asked whether it is there."""
+TROUBLES_S = 1.0
+"""How often rules and mappings are asked whether they are in trouble."""
 SILENT_S = 10.0
 """A core is not ready once Kafka has not answered for this long. Edges go on asking it: what they publish waits."""
 PROBE = 0
@@ -175,6 +178,8 @@ class CoreProcess:
             limits=config.limits,
             dev=config.dev,
             sandbox=config.sandbox,
+            region=config.region,
+            connection_lifecycle=config.connection_lifecycle,
         )
         pipelines = Pipelines(
             control,
@@ -323,6 +328,16 @@ class CoreProcess:
         self._mappings = MappingSet(config.kafka, appends, limits=limits, loop=loop, schemas=self._schemas, create_topics=config.dev)
         self._want_mappings()
         watch_kafka(self._metrics, owner, self._mappings)
+        self._scope.spawn("troubles", self._tell_troubles(owner))
+
+    async def _tell_troubles(self, owner: OwnerRunner) -> None:
+        """What no client is told of goes to the metachannel of the app."""
+        troubles = Troubles()
+        while True:
+            await asyncio.sleep(TROUBLES_S)
+            mappings = [] if self._mappings is None else self._mappings.status()
+            for noticed in troubles.look(owner.parked_rules(), dict(owner.dropped), mappings, time.time_ns() // 1_000_000):
+                self._driver.post(noticed)
 
     def _rules_now(self) -> list[Rule]:
         assert self._writer is not None, "it is there before Kafka is"

@@ -31,7 +31,7 @@ class ConfigLog(Table):
             role="config",
             barrier=CONFIG_END,
             writes=limits.config_writes,
-            read=ConfigRead,
+            read=lambda key, value, _: ConfigRead(key, value),
             written=ConfigWritten,
         )
         self._recorded: dict[str, bytes] = {}

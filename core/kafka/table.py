@@ -28,8 +28,8 @@ ASK_S = 3.0
 
 
 class Table(KafkaThread):
-    """Delivers `read(key, value)` for every record, in order, from the first one on; `ready` when what was there at the start has been
-    delivered. `role` is the topic's name without its prefix.
+    """Delivers `read(key, value, broker time)` for every record, in order, from the first one on; `ready` when what was there at the start
+    has been delivered. `role` is the topic's name without its prefix.
 
     `ask_end` is answered by `EndOffset(partition=barrier)` once everything written before the ask, by anybody, has been delivered; with
     None when Kafka does not answer in time. `write` is answered by `written(ticket, ok)` after its own record was delivered, or with
@@ -47,7 +47,7 @@ class Table(KafkaThread):
         role: str,
         barrier: int,
         writes: int,
-        read: Callable[[str, bytes | None], Event],
+        read: Callable[[str, bytes | None, int], Event],
         written: Callable[[int, bool], Event],
     ) -> None:
         super().__init__(f"tidegate-{role}")
@@ -218,7 +218,7 @@ class Table(KafkaThread):
                 key = (message.key() or b"").decode(errors="replace")
                 value = message.value()
                 size += len(key) + len(value or b"")
-                notices.append(self._read(key, value))
+                notices.append(self._read(key, value, message.timestamp()[1]))
                 self._read_to = message.offset() + 1
             elif error.code() == KafkaError._PARTITION_EOF:
                 self._read_to = max(self._read_to, message.offset())

@@ -19,6 +19,8 @@ from relay.model.occupancy import METRICS
 
 REQUEST_TOKEN = "requestToken"  # noqa: S105 - the name of a route
 """`POST /keys/{keyName}/requestToken`. Page: 201 and a TokenDetails."""
+REVOKE_TOKENS = "revokeTokens"
+"""`POST /keys/{keyName}/revokeTokens`. Page: 201 or 400, and what became of each target, once it counts."""
 CREATE_APP = "sandbox.create_app"
 """`POST /apps`. Page: 201 and the app with its keys. Refused with 40400 unless the core runs as a sandbox."""
 DELETE_APP = "sandbox.delete_app"
@@ -48,6 +50,16 @@ class RequestToken(Call, frozen=True):
     basic: str | None = None
     address: str = ""
     """Where the request came from, for the limits on failures."""
+
+
+class RevokeTokens(Call, frozen=True):
+    """`body` is the request as JSON; `basic` the API key that came with it: it must be the one in the path."""
+
+    key_name: str
+    body: msgspec.Raw
+    basic: str
+    flat: bool = False
+    """Answered in the form of protocol version 2."""
 
 
 class CreateApp(Call, frozen=True):
@@ -120,6 +132,7 @@ class Status(Read, frozen=True, kw_only=True):
 READS = frozenset({HISTORY, MESSAGE, REWIND, MEMBERS})
 CALLS: dict[str, type[Call]] = {
     REQUEST_TOKEN: RequestToken,
+    REVOKE_TOKENS: RevokeTokens,
     CREATE_APP: CreateApp,
     DELETE_APP: DeleteApp,
     HISTORY: History,

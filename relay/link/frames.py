@@ -302,10 +302,14 @@ class Lost(Frame, tag=38):
 
 
 class Revoke(Frame, tag=39):
-    """A session's rights are void: the edge disconnects the client with `error`."""
+    """A session's rights are void: the edge disconnects the client with `error`.
+
+    With `at` (milliseconds) they will be then, and another `Revoke` will say so: the client is asked for other credentials meanwhile.
+    """
 
     session: str
     error: ErrorInfo
+    at: int = 0
 
 
 class Drain(Frame, tag=40):

@@ -109,6 +109,11 @@ class Capability:
                 raise RelayError(40000, "Invalid capability: not UTF-8") from None
         return _parse_object(source)
 
+    @property
+    def resources(self) -> Iterable[str]:
+        """As they are written."""
+        return self._resources.keys()
+
     def canonical(self) -> str:
         """JSON without white space; resources and operations sorted; all operations as `["*"]`."""
         if self._canonical is None:

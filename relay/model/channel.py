@@ -86,7 +86,9 @@ def _encodes_within(text: str, bound: int) -> bool:
 
 
 CHANNEL_LIFECYCLE = "[meta]channel.lifecycle"
-METACHANNELS = frozenset({CHANNEL_LIFECYCLE})
+CONNECTION_LIFECYCLE = "[meta]connection.lifecycle"
+META_LOG = "[meta]log"
+METACHANNELS = frozenset({CHANNEL_LIFECYCLE, CONNECTION_LIFECYCLE, META_LOG})
 """Those that there are. Clients read them; only cores write."""
 
 

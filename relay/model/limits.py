@@ -244,6 +244,8 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How long a refused credential is remembered, in seconds."""
     nonces: int = 100_000
     """Nonces of token requests remembered, for as long as their timestamp is current. Above it: requestToken is refused with 50004."""
+    revoked_targets: int = 100_000
+    """Targets of revocations (`revokeTokens`) of the last 25 hours, over all apps. Above it: further requests are refused with 42910."""
     config_waiters: int = 1_024
     """Admits that wait to learn whether an unknown key was just created elsewhere. Above it: refused with 50004."""
     config_barrier_interval_s: float = 0.1
@@ -341,7 +343,7 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     lifecycle_closed: int = 50_000
     """Closed channels of one partition whose number is kept, for ten minutes. Above it: the one closed longest ago starts counting anew."""
     lifecycle_unshown: int = 100_000
-    """Events of channels that are not yet on `[meta]channel.lifecycle`. Above it: the oldest never will be (`lifecycle.unshown`)."""
+    """Events of channels and connections that are not yet on their metachannel. Above it: the oldest never will be (`lifecycle.unshown`)."""
     lifecycle_under_way: int = 200
     """Of these, messages that a core has appended and not read back. Above it: further ones wait, so that publishers keep their part of
     `partition_budget_records`."""

@@ -90,6 +90,8 @@ class Log:
         self.partitions: list[list[LogRecord]] = [[] for _ in range(STREAM.partitions)]
         self.config: list[tuple[str, bytes | None]] = []
         self.sessions: list[tuple[str, bytes | None]] = []
+        self.session_times: dict[str, int] = {}
+        """Broker time of the last record of each key, in milliseconds."""
         self.frozen = False
         self.held: list[tuple[Core, CoreEvent]] = []
 
@@ -123,12 +125,13 @@ class Core:
             random=world.random.randbytes,
             dev=True,
             sandbox=True,
+            connection_lifecycle=world.connection_lifecycle,
         )
         self.alive = True
         for key, value in world.log.config:
             self.inbox.append(ConfigRead(key, value))
         for key, value in dict(world.log.sessions).items():  # compacted: the last of each key
-            self.inbox.append(SessionRead(key, value))
+            self.inbox.append(SessionRead(key, value, world.log.session_times[key]))
         for number, records in enumerate(world.log.partitions):
             checkpoint = world.random.choice([None, len(records), world.random.randint(0, len(records))])
             state = {} if checkpoint is None else world.log.state(number, checkpoint)
@@ -166,8 +169,11 @@ class World:
 
     real = False
 
-    def __init__(self, edges: int = 1, cores: int = 1, seed: int = 0, *, occupancy_wanted: bool = False) -> None:
-        """`occupancy_wanted`: the app has a rule for occupancy."""
+    def __init__(
+        self, edges: int = 1, cores: int = 1, seed: int = 0, *, occupancy_wanted: bool = False, connection_lifecycle: bool = False
+    ) -> None:
+        """`occupancy_wanted`: the app has a rule for occupancy. `connection_lifecycle`: as in the settings of a core."""
+        self.connection_lifecycle = connection_lifecycle
         self.occupancy_wanted = occupancy_wanted
         self.random = random.Random(seed)
         self.now, self.now_ms = 1000.0, START_MS
@@ -383,8 +389,9 @@ class World:
                     self._later(core, EndOffset(ask, SESSIONS_END, len(self.log.sessions)))
                 case WriteSession(ticket, key, value):
                     self.log.sessions.append((key, value))
+                    self.log.session_times[key] = self.now_ms
                     for other in self.cores:
-                        self._later(other, SessionRead(key, value))
+                        self._later(other, SessionRead(key, value, self.now_ms))
                     self._later(core, SessionWritten(ticket, ok=True))
                 case WriteConfig(ticket, key, value):
                     self.log.config.append((key, value))

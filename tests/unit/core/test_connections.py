@@ -403,7 +403,7 @@ def test_all_readers_agree_and_so_does_one_that_finds_the_topic_compacted(steps)
     cluster = Cluster(3)
     for n in range(3):
         cluster.cores[n].edge_up(n, f"e{n}", f"boot of e{n}", START_MS)
-    cluster.cores[0].connected("abcdefghij", grant_of("e0"))
+    cluster.cores[0].connected("abcdefghij", grant_of("e0"), START_MS)
     cluster.settle()
     for what, n, number in steps:
         core, edge = cluster.cores[n], f"e{n}"
@@ -437,7 +437,7 @@ def test_all_readers_agree_and_so_does_one_that_finds_the_topic_compacted(steps)
 
 def test_join_is_the_same_in_any_order_within_one_claim():
     base = Cluster(1)
-    base.cores[0].connected("abcdefghij", grant_of("e0"))
+    base.cores[0].connected("abcdefghij", grant_of("e0"), START_MS)
     record = base.cores[0].find("abcdefghij")
     assert join(None, record) is record
     assert join(record, record) is record

@@ -18,6 +18,8 @@ from relay.model.message import Kind, RecordBody
 from relay.model.occupancy import METRICS
 
 START_MS = 1_800_000_000_000
+CONNECTIONS = 7
+"""The partition of the other metachannel."""
 META = b"shop:[meta]channel.lifecycle"
 
 
@@ -37,17 +39,25 @@ class World:
         self.lossy = False
 
     def core(self) -> Metachannel:
-        return Metachannel(self.limits, self.counters, append=self._append, counts=lambda key: range(len(METRICS)))
+        return Metachannel(
+            self.limits,
+            self.counters,
+            append=self._append,
+            counts=lambda key: range(len(METRICS)),
+            partition=lambda app, channel: CONNECTIONS,
+            region="eu",
+        )
 
     @property
     def now_ms(self) -> int:
         return START_MS + round(self.now * 1000)
 
-    def _append(self, app: str, value: bytes, publish_id: str) -> bool:
+    def _append(self, app: str, channel: str, value: bytes, publish_id: str) -> bool:
         if app != "shop":
             return False
         if not self.lossy:
-            self.log.append(LogRecord("s", 0, len(self.log), self.now_ms, META, value, Kind.MESSAGE, publish_id))
+            key = f"{app}:{channel}".encode()
+            self.log.append(LogRecord("s", 0, len(self.log), self.now_ms, key, value, Kind.MESSAGE, publish_id))
         return True
 
     def happens(self, name: str, number: int, *, key: bytes = b"shop:room", partition: int = 1) -> None:
@@ -92,10 +102,14 @@ class World:
         for record in self.log:
             if record.key == META and fold.see(0, record.key, record.id, record.timestamp, record.offset) is None:
                 body = msgspec.msgpack.decode(record.value, type=RecordBody)
-                (message,) = body.messages
-                about = json.loads(str(message.data))
-                assert (message.encoding, record.id) == ("json", PREFIX + body.id)
-                found.append((str(message.name), about["channelId"], about["status"]["isActive"]))
+                assert record.id == PREFIX + body.id
+                both = {str(message.name): json.loads(str(message.data)) for message in body.messages}
+                assert all(message.encoding == "json" for message in body.messages)
+                (name,) = both.keys() & {OPENED, CLOSED}
+                assert list(both) == ([OPENED, "channel.region.active"] if name == OPENED else ["channel.region.inactive", CLOSED])
+                about = both.pop(name)
+                assert [*both.values()] == [about | {"region": "eu", "isGlobalMaster": True}]
+                found.append((name, about["channelId"], about["status"]["isActive"]))
         return found
 
 
