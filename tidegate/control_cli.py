@@ -234,9 +234,11 @@ def revoke_key(context: typer.Context, key: KeyName) -> None:
 
 # --- namespaces --------------------------------------------------------------------------------------------------------------------------
 
-_NAMESPACE = {"id": "id", "persisted": "persisted", "authenticated": "authenticated", "TLS only": "tlsOnly"} | {
-    "batching": "batchingEnabled",
-    "conflation": "conflationEnabled",
+_NAMESPACE = {
+    "id": "id",
+    "authenticated": "authenticated",
+    "TLS only": "tlsOnly",
+    "without effect": "withoutEffect",
     "modified": "modified",
 }
 NamespaceId = Annotated[str, typer.Argument(metavar="NAMESPACE", help="The first part of channel names.")]

@@ -361,6 +361,8 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     control_per_app: int = 1_000
     """Keys of one app made by the Control API, revoked ones of the last 30 days included; its namespaces, its rules and its mappings have
     the same bound each. Above it: 42910."""
+    control_closed_namespaces: int = 100
+    """Namespaces of one app with `authenticated` or `tlsOnly`: clients that may not use them are sent all their names. Above it: 42910."""
     control_tokens: int = 1_000
     """Access tokens made by the Control API, revoked ones of the last 30 days included. Above it: 42910."""
     control_upkeep_records: int = 500
