@@ -187,8 +187,7 @@ class KeyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Properties of the channel that is called `<id>`, and of those whose names begin with `<id>:`. What is not documented to have an effect
-    has none yet."""
+    """Properties of the channel that is called `<id>`, and of those whose names begin with `<id>:`. What is not described has no effect."""
 
     id: str
     authenticated: bool = False
