@@ -29,7 +29,8 @@ CLI = os.environ.get("ABLY_CLI") or shutil.which("ably")
 CONNECTED = 4
 
 needs_provider = pytest.mark.skipif(
-    not (PROVIDER and shutil.which("terraform")), reason="terraform or the Ably provider is missing: TERRAFORM_PROVIDER_ABLY names its binary"
+    not (PROVIDER and shutil.which("terraform")),
+    reason="terraform or its Ably provider is missing: TERRAFORM_PROVIDER_ABLY names it",
 )
 needs_cli = pytest.mark.skipif(not CLI, reason="the Ably command line is missing: ABLY_CLI names it")
 
@@ -126,13 +127,12 @@ class Ably:
             "ABLY_CLI_CONFIG_DIR": str(directory),
             "ABLY_ACCESS_TOKEN": relay.found["accessToken"],
             "ABLY_CONTROL_HOST": host,
+            "ABLY_SKIP_NEW_VERSION_CHECK": "1",
             "CI": "true",
         }
 
     def says(self, *command: str, code: int = 0) -> Any:
-        done = subprocess.run(
-            [str(CLI), *command, "--json"], env=self.environment, capture_output=True, text=True, timeout=60, check=False
-        )
+        done = subprocess.run([str(CLI), *command, "--json"], env=self.environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == code, f"ably {' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         return next((one for one in found if one.get("type") in ("result", "error")), found[-1] if found else {})
