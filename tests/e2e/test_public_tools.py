@@ -143,17 +143,17 @@ def test_the_command_line_manages_apps_keys_channel_rules_and_integrations(relay
     ably, api, world = Ably(tmp_path, relay), Api(relay), RealWorld(relay)
     name = f"cli {time.time_ns()}"
     try:
-        app = ably.says("apps", "create", "--name", name)["app"]["id"]
+        app = ably.says("apps", "create", name)["app"]["id"]
         assert name in [one["name"] for one in ably.says("apps", "list")["apps"]]
         ably.says("apps", "update", app, "--name", f"{name} 2", "--tls-only")
 
         key = ably.says("auth", "keys", "create", "web", "--app", app, "--capabilities", '{"chat:*":["subscribe"]}')["key"]
         world.client(key=key["key"]).gets(CONNECTED)
-        ably.says("auth", "keys", "update", f"{app}.{key['id']}", "--app", app, "--capabilities", "publish,subscribe")
-        shown = ably.says("auth", "keys", "get", f"{app}.{key['id']}", "--app", app)["key"]
+        ably.says("auth", "keys", "update", key["keyName"], "--capabilities", "publish,subscribe")
+        shown = ably.says("auth", "keys", "get", key["keyName"])["key"]
         assert sorted(shown["capability"]["*"]) == ["publish", "subscribe"]
         assert [one["id"] for one in ably.says("auth", "keys", "list", "--app", app)["keys"]] == [key["id"]]
-        ably.says("auth", "keys", "revoke", f"{app}.{key['id']}", "--app", app, "--force")
+        ably.says("auth", "keys", "revoke", key["keyName"], "--force")
         assert api.ask("GET", f"/apps/{app}/keys")[1][0]["status"] == 1
 
         ably.says("apps", "rules", "create", "private", "--app", app, "--authenticated")
@@ -166,8 +166,8 @@ def test_the_command_line_manages_apps_keys_channel_rules_and_integrations(relay
         made = api.made(f"/apps/{app}/rules", body | {"target": {"routingKey": "t:#{channelName}"}})["id"]
         assert [one["id"] for one in ably.says("integrations", "list", "--app", app)["integrations"]] == [made]
         ably.says("integrations", "update", made, "--app", app, "--status", "disabled", "--target", '{"routingKey":"u"}')
-        shown = ably.says("integrations", "get", made, "--app", app)
-        assert json.dumps(shown).count('"u"') == 1
+        shown = ably.says("integrations", "get", made, "--app", app)["rule"]
+        assert (shown["status"], shown["target"]["routingKey"]) == ("disabled", "u")
         ably.says("integrations", "delete", made, "--app", app, "--force")
         assert api.ask("GET", f"/apps/{app}/rules")[1] == []
         assert ably.says("queues", "list", "--app", app)["queues"] == []
