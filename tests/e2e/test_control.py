@@ -7,6 +7,7 @@ import json
 import signal
 import ssl
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -218,30 +219,36 @@ def test_a_namespace_that_is_closed_holds_on_both_edges_at_once(api: Api, app: s
     bob.gets_nothing()
 
 
+ASKED = (
+    ("GET", "/v1/me"),
+    ("GET", "/api/v1/me"),
+    ("GET", "/v1/openapi.json"),
+    ("GET", "/v1/status"),
+    ("POST", "/v1/accounts/tidegate/apps"),
+)
+
+
 def test_an_edge_has_no_way_to_it(relay: Product) -> None:
-    headers = {"authorization": f"Bearer {relay.found['accessToken']}"}
+    """Not through an edge, and not from where edges are: by the link's port, with the certificate of an edge and a good access token."""
+    headers = {"authorization": f"Bearer {relay.found['accessToken']}", "content-type": "application/json"}
     state = Path(relay.found["state"])
-    public = ssl.create_default_context(cafile=relay.ca)
-    for edge in relay.edges:
-        for prefix in ("/v1", "/api/v1"):
-            request = urllib.request.Request(edge.replace("wss:", "https:") + f"{prefix}/me", headers=headers)
-            with pytest.raises(urllib.error.HTTPError) as refused:
-                urllib.request.urlopen(request, timeout=10, context=public)
-            assert refused.value.code in (401, 404)
-            assert b"account" not in refused.value.read()
-    link = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    public, link = ssl.create_default_context(cafile=relay.ca), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     link.check_hostname = False
     link.load_verify_locations(relay.ca)
     link.load_cert_chain(state / "edge-1.pem", state / "edge-1.key")
-    settings = (state / "edge-1.toml").read_text()
-    ports = [int(part.partition('"')[0]) for part in settings.split("127.0.0.1:")[1:]]
-    assert len(ports) == 2
-    for port in ports:
-        request = urllib.request.Request(f"https://127.0.0.1:{port}/v1/me", headers=headers)
-        with pytest.raises((urllib.error.HTTPError, OSError)) as refused_:
-            urllib.request.urlopen(request, timeout=10, context=link)
-        if isinstance(refused_.value, urllib.error.HTTPError):
-            assert refused_.value.code in (403, 404)
+    cores = tomllib.loads((state / "edge-1.toml").read_text())["link"]["cores"]
+    assert len(cores) == 2
+    places = [(edge.replace("wss:", "https:"), public, (401, 404)) for edge in relay.edges]
+    places += [(f"https://{core}", link, (403, 404)) for core in cores]
+    for place, trust, refusals in places:
+        for method, path in ASKED:
+            request = urllib.request.Request(place + path, b'{"name":"x"}' if method == "POST" else None, headers, method=method)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=10, context=trust)
+            assert refused.value.code in refusals, (place, method, path)
+            body = refused.value.read()
+            assert b"account" not in body
+            assert b"openapi" not in body
 
 
 def test_keys_and_rules_outlive_the_cores_and_rules_run_from_their_next_start(api: Api, app: str, world: RealWorld, relay: Product) -> None:
