@@ -187,9 +187,13 @@ class KeyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class NamespaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Properties of the channels whose names begin with `<id>:`."""
+    """Properties of the channel that is called `<id>`, and of those whose names begin with `<id>:`. What is not described has no effect."""
 
     id: str
+    authenticated: bool = False
+    """Only clients with a clientId, or that may take any (`*`), may use its channels: 40161 for others."""
+    tls_only: bool = False
+    """Only clients that came over TLS may: 40311 for others."""
     persisted: bool = False
     push_enabled: bool = False
     mutable_messages: bool = False
@@ -240,7 +244,14 @@ class AppConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             presence_members=self.presence_members,
             keys={key.id: key for key in keys},
             namespaces={
-                one.id: Namespace(id=one.id, persisted=one.persisted, push_enabled=one.push_enabled, mutable_messages=one.mutable_messages)
+                one.id: Namespace(
+                    id=one.id,
+                    authenticated=one.authenticated,
+                    tls_only=one.tls_only,
+                    persisted=one.persisted,
+                    push_enabled=one.push_enabled,
+                    mutable_messages=one.mutable_messages,
+                )
                 for one in self.namespaces
             },
         )

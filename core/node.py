@@ -69,7 +69,7 @@ from core.occupancy import Occupancies
 from core.occupancy_log import OccupancyLog
 from core.quiet import lasts
 from core.recency import Recency
-from core.registry import App, Registry, Streams, app_of
+from core.registry import App, Registry, Streams, app_of, bars_of
 from core.replay import EXPIRED, OTHER_SITE, Replays
 from core.revocations import PREFIX as REVOCATION
 from core.revocations import Revocations, answer, asked, bound
@@ -123,7 +123,7 @@ from relay.link.frames import (
     Up,
     Watch,
 )
-from relay.model.capability import Capability, Operation
+from relay.model.capability import Bars, Capability, Operation
 from relay.model.channel import METACHANNELS, ChannelName, log_key, parse_channel, partition_of
 from relay.model.connection_key import CONNECTION_ID_BYTES, claimed_id, make_key, new_connection_id, parse_key
 from relay.model.errors import ErrorInfo, RelayError
@@ -155,6 +155,7 @@ _STARTING = ErrorInfo.of(50320, "The core is not ready; try another")
 _OVERFULL = ErrorInfo.of(50003, "The publish could not be taken in; nothing was published")
 _APP_GONE = ErrorInfo.of(40101, "The app no longer exists")
 _KEY_CHANGED = ErrorInfo.of(80003, "The key has changed; connect again")
+_NAMESPACE_CLOSED = ErrorInfo.of(80003, "A namespace of the app has been closed to clients like this one; connect again")
 _NO_READER = ErrorInfo.of(40160, "No session of this link may read the channel")
 _REPLAYS_FULL = ErrorInfo.of(42912, "Too many channels of the app are catching up; try again")
 _NOT_RESUMED = ErrorInfo.of(50003, "The connection could not be resumed in time; try again")
@@ -242,9 +243,16 @@ _Job = tuple[Admit | Fetch, bool]
 """A request in an admission queue, and whether the end of `tidegate.config` has been asked for since it came."""
 
 
+def _closed(app: App) -> set[tuple[str, int]]:
+    """Namespaces that are closed to some clients, with to which."""
+    return {*bars_of(app, anonymous=True, plain=False), *bars_of(app, anonymous=False, plain=True)}
+
+
 def _lessens(before: App, now: App | None) -> bool:
     """Whether sessions may have lost rights: then all are looked at, and not for every key that is made. O(keys of the app)."""
     if now is None or now.status != before.status:
+        return True
+    if not _closed(now) <= _closed(before):
         return True
     return any(
         key is not old
@@ -252,6 +260,13 @@ def _lessens(before: App, now: App | None) -> bool:
         for key_id, old in before.keys.items()
         for key in (now.keys.get(key_id),)
     )
+
+
+def _denied(session: Session, channel: str, operation: Operation) -> Denied:
+    code = session.capability.bar_on(channel)
+    if code is None:
+        return Denied("capability", 40160, f"operation not permitted with provided capability: {operation}")
+    return Denied("namespace", code, session.capability.refusal(channel).info.message)
 
 
 class CoreNode:
@@ -304,7 +319,7 @@ class CoreNode:
             number=self._number,
             random=random,
         )
-        self._roster = Roster(keyring, limits, self.counters, self._connections.floor)
+        self._roster = Roster(keyring, limits, self.counters, self._connections.floor, self._bars)
         self._channels = Channels()
         self._congested: set[int] = set()
         self._occupancy = Occupancies(
@@ -725,7 +740,9 @@ class CoreNode:
             self._grant(
                 link,
                 frame.req,
-                self._make_grant(link, session.grant.session, session.grant.realtime, verified, client_id, session.grant.incarnation),
+                self._make_grant(
+                    link, session.grant.session, session.grant.realtime, verified, client_id, session.grant.incarnation, plain=not frame.tls
+                ),
             )
             return
         if self._roster.full(link):
@@ -744,7 +761,7 @@ class CoreNode:
 
     def _admit_new(self, link: int, frame: Admit, verified: Verified, client_id: str | None, error: ErrorInfo | None) -> None:
         session_id = new_connection_id(self._random(CONNECTION_ID_BYTES))
-        grant = self._make_grant(link, session_id, frame.realtime, verified, client_id, 0)
+        grant = self._make_grant(link, session_id, frame.realtime, verified, client_id, 0, plain=not frame.tls)
         if frame.realtime:
             self._connections.connected(session_id, grant, self._now_ms, frame.remain_present_ms)
         self._grant(link, frame.req, grant, self._connection_key(grant), error)
@@ -811,7 +828,7 @@ class CoreNode:
             if not present and self._absence.bring_back(claim.connection, record.incarnation, record.boot, claim, self._now, self._now_ms):
                 return
             self.counters["resume.resumed"] += 1
-            grant = self._make_grant(link, claim.connection, True, verified, claim.client_id, record.incarnation)
+            grant = self._make_grant(link, claim.connection, True, verified, claim.client_id, record.incarnation, plain=not frame.tls)
             self._grant(link, frame.req, grant, self._connection_key(grant))
 
     def _waited(self, wait: Wait | None) -> None:
@@ -850,7 +867,9 @@ class CoreNode:
         if (session.grant.incarnation, session.grant.boot) == (record.incarnation, record.boot):
             self._connections.keep(connection, record)
 
-    def _make_grant(self, link: int, session_id: str, realtime: bool, verified: Verified, client_id: str | None, incarnation: int) -> Grant:
+    def _make_grant(
+        self, link: int, session_id: str, realtime: bool, verified: Verified, client_id: str | None, incarnation: int, *, plain: bool
+    ) -> Grant:
         edge = self._roster.links[link]
         return Grant(
             edge=edge.identity,
@@ -866,14 +885,18 @@ class CoreNode:
             revocation_key=verified.revocation_key,
             token_expires=verified.expires,
             expires=self._grant_expires(verified.expires),
+            plain=plain,
         )
+
+    def _bars(self, grant: Grant) -> Bars:
+        return self._registry.bars(grant.app, anonymous=grant.client_id is None, plain=grant.plain)
 
     def _grant_expires(self, token_expires: int | None) -> int:
         expires = self._now_ms + int(self._limits.grant_s * 1000)
         return expires if token_expires is None else min(expires, token_expires)
 
     def _grant(self, link: int, req: int, grant: Grant, key: str = "", error: ErrorInfo | None = None) -> None:
-        self._roster.admit(link, grant)
+        session = self._roster.admit(link, grant)
         self._send(
             link,
             Admitted(
@@ -889,6 +912,7 @@ class CoreNode:
                 issued=grant.issued,
                 incarnation=grant.incarnation,
                 error=error,
+                bars=session.capability.bars,
             ),
         )
 
@@ -1104,11 +1128,14 @@ class CoreNode:
                 self._lose(channel, _NO_READER)
 
     def _lost_rights(self, before: App, session: Session) -> ErrorInfo | None:
-        """Why a session's rights are void after its app or key has changed; None if they are not. A key with another secret or capability
-        is no refusal: the client is sent away to come back and be admitted anew."""
+        """Why a session's rights are void after its app, a key or a namespace has changed; None if they are not. A key with another secret
+        or capability, or a namespace that has been closed, is no refusal: the client is sent away to come back and be admitted anew."""
         error = self._refused_now(session.grant)
         if error is not None:
             return error
+        known = session.capability.bars
+        if any(bar not in known and session.capability.reaches(bar[0]) for bar in self._bars(session.grant)):
+            return _NAMESPACE_CLOSED
         key_id = session.grant.key_name.partition(".")[2]
         old, key = before.keys.get(key_id), self._registry.key(session.grant.key_name)
         if old is None or key is None or (old.secret == key.secret and old.capability == key.capability):
@@ -1187,7 +1214,7 @@ class CoreNode:
             raise Denied("wrong_app", 40160, "The witness belongs to another app")
         name = parse_channel(frame.channel)
         if not witness.capability.permits(Operation.SUBSCRIBE, name.name):
-            raise Denied("capability", 40160, "operation not permitted with provided capability: subscribe")
+            raise _denied(witness, name.name, Operation.SUBSCRIBE)
         if self._channels.get(link, frame.req) is not None:
             raise Denied("number_in_use", 40000, "The request number names an open channel")
         if self._channels.count(link) >= self._limits.link_channels:
@@ -1256,7 +1283,7 @@ class CoreNode:
         if isinstance(call, Members) and session.capability.permits(Operation.PRESENCE, name.name):
             operation = Operation.PRESENCE  # who may enter may see who is there
         if not session.capability.permits(operation, name.name):
-            raise Denied("capability", 40160, f"operation not permitted with provided capability: {operation}")
+            raise _denied(session, name.name, operation)
         return (call, *self._place(session.grant.app, name))
 
     def _shut(self, link: int, ref: int) -> None:
@@ -1362,7 +1389,7 @@ class CoreNode:
             raise Denied("qualifier", 40160, f"operation not permitted: channels with the qualifier [{name.qualifier}] are read-only")
         operations = session.capability.operations_on(name.name)
         if Operation.PUBLISH not in operations:
-            raise Denied("capability", 40160, "operation not permitted with provided capability: publish")
+            raise _denied(session, name.name, Operation.PUBLISH)
         key, partition = self._place(session.grant.app, name)
         connection_id, client_id = self._publisher(session, frame.connection_key)
         base = recheck(
@@ -1396,7 +1423,7 @@ class CoreNode:
         leaving = all(item.action == PresenceAction.LEAVE for item in frame.presence)
         server_made = frame.id.startswith("s:")
         if not (server_made and leaving) and not session.capability.permits(Operation.PRESENCE, name.name):
-            raise Denied("capability", 40160, "operation not permitted with provided capability: presence")
+            raise _denied(session, name.name, Operation.PRESENCE)
         key, partition = self._place(grant.app, name)
         settle_presence(frame.presence, client_id=grant.client_id, connection_id=grant.session, max_bytes=self._limits.max_message_bytes)
         self._check_id(frame.id, session, None)
@@ -1771,7 +1798,7 @@ class CoreNode:
         if name.qualifier is not None:
             raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no status")
         if not session.capability.permits(Operation.CHANNEL_METADATA, name.name):
-            raise Denied("capability", 40160, "operation not permitted with provided capability: channel-metadata")
+            raise _denied(session, name.name, Operation.CHANNEL_METADATA)
         return log_key(session.grant.app, name.name)
 
     def _attachments_changed(self, key: bytes) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from relay.link.frames import Stream
-from relay.model.capability import Capability
+from relay.model.capability import Bars, Capability
 from relay.model.errors import RelayError
 from relay.model.keyring import Keyring
 
@@ -57,9 +57,13 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_
 
 
 class Namespace(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """What is special about the channels whose names begin with `<id>:`."""
+    """What is special about the channel that is called `<id>`, and those whose names begin with `<id>:`."""
 
     id: str
+    authenticated: bool = False
+    """Only clients with a clientId, or that may take any (`*`), may use its channels: 40161 for others."""
+    tls_only: bool = False
+    """Only clients that came over TLS may: 40311 for others."""
     persisted: bool = False
     push_enabled: bool = False
     mutable_messages: bool = False
@@ -118,6 +122,7 @@ class Registry:
         self._records: dict[str, AppRecord] = {}
         self._keys: dict[str, dict[str, Key]] = {}
         self._namespaces: dict[str, dict[str, Namespace]] = {}
+        self._bars: dict[tuple[str, bool, bool], Bars] = {}
         self.unreadable = 0
         """Records of `tidegate.config` that were left out because they could not be read."""
 
@@ -135,6 +140,16 @@ class Registry:
         app_id, _, key_id = name.partition(".")
         app = self._apps.get(app_id)
         return None if app is None else app.keys.get(key_id)
+
+    def bars(self, app_id: str, *, anonymous: bool, plain: bool) -> Bars:
+        """The namespaces that are closed to clients without a clientId, or without TLS."""
+        found = self._bars.get((app_id, anonymous, plain))
+        if found is None:
+            app = self._apps.get(app_id)
+            found = () if app is None else bars_of(app, anonymous=anonymous, plain=plain)
+            if app is not None:  # or made-up names would fill the memory
+                self._bars[app_id, anonymous, plain] = found
+        return found
 
     def apply(self, key: str, value: bytes | None) -> str | None:
         """One record of `tidegate.config`, in log order; None is a tombstone. Returns the id of the app it touched, if any."""
@@ -185,6 +200,8 @@ class Registry:
         )
 
     def _rebuild(self, app_id: str) -> None:
+        for anonymous, plain in ((False, False), (False, True), (True, False), (True, True)):
+            self._bars.pop((app_id, anonymous, plain), None)
         static, record = self._static.get(app_id), self._records.get(app_id)
         if static is None and record is None:
             self._apps.pop(app_id, None)
@@ -204,6 +221,13 @@ class Registry:
             keys={**base.keys, **self._keys.get(app_id, {})},
             namespaces={**base.namespaces, **self._namespaces.get(app_id, {})},
         )
+
+
+def bars_of(app: App, *, anonymous: bool, plain: bool) -> Bars:
+    """In the order of their names. O(namespaces)."""
+    found = {one.id: 40311 for one in app.namespaces.values() if plain and one.tls_only}
+    found |= {one.id: 40161 for one in app.namespaces.values() if anonymous and one.authenticated and one.id not in found}
+    return tuple(sorted(found.items()))
 
 
 def app_of(record_key: str) -> str:

@@ -11,7 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 
 from core.channel import OpenChannel
-from relay.model.capability import Capability
+from relay.model.capability import Bars, Capability
 from relay.model.errors import ErrorInfo, RelayError
 from relay.model.grants import Grant, GrantRefused, open_grant
 from relay.model.keyring import Keyring
@@ -23,7 +23,7 @@ class Session:
 
     __slots__ = ("capability", "ends", "grant", "link", "stalled", "witnessed")
 
-    def __init__(self, link: int, grant: Grant) -> None:
+    def __init__(self, link: int, grant: Grant, bars: Bars) -> None:
         self.link = link
         self.witnessed: set[OpenChannel] = set()
         """The open channels for which this session's right to read stands surety."""
@@ -31,13 +31,14 @@ class Session:
         """A publish of this connection was not taken, or has an unknown fate: nothing that it sent later may overtake it. Its client is on
         its way out, and sends again what it was not told of under its next incarnation."""
         self.grant = grant
-        self.take(grant)
+        self.take(grant, bars)
 
-    def take(self, grant: Grant) -> None:
+    def take(self, grant: Grant, bars: Bars) -> None:
+        """`bars`: the namespaces that are closed to it."""
         if grant.incarnation > self.grant.incarnation:
             self.stalled = False
         self.grant = grant
-        self.capability = Capability.parse(grant.capability)
+        self.capability = Capability.parse(grant.capability).barring(bars)
         expires = grant.expires if grant.token_expires is None else min(grant.expires, grant.token_expires)
         self.ends = expires + PROTOCOL.expiry_leeway_ms
 
@@ -64,8 +65,17 @@ class Link:
 
 
 class Roster:
-    def __init__(self, keyring: Keyring, limits: CoreLimits, counters: Counter[str], known_floor: Callable[[str], int]) -> None:
-        """`known_floor`: the lowest incarnation of a session that may still count, as far as is known of other cores."""
+    def __init__(
+        self,
+        keyring: Keyring,
+        limits: CoreLimits,
+        counters: Counter[str],
+        known_floor: Callable[[str], int],
+        bars: Callable[[Grant], Bars],
+    ) -> None:
+        """`known_floor`: the lowest incarnation of a session that may still count, as far as is known of other cores. `bars`: the
+        namespaces that are closed to whoever has such a grant."""
+        self._bars = bars
         self._keyring = keyring
         self._limits = limits
         self._counters = counters
@@ -92,9 +102,9 @@ class Roster:
         sessions = self.links[link].sessions
         session = sessions.get(grant.session)
         if session is None:
-            session = sessions[grant.session] = Session(link, grant)
+            session = sessions[grant.session] = Session(link, grant, self._bars(grant))
         else:
-            session.take(grant)
+            session.take(grant, self._bars(grant))
         heapq.heappush(self._ends, (session.ends, link, grant.session))
         if len(self._ends) > 2 * len(self) + 1_000:
             # Mostly ends that renewals have put off, or of sessions that departed.

@@ -437,7 +437,8 @@ class Connection(Timed):
             channel.detach(attachment)
 
     def _permitted(self, text: str, message: ProtocolMessage, before: Attachment | None) -> Attachment:
-        """The attachment (`before`, if there is one) with the params and modes asked for. Raises RelayError: 40010, 40160, 40003, 90010."""
+        """The attachment (`before`, if there is one) with the params and modes asked for. Raises RelayError: 40010, 40160 (or
+        40161, 40311: the namespace), 40003, 90010."""
         session, limits = self.session, self.desk.turn.limits
         assert session is not None, "connected"
         name = parse_channel(text)
@@ -445,13 +446,13 @@ class Connection(Timed):
             raise RelayError(40010, f"there is no such channel with the qualifier [{name.qualifier}] on this server")
         allowed = modes_of(session.capability.operations_on(name.name), read_only=name.qualifier is not None)
         if not allowed:
-            raise _denied()
+            raise session.capability.refusal(name.name)
         params = attach_params(message.params, name.params)
         if name.qualifier is not None or not session.capability.permits(Operation.CHANNEL_METADATA, name.name):
             params.pop(METRICS_PARAM, None)
         asked = modes_asked(params, message.flags)
         if not asked & allowed:
-            raise _denied()
+            raise session.capability.refusal(name.name)
         if before is None and len(self.attachments or ()) >= limits.channels_per_connection:
             raise RelayError(90010, f"Maximum number of channels per connection ({limits.channels_per_connection}) exceeded")
         attachment = before or Attachment(self, name, self.desk.hub.channel(session.app, name.name))
@@ -618,7 +619,7 @@ class Connection(Timed):
             raise RelayError(40010, f"publishing to channels with the qualifier [{name.qualifier}] is not permitted")
         operations = session.capability.operations_on(name.name)
         if Operation.PUBLISH not in operations:
-            raise _denied()
+            raise session.capability.refusal(name.name)
         attachment = (self.attachments or {}).get(name.text)
         if attachment is not None and attachment.attached and not attachment.granted & PUBLISH:
             raise RelayError(40165, "operation not permitted: the channel was attached without the publish mode")
@@ -651,7 +652,7 @@ class Connection(Timed):
         if name.qualifier is not None:
             raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no members")
         if Operation.PRESENCE not in session.capability.operations_on(name.name):
-            raise _denied()
+            raise session.capability.refusal(name.name)
         attachment = (self.attachments or {}).get(name.text)
         if attachment is None or not attachment.attached:
             if not repeat:
@@ -826,7 +827,7 @@ class Connection(Timed):
             before, read = attachment.granted, attachment.reads
             if not attachment.allow(attachment.asked):
                 self._forget(attachment, Heard.REFUSED)
-                self._channel_error(attachment.text, _denied().info)
+                self._channel_error(attachment.text, session.capability.refusal(attachment.channel.name).info)
             elif attachment.attached and (attachment.granted, attachment.reads) != (before, read):
                 channel = self._channel_of(attachment)
                 if before & PRESENCE and not attachment.granted & PRESENCE:
@@ -990,7 +991,3 @@ def presentable(credential: Credential, desk: Desk, *, tls: bool, realtime: bool
 def _compatible(before: str | None, after: str | None) -> bool:
     """Whether the connection may go on as `after`. A connection that could be anyone may become someone, and nobody may change."""
     return before in (after, "*")
-
-
-def _denied() -> RelayError:
-    return RelayError(40160, "operation not permitted with provided capability")

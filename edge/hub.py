@@ -497,7 +497,7 @@ class Channel(Timed):
         self.hub.refs.pop(req, None)
         self.ref = 0
         witness, self.surety = self.surety, None
-        if 40000 <= error.code < 40200 and witness is not None:
+        if 40000 <= error.code < 40400 and witness is not None:
             # The core does not let this reader read: its channel fails, if it is still here, and the next one tries.
             self.witness = None
             if witness in self._all_readers():

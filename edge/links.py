@@ -30,7 +30,7 @@ class Session:
         self.grant = frame.grant
         self.app = frame.app
         self.client_id = frame.client_id
-        self.capability = Capability.parse(frame.capability)
+        self.capability = Capability.parse(frame.capability).barring(frame.bars)
         self.grant_expires = frame.grant_expires
         self.token_expires = frame.token_expires
         others = tuple(other for other in self.presented if other != link)

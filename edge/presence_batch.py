@@ -113,12 +113,12 @@ class PresenceBatch:
             self._finish()
 
     def _permitted(self, text: str) -> str:
-        """Raises RelayError 40010, 40160."""
+        """Raises RelayError 40010, 40160, 40161, 40311."""
         name = parse_channel(text)
         if name.qualifier is not None:
             raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no members")
         if not self._session.capability.permits_any(name.name, SHOW_MEMBERS):
-            raise RelayError(40160, "operation not permitted with provided capability")
+            raise self._session.capability.refusal(name.name)
         return name.name
 
     def spend(self, size: int) -> None:

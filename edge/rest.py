@@ -381,7 +381,7 @@ class Rest:
         if name.qualifier is not None and (name.name not in METACHANNELS or call.segments[2] == "presence"):
             raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no history and no members")
         if not session.capability.permits_any(name.name, SHOW_MEMBERS if members else (Operation.HISTORY,)):
-            raise RelayError(40160, "operation not permitted with provided capability")
+            raise session.capability.refusal(name.name)
         limits = self.desk.turn.limits
         if members:
             call.read = calls.MEMBERS, presence_set.asked(call.params, name.name, limits)
@@ -397,7 +397,7 @@ class Rest:
         if name.qualifier is not None:
             raise RelayError(40010, f"channels with the qualifier [{name.qualifier}] have no status")
         if not session.capability.permits(Operation.CHANNEL_METADATA, name.name):
-            raise RelayError(40160, "operation not permitted with provided capability")
+            raise session.capability.refusal(name.name)
         call.read = calls.STATUS, calls.Status(channel=name.name)
         self._send_read(call)
 

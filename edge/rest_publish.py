@@ -58,7 +58,7 @@ class RestPublish(NamedTuple):
 
 
 def place(session: Session, channel: str, params: Mapping[str, str]) -> Place:
-    """Raises RelayError, in this order: 40010, 40160, 40099."""
+    """Raises RelayError, in this order: 40010, 40160 (or 40161, 40311: the namespace), 40099."""
     name = parse_channel(channel)
     if name.qualifier == "meta":
         raise RelayError(40160, "operation not permitted: metachannels are read-only")
@@ -66,7 +66,7 @@ def place(session: Session, channel: str, params: Mapping[str, str]) -> Place:
         raise RelayError(40010, f"publishing to channels with the qualifier [{name.qualifier}] is not permitted")
     operations = session.capability.operations_on(name.name)
     if Operation.PUBLISH not in operations:
-        raise RelayError(40160, "operation not permitted with provided capability")
+        raise session.capability.refusal(name.name)
     if params.get("_forceNack") == "true":
         raise RelayError(40099, "refused as asked (_forceNack)")
     return Place(name, Operation.PRIVILEGED_HEADERS in operations)

@@ -237,9 +237,11 @@ def revoke_key(context: typer.Context, key: KeyName) -> None:
 
 # --- namespaces --------------------------------------------------------------------------------------------------------------------------
 
-_NAMESPACE = {"id": "id", "persisted": "persisted", "authenticated": "authenticated", "TLS only": "tlsOnly"} | {
-    "batching": "batchingEnabled",
-    "conflation": "conflationEnabled",
+_NAMESPACE = {
+    "id": "id",
+    "authenticated": "authenticated",
+    "TLS only": "tlsOnly",
+    "without effect": "withoutEffect",
     "modified": "modified",
 }
 NamespaceId = Annotated[str, typer.Argument(metavar="NAMESPACE", help="The first part of channel names.")]
@@ -495,14 +497,17 @@ def can(
     if [key, token, capability].count(None) != 2:
         fail("give one of --key, --jwt-file and --capability")
     try:
-        asked, claimed, meets = [], None, True
+        asked, claimed, meets, nobody = [], None, True, False
+        closed: list[dict[str, Any]] = []
         if token is not None:
-            key, claimed = _claims(token)
+            key, claimed, client_id = _claims(token)
+            nobody = client_id is None
             if claimed is not None:
                 asked.append(granted("the token", claimed, operation, channel))
         if key is not None:
             app, key_id = _key(key)
-            found = {one["id"]: one for one in client(url, token_file, ca, certificate, private_key).ask("GET", "apps", app, "keys")}
+            api = client(url, token_file, ca, certificate, private_key)
+            found = {one["id"]: one for one in api.ask("GET", "apps", app, "keys")}
             if key_id not in found:
                 fail(f"there is no key {key}")
             if found[key_id]["status"]:
@@ -510,6 +515,7 @@ def can(
             keys = _as_data_plane(found[key_id]["capability"])
             asked.append(granted(f"key {key}", keys, operation, channel))
             meets = claimed is None or meet(claimed, keys, operation, channel)
+            closed = [one for one in api.ask("GET", "apps", app, "namespaces") if one["authenticated"] and _within(channel, one["id"])]
         else:
             asked.append(granted("the capability", _capability(capability), operation, channel))
     except ControlError as error:
@@ -524,6 +530,14 @@ def can(
             lines.append(f"no: {each.whose} has no line for {channel}")
     if not meets and all(each.yes for each in asked):
         lines.append("no: of the two lines neither lies within the other, so the token has nothing of both")
+    for namespace in closed:
+        lines.append(
+            f"no: the namespace {namespace['id']} is closed to clients without a clientId, and the token names none"
+            if nobody
+            else f"but: the namespace {namespace['id']} is closed to clients that are admitted without a clientId"
+        )
+    if closed and nobody:
+        _verdict(False, lines, as_json, [])
     details = [{"whose": each.whose, "permits": each.yes, "by": each.by, "other": each.other} for each in asked]
     _verdict(meets and all(each.yes for each in asked), lines, as_json, details)
 
@@ -533,8 +547,14 @@ def _verdict(yes: bool, lines: list[str], as_json: bool, details: list[dict[str,
     raise typer.Exit(0 if yes else 1)
 
 
-def _claims(path: Path) -> tuple[str, Any]:
-    """The key that a JWT names, and the capability that it asks for, if any."""
+def _within(channel: str, namespace: str) -> bool:
+    while channel.startswith("[") and "]" in channel:
+        channel = channel.partition("]")[2]
+    return channel == namespace or channel.startswith(f"{namespace}:")
+
+
+def _claims(path: Path) -> tuple[str, Any, str | None]:
+    """The key that a JWT names, the capability that it asks for, and its clientId, if any."""
     import jwt
 
     try:
@@ -547,7 +567,7 @@ def _claims(path: Path) -> tuple[str, Any]:
         fail(f"{path}: not a JWT")
     if not isinstance(key, str):
         fail(f"{path}: the JWT names no key (kid)")
-    return key, claims.get("x-ably-capability") or None
+    return key, claims.get("x-ably-capability") or None, claims.get("x-ably-clientId")
 
 
 def _as_data_plane(capability: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -28,6 +28,12 @@ NAMESPACE_FLAGS = (
 )
 _INTERVALS = {"batchingInterval": "batchingEnabled", "conflationInterval": "conflationEnabled", "conflationKey": "conflationEnabled"}
 """Settings that mean something only while a flag is on. They go when it is switched off: the public tools do not send them then."""
+NO_EFFECT = (
+    *("persisted", "persistLast", "mutableMessages", "pushEnabled", "populateChannelRegistry", "batchingEnabled", "conflationEnabled"),
+)
+"""Flags of namespaces that are kept, since the public tools send them all, and that change nothing. Answers name those that are on."""
+CLOSING = ("authenticated", "tlsOnly")
+"""Flags that close a namespace to some clients."""
 MAX_CONFLATION_MS = 86_400_000
 
 
@@ -284,6 +290,10 @@ class Control:
 
     def _namespace_change(self, action: str, app: str, name: str, entry: Entry | None, data: dict[str, Any], status: int) -> Change:
         before = None if entry is None else _namespace_view(app, entry.data)
+        if _closes(data) and not (entry is not None and _closes(entry.data)):
+            closed = sum(_closes(one.data) for one in self.ledger.of("namespace", f"{app}:"))
+            if closed >= self.limits.control_closed_namespaces:
+                raise too_many("namespaces of one app with authenticated or tlsOnly", self.limits.control_closed_namespaces)
         target = {"app": app, "namespace": name}
         after = _namespace_view(app, data)
         return Change(
@@ -511,6 +521,10 @@ def _namespace_fields(fields: Fields, known: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
+def _closes(data: dict[str, Any]) -> bool:
+    return any(data.get(name) for name in CLOSING)
+
+
 def _namespace_view(app: str, data: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": data["id"],
@@ -520,6 +534,7 @@ def _namespace_view(app: str, data: dict[str, Any]) -> dict[str, Any]:
         **{name: data.get(name, False) for name in NAMESPACE_FLAGS},
         "exposeTimeserial": data.get("exposeTimeserial", False),
         **{name: data.get(name) for name in _INTERVALS},
+        "withoutEffect": [name for name in NO_EFFECT if data.get(name)],
         "created": data.get("created", 0),
         "modified": data.get("modified", data.get("created", 0)),
     }

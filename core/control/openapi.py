@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from core.control.access import SCOPES
-from core.control.control import MAX_CONFLATION_MS, NAMESPACE_FLAGS, PUSH_TEXTS
+from core.control.control import MAX_CONFLATION_MS, NAMESPACE_FLAGS, NO_EFFECT, PUSH_TEXTS
 from core.control.fields import MAX_TEXT
 
 VERSION = "1.0.0"
@@ -219,6 +219,11 @@ SCHEMAS: dict[str, Any] = {
             "appId": _TEXT,
             **{name: {"type": "boolean"} for name in (*NAMESPACE_FLAGS, "authenticated", "identified", "exposeTimeserial")},
             **_INTERVALS,
+            "withoutEffect": {
+                "type": "array",
+                "items": {"enum": list(NO_EFFECT)},
+                "description": "What is on, and is kept, but changes nothing",
+            },
             "created": _TIME,
             "modified": _TIME,
         }

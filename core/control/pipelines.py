@@ -225,9 +225,13 @@ class Pipelines:
             return None
 
     def _rule(self, app: str, name: str, body: Body, password: str | None, begun: int = 0) -> Rule:
-        """Raises: Invalid."""
+        """What names a rule to other brokers is kept and means nothing in the core's own cluster: the public Terraform provider cannot
+        leave it out. Raises: Invalid."""
         source, target = body["source"], body["target"]
         sasl = _sasl(body)
+        own = target["brokers"] == []
+        if sasl is not None and own:
+            sasl["username"] = _or(sasl["username"], "")
         raw: Body = {
             "id": name,
             "status": body["status"],
@@ -243,7 +247,14 @@ class Pipelines:
                 "auth": None if sasl is None else {"sasl": {**sasl, "password": password or ""}},
             },
         }
-        return _made(lambda: self._make_rule(app, msgspec.convert(raw, RuleConfig, dec_hook=_secret), begun=begun))
+
+        def make() -> Rule:
+            config = msgspec.convert(raw, RuleConfig, dec_hook=_secret)
+            if own:
+                config = msgspec.structs.replace(config, target=msgspec.structs.replace(config.target, auth=None, tls=False))
+            return self._make_rule(app, config, begun=begun)
+
+        return _made(make)
 
     # --- mappings ------------------------------------------------------------------------------------------------------------------------
 

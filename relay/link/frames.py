@@ -13,6 +13,7 @@ import enum
 
 import msgspec
 
+from relay.model.capability import Bars
 from relay.model.errors import ErrorInfo
 from relay.model.message import Message, PresenceItem
 
@@ -239,6 +240,8 @@ class Admitted(Frame, tag=31):
     issued: int | None = None
     incarnation: int = 0
     error: ErrorInfo | None = None
+    bars: Bars = ()
+    """Namespaces that are closed to this session."""
 
 
 class Refused(Frame, tag=32):

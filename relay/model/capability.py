@@ -50,6 +50,17 @@ ATTACH: frozenset[Operation] = frozenset(
 
 _NONE: frozenset[Operation] = frozenset()
 _OPERATIONS = {str(operation): operation for operation in Operation}
+_REFUSALS = {
+    40160: "operation not permitted with provided capability",
+    40161: "operation not permitted as it requires an identified client",
+    40311: "operation not permitted: the channel is for connections over TLS only",
+}
+_BARRINGS_REMEMBERED = 16
+"""Per capability: the bars of an app change with its namespaces, and differ by whether its clients are anonymous, or without TLS."""
+
+Bars = tuple[tuple[str, int], ...]
+"""Namespaces on whose channels a session may do nothing, whatever its capability says, each with the code that says why: 40161 (its clients
+need a clientId), 40311 (they need TLS)."""
 _TARGET_QUALIFIERS = frozenset({"", "meta", "queue", "filter"})
 _RESOURCE_QUALIFIERS = _TARGET_QUALIFIERS | {"*"}
 
@@ -76,9 +87,9 @@ class _Pattern(NamedTuple):
 
 
 class Capability:
-    """Immutable. `bool()` is False when it permits nothing."""
+    """Immutable. `bool()` is False when it permits nothing. `bars`: see `barring`."""
 
-    __slots__ = ("_canonical", "_exact", "_patterns", "_remembered", "_resources")
+    __slots__ = ("_barrings", "_canonical", "_exact", "_patterns", "_remembered", "_resources", "bars")
 
     def __init__(self, resources: dict[str, frozenset[Operation]]) -> None:
         """`resources` as `parse` makes them; use `parse` for what comes from outside."""
@@ -93,6 +104,8 @@ class Capability:
                 self._exact[pattern] = operations
         self._canonical: str | None = None
         self._remembered: dict[str, frozenset[Operation]] = {}
+        self._barrings: dict[Bars, Capability] = {}
+        self.bars: Bars = ()
 
     @staticmethod
     def parse(source: str | bytes | object) -> Capability:
@@ -140,7 +153,39 @@ class Capability:
                     continue
                 if both := operations & their_operations:
                     result[narrower] = result.get(narrower, _NONE) | both
-        return Capability(result)
+        return Capability(result).barring(self.bars)
+
+    def barring(self, bars: Bars) -> Capability:
+        """The same, less the channels of these namespaces. Equal bars give the same object."""
+        if bars == self.bars:
+            return self
+        found = self._barrings.get(bars)
+        if found is None:
+            found = Capability(self._resources)
+            found.bars = bars
+            if len(self._barrings) >= _BARRINGS_REMEMBERED:
+                self._barrings.clear()
+            self._barrings[bars] = found
+        return found
+
+    def bar_on(self, channel_name: str) -> int | None:
+        """Why nothing is permitted on a channel, if it is for its namespace. O(bars)."""
+        if not self.bars:
+            return None
+        name = channel_name
+        while name.startswith("[") and "]" in name:
+            name = name.partition("]")[2]
+        return next((code for namespace, code in self.bars if name == namespace or name.startswith(f"{namespace}:")), None)
+
+    def reaches(self, namespace: str) -> bool:
+        """Whether it may grant something on a channel of a namespace, bars left out of account. True also in doubt. O(resources)."""
+        first = namespace.partition(":")[0]
+        return any(_pattern(resource).segments[0] in ("*", first) for resource in self._resources)
+
+    def refusal(self, channel_name: str) -> RelayError:
+        """What to tell whoever asked for more than this permits on a channel."""
+        code = self.bar_on(channel_name) or 40160
+        return RelayError(code, _REFUSALS[code])
 
     def operations_on(self, channel_name: str) -> frozenset[Operation]:
         """All that is granted on a channel, inline params left out of account. Nothing on what no channel can be called.
@@ -170,7 +215,7 @@ class Capability:
 
     def _look_up(self, channel_name: str) -> frozenset[Operation]:
         target = _target(channel_name)
-        if target is None:
+        if target is None or self.bar_on(channel_name) is not None:
             return _NONE
         operations = self._exact.get(target, _NONE)
         for pattern, granted in self._patterns:
@@ -182,7 +227,7 @@ class Capability:
         return bool(self._resources)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Capability) and self._resources == other._resources
+        return isinstance(other, Capability) and self._resources == other._resources and self.bars == other.bars
 
     def __hash__(self) -> int:
         return hash(self.canonical())

@@ -35,6 +35,8 @@ class Grant(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=
     """In milliseconds; None for API keys."""
     expires: int
     """Of the grant, in milliseconds."""
+    plain: bool = False
+    """The client came without TLS."""
 
 
 class GrantRefused(RelayError):  # noqa: N818 - named for what happened, as the other refusals are

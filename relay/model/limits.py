@@ -343,7 +343,7 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     lifecycle_closed: int = 50_000
     """Closed channels of one partition whose number is kept, for ten minutes. Above it: the one closed longest ago starts counting anew."""
     lifecycle_unshown: int = 100_000
-    """Events of channels and connections that are not yet on their metachannel. Above it: the oldest never will be (`lifecycle.unshown`)."""
+    """Events of channels and connections not yet on their metachannel. Above it: the oldest never will be (`lifecycle.unshown`)."""
     lifecycle_under_way: int = 200
     """Of these, messages that a core has appended and not read back. Above it: further ones wait, so that publishers keep their part of
     `partition_budget_records`."""
@@ -363,6 +363,8 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     control_per_app: int = 1_000
     """Keys of one app made by the Control API, revoked ones of the last 30 days included; its namespaces, its rules and its mappings have
     the same bound each. Above it: 42910."""
+    control_closed_namespaces: int = 100
+    """Namespaces of one app with `authenticated` or `tlsOnly`: clients that may not use them are sent all their names. Above it: 42910."""
     control_tokens: int = 1_000
     """Access tokens made by the Control API, revoked ones of the last 30 days included. Above it: 42910."""
     control_upkeep_records: int = 500

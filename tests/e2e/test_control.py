@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import ssl
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from tests.journeys.real import RealWorld
 from tests.support.product import Product
 
-CONNECTED, ERROR = 4, 9
+CONNECTED, DISCONNECTED, ERROR, ATTACH, ATTACHED = 4, 6, 9, 10, 11
 WITHIN_S = 2.0
 """How soon a change must hold on every core."""
 
@@ -65,16 +67,27 @@ def app(api: Api) -> str:
     return str(api.made("/accounts/tidegate/apps", {"name": f"e2e {time.time_ns()}"})["id"])
 
 
-def config_topic(relay: Product) -> list[tuple[str, str]]:
-    """Every record that is in `tidegate.config`."""
-    consumer = Consumer({"bootstrap.servers": relay.kafka, "group.id": "none", "enable.partition.eof": True})
-    consumer.assign([TopicPartition("tidegate.config", 0, OFFSET_BEGINNING)])
-    found = []
-    while (message := consumer.poll(20)) is not None and message.error() is None:
-        found.append((message.key().decode(), (message.value() or b"").decode()))
+def own_topics(relay: Product, since_ms: int) -> bytes:
+    """Every byte of keys, values and headers that is in Tidegate's own topics since then; `tidegate.config` whole."""
+    settings = {"bootstrap.servers": relay.kafka, "group.id": "none", "enable.partition.eof": True, "isolation.level": "read_uncommitted"}
+    consumer = Consumer(settings)
+    topics = {name: topic for name, topic in consumer.list_topics(timeout=20).topics.items() if name.startswith("tidegate.")}
+    places = [TopicPartition(name, number, since_ms) for name, topic in topics.items() for number in topic.partitions]
+    begin = consumer.offsets_for_times(places, timeout=20)
+    for place in begin:
+        if place.topic == "tidegate.config":
+            place.offset = OFFSET_BEGINNING
+    consumer.assign(begin)
+    found, left = bytearray(), len(begin)
+    while left and (message := consumer.poll(20)) is not None:
+        if message.error() is not None:
+            left -= 1
+            continue
+        parts = [message.key(), message.value(), *(part for header in message.headers() or () for part in header)]
+        found += b"\0".join(part.encode() if isinstance(part, str) else part for part in parts if part)
     consumer.close()
-    assert found
-    return found
+    assert not left, "every partition was read to its end"
+    return bytes(found)
 
 
 def until(condition: Callable[[], object], within_s: float) -> float:
@@ -128,46 +141,111 @@ def test_changes_of_one_key_through_both_cores_at_once_all_come_to_pass(api: Api
             assert (seen[0]["name"], seen[0]["capability"]) == (f"busy {number}", {f"c{number}": ["publish"]})
 
 
-def test_secrets_are_nowhere_in_clear(api: Api, app: str, relay: Product) -> None:
-    secret = api.made(f"/apps/{app}/keys", {"name": "secret", "capability": {"*": ["*"]}})["key"].partition(":")[2]
-    status, reader = api.ask("POST", "/tokens", {"name": "reader", "scopes": ["reader", "security"]})
+def test_secrets_are_nowhere_in_clear(api: Api, app: str, relay: Product, world: RealWorld) -> None:
+    """In no topic, no log and no answer but to a token with the scope: secrets of keys, before and after a rotation, passwords of rules,
+    access tokens, and what clients present."""
+    since = world.now_ms - 1_000
+    made = api.made(f"/apps/{app}/keys", {"name": "secret", "capability": {"*": ["*"]}})
+    world.client(key=made["key"]).gets(CONNECTED)
+    jwt = world.token(key=made["key"])
+    world.client(access_token=jwt, edge=1).gets(CONNECTED)
+    assert world.rest("POST", "/channels/c/messages", {"data": "x"}, credential=jwt)[0] == 201
+    status, rotated = api.ask("POST", f"/apps/{app}/keys/{made['id']}/rotate")
+    assert status == 200
+    secrets = [made["key"].partition(":")[2], rotated["key"].partition(":")[2], jwt.rpartition(".")[2]]
+    rule = {"ruleType": "kafka", "requestMode": "single", "source": {"channelFilter": "^none:", "type": "channel.message"}}
+    secrets.append(f"hush-{time.time_ns()}")
+    sasl = {"mechanism": "plain", "username": "u", "password": secrets[-1]}
+    path = f"/apps/{app}/rules/{api.made(f'/apps/{app}/rules', rule | {'target': {'routingKey': 't', 'auth': {'sasl': sasl}}})['id']}"
+    secrets.append(f"hush-{time.time_ns()}")
+    sasl["password"] = secrets[-1]
+    assert api.ask("PATCH", path, {"target": {"auth": {"sasl": sasl}}})[1]["target"]["auth"]["sasl"]["password"] == secrets[-1]
+    status, reader = api.ask("POST", "/tokens", {"name": "reader", "scopes": ["reader", "operator", "security"]})
     assert status == 201
-    for path in ("/accounts/tidegate/apps", f"/apps/{app}/keys", f"/apps/{app}/namespaces", "/tokens", "/audit?limit=1000", "/me"):
-        assert api.ask("GET", path, token=reader["token"])[0] == 200
-    records = config_topic(relay)
-    assert any(key.startswith(f"key:{app}.") for key, _ in records)
-    everything = json.dumps(records) + "".join(api.answers) + relay.log_path.read_text(errors="replace")
-    for each in (secret, reader["token"].partition(".")[2], relay.found["accessToken"].partition(".")[2]):
-        assert each not in everything
+    secrets += [reader["token"].partition(".")[2], relay.found["accessToken"].partition(".")[2]]
+    paths = ("/accounts/tidegate/apps", f"/apps/{app}/keys", f"/apps/{app}/namespaces", f"/apps/{app}/rules", path, "/tokens", "/me")
+    for each in (*paths, "/audit?limit=1000"):
+        assert api.ask("GET", each, token=reader["token"])[0] == 200
+    assert api.ask("PATCH", path, {"status": "disabled"}, token=reader["token"])[0] == 200
+    assert api.ask("POST", f"/apps/{app}/keys/{made['id']}/rotate", token=reader["token"])[1]["key"] is None
+    for admin in relay.found["admins"]:
+        for public in ("/v1/status", "/v1/openapi.json", "/readyz"):
+            api.answers.append(urllib.request.urlopen(f"{admin}{public}", timeout=10).read().decode())
+    topics = own_topics(relay, since)
+    assert f"key:{app}.".encode() in topics
+    assert b"rule.change" in topics
+    everything = topics + "".join(api.answers).encode() + relay.log_path.read_bytes()
+    for secret in secrets:
+        assert len(secret) > 16
+        assert secret.encode() not in everything
+        assert base64.b64encode(secret.encode()) not in everything
     shown = api.ask("GET", f"/audit?app={app}&action=key.create.secret")[1]
     assert shown
     assert all(entry["outcome"] == "shown" for entry in shown)
 
 
+def test_the_audit_answers_who_changed_a_capability(api: Api, app: str) -> None:
+    alice = api.ask("POST", "/tokens", {"name": "alice", "scopes": ["reader", "security"]})[1]
+    key = api.made(f"/apps/{app}/keys", {"name": "audited", "capability": {"*": ["subscribe"]}})["id"]
+    assert api.ask("PATCH", f"/apps/{app}/keys/{key}", {"capability": {"*": ["*"]}}, token=alice["token"], core=1)[0] == 200
+    found = [one for one in api.ask("GET", f"/audit?app={app}&action=key.change")[1] if one["target"]["key"] == key]
+    ((by, before, after, outcome),) = [(one["by"], one["before"], one["after"], one["outcome"]) for one in found]
+    assert (by["type"], by["id"], by["name"]) == ("token", alice["id"], "alice")
+    assert (before["capability"], after["capability"], outcome) == ({"*": ["subscribe"]}, {"*": ["*"]}, "applied")
+    assert (before["key"], after["key"]) == (None, None)
+
+
+def test_a_namespace_that_is_closed_holds_on_both_edges_at_once(api: Api, app: str, world: RealWorld) -> None:
+    key = api.made(f"/apps/{app}/keys", {"name": "namespaced", "capability": {"*": ["*"]}})["key"]
+    name = f"n{time.time_ns()}"
+    nobody = [world.client(access_token=world.token(key=key), edge=edge) for edge in (0, 1)]
+    bob = world.client(access_token=world.token(key=key, client_id="bob"), edge=1)
+    for client in (*nobody, bob):
+        client.gets(CONNECTED)
+        client.sends(action=ATTACH, channel=f"{name}:1")
+        client.gets(ATTACHED)
+    start = time.monotonic()
+    assert api.made(f"/apps/{app}/namespaces", {"id": name, "authenticated": True, "persisted": True})["withoutEffect"] == ["persisted"]
+    for client in nobody:
+        assert client.gets(DISCONNECTED)["error"]["code"] == 80003
+    for edge in (0, 1):
+        client = world.client(access_token=world.token(key=key), edge=edge)
+        client.gets(CONNECTED)
+        client.sends(action=ATTACH, channel=f"{name}:1")
+        assert client.gets(ERROR, channel=f"{name}:1")["error"]["code"] == 40161
+    took = time.monotonic() - start
+    print(f"closed on both edges within {took:.3f} s of the request")
+    assert took < WITHIN_S
+    bob.gets_nothing()
+
+
+ASKED = (
+    *(("GET", "/v1/me"), ("GET", "/api/v1/me"), ("GET", "/v1/openapi.json"), ("GET", "/v1/status")),
+    ("POST", "/v1/accounts/tidegate/apps"),
+)
+
+
 def test_an_edge_has_no_way_to_it(relay: Product) -> None:
-    headers = {"authorization": f"Bearer {relay.found['accessToken']}"}
+    """Not through an edge, and not from where edges are: by the link's port, with the certificate of an edge and a good access token."""
+    headers = {"authorization": f"Bearer {relay.found['accessToken']}", "content-type": "application/json"}
     state = Path(relay.found["state"])
-    public = ssl.create_default_context(cafile=relay.ca)
-    for edge in relay.edges:
-        for prefix in ("/v1", "/api/v1"):
-            request = urllib.request.Request(edge.replace("wss:", "https:") + f"{prefix}/me", headers=headers)
-            with pytest.raises(urllib.error.HTTPError) as refused:
-                urllib.request.urlopen(request, timeout=10, context=public)
-            assert refused.value.code in (401, 404)
-            assert b"account" not in refused.value.read()
-    link = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    public, link = ssl.create_default_context(cafile=relay.ca), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     link.check_hostname = False
     link.load_verify_locations(relay.ca)
     link.load_cert_chain(state / "edge-1.pem", state / "edge-1.key")
-    settings = (state / "edge-1.toml").read_text()
-    ports = [int(part.partition('"')[0]) for part in settings.split("127.0.0.1:")[1:]]
-    assert len(ports) == 2
-    for port in ports:
-        request = urllib.request.Request(f"https://127.0.0.1:{port}/v1/me", headers=headers)
-        with pytest.raises((urllib.error.HTTPError, OSError)) as refused_:
-            urllib.request.urlopen(request, timeout=10, context=link)
-        if isinstance(refused_.value, urllib.error.HTTPError):
-            assert refused_.value.code in (403, 404)
+    cores = tomllib.loads((state / "edge-1.toml").read_text())["link"]["cores"]
+    assert len(cores) == 2
+    places = [(edge.replace("wss:", "https:"), public, (401, 404)) for edge in relay.edges]
+    places += [(f"https://{core}", link, (403, 404)) for core in cores]
+    for place, trust, refusals in places:
+        for method, path in ASKED:
+            request = urllib.request.Request(place + path, b'{"name":"x"}' if method == "POST" else None, headers, method=method)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=10, context=trust)
+            assert refused.value.code in refusals, (place, method, path)
+            body = refused.value.read()
+            assert b"account" not in body
+            assert b"openapi" not in body
 
 
 def test_keys_and_rules_outlive_the_cores(api: Api, app: str, world: RealWorld, relay: Product) -> None:

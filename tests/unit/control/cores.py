@@ -83,6 +83,7 @@ class OneCore:
         limits = limits or CoreLimits()
         tokens = [StaticToken("root", SECRET, frozenset(ALL))]
         tokens += [StaticToken(scope, SECRET, frozenset({scope})) for scope in ALL]
+        tokens.append(StaticToken("staff", SECRET, frozenset(ALL) - {"secrets"}))
         self.control = Control(
             keyring=keyring,
             limits=limits,

@@ -383,6 +383,29 @@ def test_a_namespace_comes_back_as_it_was_sent(core):
     assert "chat" in core.registry.app(app).namespaces
 
 
+def test_answers_say_which_properties_of_a_namespace_change_nothing(core):
+    app = core.an_app()
+    path = f"/apps/{app}/namespaces"
+    assert core.made(path, {"id": "a", "authenticated": True, "tlsOnly": True, "exposeTimeserial": True})["withoutEffect"] == []
+    made = core.made(path, {"id": "b", "persisted": True, "conflationEnabled": True})
+    assert made["withoutEffect"] == ["persisted", "conflationEnabled"]
+    assert core.ask("PATCH", f"{path}/b", {"persisted": False}).json()["withoutEffect"] == ["conflationEnabled"]
+
+
+def test_namespaces_closed_to_some_clients_are_few_enough_to_be_told_to_each_of_them():
+    core = OneCore(Topic(), limits=CoreLimits(control_closed_namespaces=2))
+    app = core.an_app()
+    path = f"/apps/{app}/namespaces"
+    for name, flag in (("a", "authenticated"), ("b", "tlsOnly")):
+        core.made(path, {"id": name, flag: True})
+    core.made(path, {"id": "c"})
+    assert core.ask("POST", path, {"id": "d", "identified": True}).status_code == 429
+    assert core.ask("PATCH", f"{path}/c", {"tlsOnly": True}).status_code == 429
+    assert core.ask("PATCH", f"{path}/a", {"tlsOnly": True}).status_code == 200, "it is one of them already"
+    assert core.ask("PATCH", f"{path}/a", {"tlsOnly": False, "identified": False}).status_code == 200
+    assert core.ask("PATCH", f"{path}/c", {"tlsOnly": True}).status_code == 200
+
+
 @pytest.mark.parametrize(
     "wrong", [{"id": ""}, {"id": "[meta]x"}, {"id": 1}, {"id": "a", "batchingInterval": 5}, {"id": "a", "persisted": 1}]
 )

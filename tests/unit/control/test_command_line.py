@@ -162,6 +162,11 @@ def test_can_names_the_line_that_says_so(served, tmp_path):
     overlap = served.say("can", "history", "chat:open", "--jwt-file", token('{"chat:*":["history"]}'), code=1)
     assert "neither lies within the other" in overlap
 
+    served.say("namespaces", "create", app, "chat", "--set", "authenticated=true")
+    assert "closed" in served.say("can", "publish", "chat:lobby", "--jwt-file", token('{"chat:*":["*"]}'), code=1)
+    assert "but: " in served.say("can", "publish", "chat:lobby", "--key", name)
+    assert "closed" not in served.say("can", "stats", "chats", "--key", name)
+
     served.say("keys", "revoke", name)
     assert "revoked" in served.say("can", "publish", "chat:lobby", "--key", name, code=1)
 

@@ -102,6 +102,20 @@ def test_what_a_core_would_not_run_is_refused_with_its_field(core, app, path, va
     assert core.topic.text().count("rule:") == 0
 
 
+def test_a_rule_into_the_cores_own_cluster_may_come_with_what_names_it_to_others(core, app):
+    """The public Terraform provider cannot leave `auth` out, and leaves empty texts out of it."""
+    for sent, shown in (
+        ({"mechanism": "plain"}, {"mechanism": "plain", "username": None, "password": None}),
+        ({"mechanism": "plain", "username": "-", "password": "-"}, {"mechanism": "plain", "username": "-", "password": "-"}),
+    ):
+        made = core.made(f"/apps/{app}/rules", RULE | {"target": RULE["target"] | {"auth": {"sasl": sent}}})
+        assert made["target"]["auth"] == {"sasl": shown}
+        assert core.ask("GET", f"/apps/{app}/rules/{made['id']}").json() == made
+    running, _ = core.pipelines.start(lambda key, why: pytest.fail(f"{key}: {why}"))
+    assert len(running) == 2
+    assert all(rule.config.target.auth is None for rule in running)
+
+
 def test_a_password_is_sealed_hidden_kept_and_changed(core, app, foreign):
     made = core.made(f"/apps/{app}/rules", FOREIGN)
     assert made["target"]["auth"]["sasl"]["password"] == "hush-hush"

@@ -245,3 +245,29 @@ def test_what_is_remembered_is_bounded():
 def test_connections_with_one_capability_share_it():
     text = '{"a":["publish"]}'
     assert Capability.parse(text) is Capability.parse(text)
+
+
+# --- namespaces that are closed ----------------------------------------------------------------------------------------------------------
+
+
+@given(CAPABILITIES, TARGETS, st.lists(st.sampled_from(["a", "b", "a:b", "b:a"]), unique=True, max_size=3))
+def test_a_bar_takes_the_channel_of_that_name_and_those_below_it_and_nothing_else(source, targets, closed):
+    capability = Capability.parse(source)
+    barred = capability.barring(tuple((name, 40161) for name in closed))
+    assert barred.barring(()) == capability
+    for qualifier, segments in targets:
+        name = text_of((qualifier, segments))
+        below = any(segments[: len(one.split(":"))] == tuple(one.split(":")) for one in closed)
+        assert barred.operations_on(name) == (frozenset() if below else capability.operations_on(name))
+        assert barred.refusal(name).code == (40161 if below else 40160)
+        if capability.operations_on(name):
+            assert capability.reaches(":".join(segments)), "or a change of the namespace would not send away who can use it"
+
+
+def test_bars_stay_with_what_is_left_of_a_capability_and_are_shared():
+    bars = (("chat", 40161),)
+    barred = Capability.parse('{"*":["*"]}').barring(bars)
+    assert barred is Capability.parse('{"*":["*"]}').barring(bars)
+    assert not barred.intersect(Capability.parse('{"chat:*":["publish"]}')).permits(Operation.PUBLISH, "chat:1")
+    assert barred != Capability.parse('{"*":["*"]}')
+    assert barred.permits(Operation.PUBLISH, "chats")
