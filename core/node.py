@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from heapq import nsmallest
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -126,6 +127,7 @@ from relay.model.identity import identify, on_behalf
 from relay.model.keyring import Keyring
 from relay.model.limits import CoreLimits
 from relay.model.message import Kind, PresenceAction, RecordBody
+from relay.model.occupancy import details
 from relay.model.presence import settle_presence
 from relay.model.publish import is_ephemeral, recheck
 from relay.model.serials import Serial
@@ -484,6 +486,16 @@ class CoreNode:
         key, partition = self._place(app, parse_channel(channel))
         page = Members(channel=channel, limit=limit, after=after)
         return self._attendance.page(partition, key, page, self._serial(partition, self.tail_position(partition) - 1))
+
+    def channels(self, app: str, prefix: str, after: str, limit: int) -> list[dict[str, Any]]:
+        """Channels of the app that are open or have attachments and whose names begin with `prefix` and come after `after`, by name, each
+        as ChannelDetails. O(channels in use): for operators. Raises: RelayError before the node is ready."""
+        if not self.ready:
+            raise RelayError(50320, "The core is not ready; try another")
+        start, behind = log_key(app, prefix), log_key(app, after) if after else b""
+        open_ = (key for view in self._lifecycle.views.values() for key, known in view.channels.items() if known.open)
+        found = {key for keys in (open_, self._occupancy.occupied()) for key in keys if key.startswith(start) and key > behind}
+        return [details(key.partition(b":")[2].decode(errors="replace"), self._occupancy.totals(key)) for key in nsmallest(limit, found)]
 
     # --- what reads and presence ask (core.history.Tails, core.attendance.Tails) -------------------------------------------------------
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import ssl
 import threading
@@ -23,6 +24,8 @@ import structlog
 from core.config import CoreConfig
 from core.control.control import Control
 from core.control.io.api import ControlApi
+from core.control.io.console import console_routes
+from core.control.io.peers import Peers
 from core.control.io.writer import ConfigWriter
 from core.control.pipelines import Pipelines
 from core.effects import (
@@ -41,6 +44,7 @@ from core.effects import (
 from core.events import ConfigRead, ConfigWritten, EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, OccupancyWanted, Tick
 from core.index import Index, MemoryIndex
 from core.io.congestion import Congestion
+from core.io.guard import names_of
 from core.io.http import admin_app, members_route, metrics_app, watch, watch_kafka
 from core.io.index import RocksIndex
 from core.io.tail import Tails
@@ -122,8 +126,10 @@ class CoreProcess:
         """Everything that `tidegate.config` held at the start has been read."""
         self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
+        self._registry: Schemas | None = None
         self._appends: LogAppends | None = None
         self._tails: Tails
+        self._peers: Peers
         self._log_ends: dict[int, int] = {}
         """Where the partitions of the log ended when Kafka was last asked."""
 
@@ -208,13 +214,34 @@ class CoreProcess:
             each |= {"end": end, "lag": None if end is None else max(0, end - each["position"])}
         status["mappings"] = [mapping.status() for mapping in self._mappings]
         parked = [] if self._owner is None else self._owner.parked_rules()
-        return status | {"ready": self.ready, "tails": len(self._tails), "parkedRules": parked}
+        rules = [] if self._owner is None else self._owner.status()
+        return status | {"ready": self.ready, "tails": len(self._tails), "parkedRules": parked, "rules": rules}
 
     def _present(self, app: str, channel: str, after: int, limit: int) -> MemberPage:
         """Raises: RelayError."""
         if self._node is None or not self._node.ready:
             raise RelayError(50320, "The core is not ready; try another")
         return self._node.present(app, channel, after, limit)
+
+    # --- what the Control API shows (core.control.io.api.Running) --------------------------------------------------------------------
+
+    @property
+    def node(self) -> str:
+        return self._config.node
+
+    def channels(self, app: str, prefix: str, after: str, limit: int) -> list[dict[str, Any]]:
+        """Raises: RelayError."""
+        if self._node is None:
+            raise RelayError(50320, "The core is not ready; try another")
+        return self._node.channels(app, prefix, after, limit)
+
+    async def cluster(self) -> dict[str, Any]:
+        return await self._peers.cluster()
+
+    async def schemas(self) -> Schemas | None:
+        if self._registry is None and self._config.schema_registry is not None:
+            await asyncio.to_thread(importlib.import_module, "core.kafka.schema_registry")  # takes a second
+        return self._schemas() if self._config.schema_registry is not None else None
 
     async def _close_node(self) -> None:
         self._driver.close()
@@ -224,10 +251,14 @@ class CoreProcess:
 
     async def _serve_http(self, admin_context: ssl.SSLContext | None) -> None:
         """Admin and metrics: inside addresses, each a listener of its own."""
-        control = ControlApi(lambda: self._writer if self._config_read else None, self._config.limits)
-        routes = [self._tails.route(), members_route(self._present), *control.routes()]
+        admin = self._config.admin
+        control = ControlApi(lambda: self._writer if self._config_read else None, self._config.limits, self)
+        routes = [self._tails.route(), members_route(self._present), *control.routes(), *console_routes()]
+        names = [admin.host, *admin.names, *(names_of(admin.certificate) if admin.certificate is not None else ())]
+        self._peers = Peers(self.status, admin.peers, admin.peers_ca)
+        self._scope.on_stop("peers", self._peers.close)
         for name, context, listen, app in (
-            ("admin", admin_context, self._config.admin, admin_app(lambda: self.ready, self.status, routes)),
+            ("admin", admin_context, admin, admin_app(lambda: self.ready, self.status, routes, names)),
             ("metrics", None, self._config.metrics, metrics_app(self._metrics, lambda: self.ready)),
         ):
             listener = await Listener(context=context, app=app, make_listener=_no_websocket).start(listen.host, listen.port)
@@ -324,11 +355,13 @@ class CoreProcess:
             self._mappings.append(runner)
 
     def _schemas(self) -> Schemas:
+        if self._registry is not None:
+            return self._registry
         # The client, with its HTTP library and three decoders, costs a second of start-up: only who needs it pays
         from core.kafka.schema_registry import SchemaRegistry  # noqa: PLC0415
 
         assert self._config.schema_registry is not None, "the configuration was checked"
-        registry = SchemaRegistry(self._config.schema_registry, self._config.limits)
+        self._registry = registry = SchemaRegistry(self._config.schema_registry, self._config.limits)
         registry.start()
         self._scope.on_stop("schemas", registry.close)
         return registry

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -35,6 +35,7 @@ CONNECTION = "connection"
 _PLACE = Serial("preview0", 0, 0)
 _ANY_SIZE = 1 << 30
 """How large a message may be is no matter of rules."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 _ACTIONS = {name: number for number, name in PRESENCE_ACTIONS.items()}
 
 
@@ -48,10 +49,10 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     messages: list[Any] | dict[str, Any] | None = None
     presence: list[Any] | dict[str, Any] | None = None
     lifecycle: Literal["channel.opened", "channel.closed"] | None = None
-    occupancy: dict[str, int] | None = None
+    occupancy: dict[str, Count] | None = None
     """Counts by their names; those left out are zero."""
     connection_id: str = CONNECTION
-    timestamp: int | None = None
+    timestamp: Count | None = None
     """Milliseconds; left out: now."""
 
 
@@ -90,6 +91,14 @@ def read_sample(data: bytes | str) -> Sample:
     try:
         return msgspec.json.decode(data, type=Sample)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as wrong:
+        raise ValueError(str(wrong).replace("`", "")) from None
+
+
+def convert_sample(given: object) -> Sample:
+    """The same of JSON that has been read. Raises ValueError."""
+    try:
+        return msgspec.convert(given, Sample)
+    except (msgspec.MsgspecError, RecursionError) as wrong:
         raise ValueError(str(wrong).replace("`", "")) from None
 
 

@@ -61,6 +61,11 @@ SCOPE_OF = [
     ("GET", "/apps/none/mappings/m", {"reader", "operator", "security"}),
     ("PATCH", "/apps/none/mappings/m", {"operator"}),
     ("DELETE", "/apps/none/mappings/m", {"operator"}),
+    ("POST", "/apps/none/preview/rules", {"reader", "operator", "security"}),
+    ("POST", "/apps/none/preview/mappings", {"reader", "operator", "security"}),
+    ("GET", "/apps/none/keys/k/can", {"reader", "operator", "security"}),
+    ("GET", "/apps/none/channels", {"reader", "operator", "security"}),
+    ("GET", "/cluster", {"reader", "operator", "security"}),
     ("GET", "/apps/none/queues", {"reader", "operator", "security"}),
     ("GET", "/tokens", {"security"}),
     ("POST", "/tokens", set()),  # takes two scopes at once
