@@ -146,7 +146,12 @@ export function tellFields(fields, details) {
   return rest;
 }
 
-export const firstWrong = (form) => form.querySelector("[aria-invalid]");
+/** The first control that something is wrong with, made visible. */
+export function firstWrong(form) {
+  const found = form.querySelector("[aria-invalid]");
+  for (let at = found?.closest("details"); at; at = at.parentElement.closest("details")) at.open = true;
+  return found;
+}
 
 export function button(text_, act, { kind = "", key, ...more } = {}) {
   return h("button", { type: "button", class: kind, onclick: act, key, ...more }, text_);

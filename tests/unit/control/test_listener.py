@@ -108,8 +108,9 @@ def test_a_certificate_is_not_needed_with_a_token_and_does_not_help_a_bad_one(wo
 def test_a_page_in_a_browser_cannot_use_its_visitors_certificate(world):
     ask, ours, _ = world
     alice = ours.issue("alice", x509.RFC822Name(MAIL))
-    assert ask(alice, Origin="https://evil.example")[0] == 401
-    assert ask(alice, **{"Sec-Fetch-Site": "cross-site"})[0] == 401
+    assert ask(alice, Origin="https://evil.example")[0] == 403
+    assert ask(alice, **{"Sec-Fetch-Site": "cross-site"})[0] == 403
+    assert ask(alice, **{"Sec-Fetch-Site": "same-origin"})[0] == 401, "not even the console: who uses it types a token in"
 
 
 def test_other_certificates_are_nobody(world):
