@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 import { editor, headersOf, linesOf, list, named, remember, trouble } from "./pipelines.js";
-import { area, badge, check, choice, code, facts, group, line, notice, text } from "./ui.js";
+import { area, badge, check, choice, code, facts, group, line, notice, template, text } from "./ui.js";
 import { ago, count, plain, pretty, time } from "./words.js";
 
 const FORMATS = [
@@ -37,7 +37,7 @@ export function mappings(place, context, app) {
           named(context, "mapping", mapping),
           [badge(state.kind, state.text), state.why && h("small", {}, state.why)],
           h("ul", { class: "lines" }, (mapping.topics ?? []).map((topic) => h("li", {}, code(topic))), mapping.topicPattern && h("li", {}, "like ", code(mapping.topicPattern))),
-          [code(mapping.channel), mapping.messageName && h("small", {}, "name ", code(mapping.messageName))],
+          [template(mapping.channel), mapping.messageName && h("small", {}, "name ", template(mapping.messageName))],
           [h("span", {}, count(state.lag)), line(lags)],
           trouble(state.error, state.errorAt && `${time(state.errorAt)} UTC, ${ago(state.errorAt)}`),
         ],
@@ -52,7 +52,7 @@ function stateOf(mapping, app, cores) {
   const found = { lag: mine.length ? mine.reduce((sum, each) => sum + each.lag, 0) : null, error: last?.what, errorAt: last?.at, bad: false };
   if (mapping.status === "disabled") return { ...found, kind: "off", text: "Disabled" };
   if (mapping.status === "paused") return { ...found, kind: "off", text: "Paused" };
-  if (!mapping.running) return { ...found, kind: "busy", text: "Not running yet", why: "cores run it so from their next start" };
+  if (!mapping.running) return { ...found, kind: "busy", text: "Not running yet", why: "cores have yet to take it up" };
   const stopped = mine.flatMap((each) => each.stopped);
   if (stopped.length) {
     const first = stopped.find((each) => !each.delayed) ?? stopped[0];
@@ -77,12 +77,12 @@ function form(found) {
   const isTime = typeof start === "number";
   const fields = {
     topics: area("Topics", { rows: 2, value: (found?.topics ?? []).join("\n"), hint: "By name, one a line" }),
-    topicPattern: text("Topics like", { value: found?.topicPattern ?? "", mono: true, hint: "RE2 expression for whole names, as in orders\\..*" }),
+    topicPattern: text("Topics like", { value: found?.topicPattern ?? "", mono: true, hint: ["RE2 expression for whole names, as in ", code("orders\\..*")] }),
     key: choice("Keys are", FORMATS, { value: found?.key ?? "auto" }),
     value: choice("Values are", FORMATS, { value: found?.value ?? "auto" }),
     from: choice("Begin with", [["latest", "what comes from now on"], ["earliest", "the oldest record"], ["time", "a time"]], { value: isTime ? "time" : start }),
     at: text("Time, UTC", { type: "datetime-local", step: 1, value: isTime ? new Date(start).toISOString().slice(0, 19) : "" }),
-    channel: text("Channel", { value: found?.channel ?? "", mono: true, required: true, wide: true, hint: "As in orders:#{key} · Also #{topic}, #{topic.name}, #{topic.partition}, #{key.field}, #{value.field.sub[0]}, #{headers.name}" }),
+    channel: text("Channel", { value: found?.channel ?? "", mono: true, required: true, wide: true, hint: ["As in ", template("orders:#{key}"), ". Also ", template("#{topic} #{topic.name} #{topic.partition} #{key.field} #{value.field.sub[0]} #{headers.name}")] }),
     messageName: text("Message name", { value: found?.messageName ?? "", mono: true, hint: "A template like that. Empty: messages have no name" }),
     onFailedRecordMapping: choice("A record that cannot become a message", [["stop", "stops its partition"], ["skip", "is left out and counted"], ["dlq", "goes to a dead letter topic"]], { value: found?.onFailedRecordMapping ?? "stop" }),
     dlqTopic: text("Dead letter topic", { value: found?.dlqTopic ?? "", mono: true }),
@@ -100,7 +100,7 @@ function form(found) {
   return {
     fields,
     groups: [
-      group("From", fields.topics, fields.topicPattern, fields.key, fields.value, fields.from, fields.at),
+      group("From", fields.topics, fields.topicPattern, fields.from, fields.at, fields.key, fields.value),
       group("To", fields.channel, fields.messageName),
       group("If it fails", fields.onFailedRecordMapping, fields.dlqTopic),
       group("State", fields.status),
@@ -125,7 +125,7 @@ function sampleRecord(topic) {
   const fields = {
     topic: text("Topic", { value: topic ?? "", mono: true }),
     key: text("Key", { value: "42", mono: true }),
-    value: area("Value", { value: '{"state": "paid", "total": 12.5}', rows: 3 }),
+    value: area("Value", { value: '{"state": "paid", "total": 12.5}', rows: 2 }),
     tombstone: check("No value (a tombstone)"),
     base64: check("Key and value are base64", { hint: "For Avro, Protobuf and other bytes" }),
     headers: area("Headers", { rows: 2, hint: "One a line, as in type: order" }),

@@ -125,9 +125,9 @@ export function editor(place, context, app, id, { kind, what, make, draw }) {
     const preview = h(
       "section",
       { class: "card preview stack", "aria-label": "Preview" },
-      h("h2", {}, "Preview"),
-      h("p", { class: "hint" }, kind === "rule" ? "A sample event, and the record that it would become. Nothing is sent." : "A sample record, and the message that it would become. Nothing is sent."),
+      h("div", { class: "title" }, h("h2", {}, "Preview"), h("span", { class: "hint" }, "Nothing is sent.")),
       sample.element,
+      h("h3", { class: "becomes" }, kind === "rule" ? "becomes this record" : "becomes this message"),
       outcome,
     );
     show(body, h("div", { class: "split" }, form, preview));
@@ -150,8 +150,8 @@ export function editor(place, context, app, id, { kind, what, make, draw }) {
         const details = error.details ?? {};
         const mine = Object.fromEntries(Object.entries(details).filter(([name]) => !["event", "record"].includes(name)));
         if (touched) tellFields(fields, mine);
-        const faults = Object.entries(details).map(([name, why]) => h("li", {}, ["event", "record", "body"].includes(name) ? why.join(", ") : [h("strong", {}, name), ` ${why.join(", ")}`]));
-        const title = Object.keys(mine).length ? `The ${kind} is not complete` : faults.length ? "Nothing of the kind can happen" : "No preview";
+        const faults = Object.entries(details).map(([name, why]) => h("li", {}, ["event", "record", "body"].includes(name) ? why.join(", ") : [h("strong", {}, fields[name]?.label ?? name), `: ${why.join(", ")}`]));
+        const title = Object.keys(mine).length ? `This is no ${kind} yet` : faults.length ? "Nothing of the kind can happen" : "No preview";
         content = h("div", { class: "notice plain" }, h("strong", {}, title), faults.length ? h("ul", {}, faults) : h("p", {}, error.message));
       }
       const box = h("div", { class: "stack" }, content);

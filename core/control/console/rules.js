@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 import { editor, headersOf, linesOf, list, named, remember, trouble } from "./pipelines.js";
-import { area, badge, check, choice, code, facts, group, line, notice, text } from "./ui.js";
+import { area, badge, check, choice, code, facts, group, line, notice, template, text } from "./ui.js";
 import { ago, count, plain, pretty, time } from "./words.js";
 
 const SOURCES = [
@@ -30,7 +30,7 @@ export function rules(place, context, app) {
           [badge(state.kind, state.text), state.why && h("small", {}, state.why)],
           source.split(":")[0],
           rule.source.channelFilter ? code(rule.source.channelFilter) : "all",
-          [code(rule.target.routingKey), h("small", {}, rule.target.brokers?.length ? rule.target.brokers.join(", ") : "this cluster", rule.requestMode === "batch" && ", in batches")],
+          [template(rule.target.routingKey), h("small", {}, rule.target.brokers?.length ? rule.target.brokers.join(", ") : "this cluster", rule.requestMode === "batch" && ", in batches")],
           [h("span", {}, count(state.behind)), line(lags)],
           trouble(state.error, state.errorAt && `${time(state.errorAt)} UTC, ${ago(state.errorAt)}`),
         ],
@@ -48,7 +48,7 @@ function stateOf(rule, app, cores) {
   const behind = parked.reduce((sum, each) => sum + each.behind, 0);
   const found = { behind, error: last?.what, errorAt: last?.at, bad: false };
   if (rule.status === "disabled") return { ...found, kind: "off", text: "Disabled" };
-  if (!rule.running) return { ...found, kind: "busy", text: "Not running yet", why: "cores run it so from their next start" };
+  if (!rule.running) return { ...found, kind: "busy", text: "Not running yet", why: "cores have yet to take it up" };
   if (parked.length) {
     const waits = parked.find((each) => !each.catchingUp) ?? parked[0];
     const since = Math.min(...parked.map((each) => each.since));
@@ -73,10 +73,10 @@ function form(found) {
   const sasl = target.auth?.sasl;
   const fields = {
     "source.type": choice("What", SOURCES, { value: source.type ?? "channel.message" }),
-    "source.channelFilter": text("Channels", { value: source.channelFilter ?? "", mono: true, hint: "RE2 expression, searched anywhere in the name, as in ^chat: · Empty: every channel" }),
-    "target.routingKey": text("Topic and key", { value: target.routingKey ?? "", mono: true, required: true, wide: true, hint: "topic:key, as in orders:#{channelName} · Also #{message.name}, #{message.clientId}, #{message.extras.headers['name']}" }),
-    requestMode: choice("Records", [["single", "One for each event"], ["batch", "Several events share one"]], { value: found?.requestMode || "single" }),
-    "target.enveloped": choice("Content", [["yes", "An envelope with source, channel and items"], ["no", "The payload alone, the rest in headers"]], { value: target.enveloped === false ? "no" : "yes" }),
+    "source.channelFilter": text("Channels", { value: source.channelFilter ?? "", mono: true, hint: ["RE2 expression, searched anywhere in the name, as in ", code("^chat:"), ". Empty: every channel"] }),
+    "target.routingKey": text("Topic and key", { value: target.routingKey ?? "", mono: true, required: true, wide: true, hint: ["topic:key, as in ", template("orders:#{channelName}"), ". Also ", template("#{message.name} #{message.clientId} #{message.extras.headers['name']}")] }),
+    requestMode: choice("Records", [["single", "One for each event"], ["batch", "Several events share one"]], { value: found?.requestMode || "single", hint: "Shared by events of the same topic and key" }),
+    "target.enveloped": choice("Content", [["yes", "An envelope"], ["no", "The payload alone"]], { value: target.enveloped === false ? "no" : "yes", hint: "An envelope tells source, channel and rule as well; with the payload alone, headers do" }),
     "target.format": choice("Format of envelopes", [["json", "JSON"], ["msgpack", "MessagePack"]], { value: target.format || "json" }),
     "target.headers": area("Headers of each record", { rows: 2, value: (target.headers ?? []).map((each) => `${each.name}: ${each.value}`).join("\n"), hint: "One a line, as in team: web" }),
     status: check("Enabled", { value: found?.status !== "disabled" }),
@@ -142,7 +142,7 @@ function sampleEvent(filter) {
     event: choice("Event", [["channel.opened", "channel.opened"], ["channel.closed", "channel.closed"]]),
     clientId: text("Client id", { value: "bob" }),
     connections: text("Attached", { type: "number", min: 0, value: "3" }),
-    data: area("Data", { value: '{"text": "hello"}', rows: 3 }),
+    data: area("Data", { value: '{"text": "hello"}', rows: 2 }),
   };
   const of = {
     "channel.message": ["channel", "name", "clientId", "data"],

@@ -3,12 +3,15 @@
 import { h, newId, s, say, show } from "./dom.js";
 
 /** A state is a word and a shape; the colour only repeats it. `kind`: good, busy, bad, off. */
-const SHAPES = { good: "M3 7.5 6 10.5 11 4", busy: "M7 3v4l2.6 1.8", bad: "M7 3.2v4.6M7 10.6v.2", off: "M4 7h6" };
+const SHAPES = { good: "M3 7.5 6 10.5 11 4", busy: "M7 2.2a4.8 4.8 0 1 0 0 9.600 4.800 4.800 0 0 0 0-9.600M7 4.600V7l1.500 1", bad: "M7 3.2v4.6M7 10.6v.2", off: "M4 7h6" };
 
 export const badge = (kind, text) =>
   h("span", { class: `badge ${kind}` }, s("svg", { viewBox: "0 0 14 14", "aria-hidden": "true" }, s("path", { d: SHAPES[kind] })), text);
 
 export const code = (text) => h("code", {}, text);
+
+/** A template: its placeholders are not broken in two. */
+export const template = (text) => h("code", {}, text.split(/(#\{[^}]*\})/).map((part, index) => (index % 2 ? h("span", { class: "whole" }, part) : part)));
 
 export const link = (href, text, key) => h("a", { href, key }, text);
 
@@ -64,9 +67,10 @@ export const facts = (...pairs) =>
 
 /** The last values of something that goes on, as a line; in words beside it. */
 export function line(values) {
-  if (values.length < 3) return null;
-  const most = Math.max(1, ...values);
-  const points = values.map((value, index) => `${((index / (values.length - 1)) * 76 + 2).toFixed(1)},${(18 - (value / most) * 15).toFixed(1)}`);
+  const least = Math.min(...values);
+  const range = Math.max(...values) - least;
+  if (values.length < 3 || range === 0) return null;
+  const points = values.map((value, index) => `${((index / (values.length - 1)) * 76 + 2).toFixed(1)},${(18 - ((value - least) / range) * 15).toFixed(1)}`);
   return s("svg", { class: "line", viewBox: "0 0 80 20", "aria-hidden": "true" }, s("polyline", { points: points.join(" ") }));
 }
 
@@ -77,6 +81,7 @@ export class Field {
   constructor(label, control, { hint, wide } = {}) {
     this.id = newId("field");
     this.control = control;
+    this.label = label;
     this.fault = h("p", { class: "fault", id: `${this.id}-fault` });
     const described = [hint && `${this.id}-hint`, this.fault.id].filter(Boolean).join(" ");
     control.id = this.id;
