@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 import { editor, headersOf, linesOf, list, named, remember, trouble } from "./pipelines.js";
 import { area, badge, check, choice, code, facts, group, line, notice, template, text } from "./ui.js";
-import { ago, count, plain, pretty, time } from "./words.js";
+import { ago, count, many, plain, pretty, time } from "./words.js";
 
 const SOURCES = [
   ["channel.message", "Messages"],
@@ -46,7 +46,8 @@ function stateOf(rule, app, cores) {
   const mine = cores.flatMap((core) => core.rules ?? []).filter((each) => each.rule === label);
   const last = mine.map((each) => each.trouble).filter(Boolean).sort((a, b) => b.at - a.at)[0];
   const behind = parked.reduce((sum, each) => sum + each.behind, 0);
-  const found = { behind, error: last?.what, errorAt: last?.at, bad: false };
+  const dropped = mine.flatMap((each) => Object.values(each.dropped)).reduce((sum, each) => sum + each, 0);
+  const found = { behind, error: last?.what, errorAt: last?.at, bad: false, why: dropped > 0 && `${many(dropped, "record")} dropped` };
   if (rule.status === "disabled") return { ...found, kind: "off", text: "Disabled" };
   if (!rule.running) return { ...found, kind: "busy", text: "Not running yet", why: "cores have yet to take it up" };
   if (parked.length) {
@@ -75,7 +76,7 @@ function form(found) {
     "source.type": choice("What", SOURCES, { value: source.type ?? "channel.message" }),
     "source.channelFilter": text("Channels", { value: source.channelFilter ?? "", mono: true, hint: ["RE2 expression, searched anywhere in the name, as in ", code("^chat:"), ". Empty: every channel"] }),
     "target.routingKey": text("Topic and key", { value: target.routingKey ?? "", mono: true, required: true, wide: true, hint: ["topic:key, as in ", template("orders:#{channelName}"), ". Also ", template("#{message.name} #{message.clientId} #{message.extras.headers['name']}")] }),
-    requestMode: choice("Records", [["single", "One for each event"], ["batch", "Several events share one"]], { value: found?.requestMode || "single", hint: "Shared by events of the same topic and key" }),
+    requestMode: choice("Records", [["single", "One for each event"], ["batch", "Several events share one"]], { value: found?.requestMode || "single" }),
     "target.enveloped": choice("Content", [["yes", "An envelope"], ["no", "The payload alone"]], { value: target.enveloped === false ? "no" : "yes", hint: "An envelope tells source, channel and rule as well; with the payload alone, headers do" }),
     "target.format": choice("Format of envelopes", [["json", "JSON"], ["msgpack", "MessagePack"]], { value: target.format || "json" }),
     "target.headers": area("Headers of each record", { rows: 2, value: (target.headers ?? []).map((each) => `${each.name}: ${each.value}`).join("\n"), hint: "One a line, as in team: web" }),
@@ -163,7 +164,10 @@ function sampleEvent(filter) {
       const data = given(payload(fields.data.value));
       const clientId = given(fields.clientId.value);
       if (type === "channel.message") return { channel, messages: { name: given(fields.name.value), clientId, data } };
-      if (type === "channel.presence") return { channel, presence: { action: fields.action.value, clientId, data } };
+      if (type === "channel.presence") {
+        const encoded = typeof data === "object" ? { data: JSON.stringify(data), encoding: "json" } : { data };
+        return { channel, presence: { action: fields.action.value, clientId, ...encoded } };
+      }
       if (type === "channel.lifecycle") return { channel, lifecycle: fields.event.value };
       return { channel, occupancy: { connections: Math.max(0, Math.trunc(Number(fields.connections.value) || 0)) } };
     },
