@@ -84,7 +84,7 @@ class Visitor:
     def __init__(self, chromium: Any, relay: Product) -> None:
         self.origin: str = relay.found["admins"][0]
         self.token: str = relay.found["accessToken"]
-        self.context = chromium.new_context(viewport={"width": 1360, "height": 900}, color_scheme="light")
+        self.context = chromium.new_context(viewport={"width": 1360, "height": 1240}, color_scheme="light")
         self.page = self.context.new_page()
         self.errors: list[str] = []
         self.elsewhere: list[str] = []
@@ -122,7 +122,7 @@ class Visitor:
             self.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             assert self.page.evaluate(FAULTS) == [], f"{name}, {scheme}"
             if directory := os.environ.get("SCREENSHOTS"):
-                self.page.screenshot(path=Path(directory) / f"{name}-{scheme}.png", full_page=True)
+                self.page.screenshot(path=Path(directory) / f"{name}-{scheme}.png")
 
 
 @pytest.fixture

@@ -149,8 +149,8 @@ def test_an_edge_has_no_way_to_it(relay: Product) -> None:
     state = Path(relay.found["state"])
     public = ssl.create_default_context(cafile=relay.ca)
     for edge in relay.edges:
-        for prefix in ("/v1", "/api/v1"):
-            request = urllib.request.Request(edge.replace("wss:", "https:") + f"{prefix}/me", headers=headers)
+        for path in ("/v1/me", "/api/v1/me", "/console/"):
+            request = urllib.request.Request(edge.replace("wss:", "https:") + path, headers=headers)
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(request, timeout=10, context=public)
             assert refused.value.code in (401, 404)
@@ -162,8 +162,8 @@ def test_an_edge_has_no_way_to_it(relay: Product) -> None:
     settings = (state / "edge-1.toml").read_text()
     ports = [int(part.partition('"')[0]) for part in settings.split("127.0.0.1:")[1:]]
     assert len(ports) == 2
-    for port in ports:
-        request = urllib.request.Request(f"https://127.0.0.1:{port}/v1/me", headers=headers)
+    for port, path in ((port, path) for port in ports for path in ("/v1/me", "/console/")):
+        request = urllib.request.Request(f"https://127.0.0.1:{port}{path}", headers=headers)
         with pytest.raises((urllib.error.HTTPError, OSError)) as refused_:
             urllib.request.urlopen(request, timeout=10, context=link)
         if isinstance(refused_.value, urllib.error.HTTPError):

@@ -49,7 +49,10 @@ export function mappings(place, context, app) {
 function stateOf(mapping, app, cores) {
   const mine = cores.flatMap((core) => core.mappings ?? []).filter((each) => each.app === app && each.id === mapping.id);
   const last = mine.map((each) => each.trouble).filter(Boolean).sort((a, b) => b.at - a.at)[0];
-  const found = { lag: mine.length ? mine.reduce((sum, each) => sum + each.lag, 0) : null, error: last?.what, errorAt: last?.at, bad: false };
+  const sum = (counts) => mine.flatMap((each) => Object.values(each[counts] ?? {})).reduce((all, each) => all + each, 0);
+  const lost = [[sum("skipped"), "skipped"], [sum("dead"), "to the dead letter topic"]].filter(([number]) => number > 0);
+  const why = lost.map(([number, what]) => `${count(number)} ${what}`).join(", ");
+  const found = { why, lag: mine.length ? mine.reduce((sum, each) => sum + each.lag, 0) : null, error: last?.what, errorAt: last?.at, bad: false };
   if (mapping.status === "disabled") return { ...found, kind: "off", text: "Disabled" };
   if (mapping.status === "paused") return { ...found, kind: "off", text: "Paused" };
   if (!mapping.running) return { ...found, kind: "busy", text: "Not running yet", why: "cores have yet to take it up" };
