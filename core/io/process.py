@@ -126,7 +126,7 @@ class CoreProcess:
         """Everything that `tidegate.config` held at the start has been read."""
         self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
-        self._registry: Schemas | None = None
+        self._schema_registry: Schemas | None = None
         self._appends: LogAppends | None = None
         self._tails: Tails
         self._peers: Peers
@@ -239,7 +239,7 @@ class CoreProcess:
         return await self._peers.cluster()
 
     async def schemas(self) -> Schemas | None:
-        if self._registry is None and self._config.schema_registry is not None:
+        if self._schema_registry is None and self._config.schema_registry is not None:
             await asyncio.to_thread(importlib.import_module, "core.kafka.schema_registry")  # takes a second
         return self._schemas() if self._config.schema_registry is not None else None
 
@@ -355,13 +355,13 @@ class CoreProcess:
             self._mappings.append(runner)
 
     def _schemas(self) -> Schemas:
-        if self._registry is not None:
-            return self._registry
+        if self._schema_registry is not None:
+            return self._schema_registry
         # The client, with its HTTP library and three decoders, costs a second of start-up: only who needs it pays
         from core.kafka.schema_registry import SchemaRegistry  # noqa: PLC0415
 
         assert self._config.schema_registry is not None, "the configuration was checked"
-        self._registry = registry = SchemaRegistry(self._config.schema_registry, self._config.limits)
+        self._schema_registry = registry = SchemaRegistry(self._config.schema_registry, self._config.limits)
         registry.start()
         self._scope.on_stop("schemas", registry.close)
         return registry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import ssl
 import time
@@ -59,7 +60,7 @@ class Peers:
                 found = json.loads(answer.read(MAX_BYTES))
             if not isinstance(found, dict):
                 raise ValueError("not as a core answers")  # noqa: TRY004, TRY301 - one of many ways to answer otherwise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             return {"url": url, "error": str(getattr(error, "reason", error))}
         return {**found, "url": url}
 
