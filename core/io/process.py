@@ -130,6 +130,8 @@ class CoreProcess:
         self._appends: LogAppends | None = None
         self._tails: Tails
         self._peers: Peers
+        self._looking = asyncio.Lock()
+        """One walk over all channels at a time."""
         self._log_ends: dict[int, int] = {}
         """Where the partitions of the log ended when Kafka was last asked."""
 
@@ -229,11 +231,13 @@ class CoreProcess:
     def node(self) -> str:
         return self._config.node
 
-    def channels(self, app: str, prefix: str, after: str, limit: int) -> list[dict[str, Any]]:
+    async def channels(self, app: str, prefix: str, after: str, limit: int) -> list[dict[str, Any]]:
         """Raises: RelayError."""
         if self._node is None:
             raise RelayError(50320, "The core is not ready; try another")
-        return self._node.channels(app, prefix, after, limit)
+        async with self._looking:
+            found = await asyncio.to_thread(self._node.channels_in_use(app, prefix, after, limit))
+        return self._node.channel_details(found)
 
     async def cluster(self) -> dict[str, Any]:
         return await self._peers.cluster()

@@ -69,7 +69,7 @@ class Running(Protocol):
     @property
     def node(self) -> str: ...
 
-    def channels(self, app: str, prefix: str, after: str, limit: int) -> list[dict[str, Any]]:
+    async def channels(self, app: str, prefix: str, after: str, limit: int) -> list[dict[str, Any]]:
         """Channels that are open or have attachments, by name, with their occupancy. Raises: RelayError 50320."""
         ...
 
@@ -383,7 +383,7 @@ class ControlApi:
         self._writer.control.check_app(call["app"])
         query = call.request.query_params
         limit = _limit(query.get("limit", "100"), MOST_CHANNELS)
-        return _answer(self._core.channels(call["app"], query.get("prefix", ""), query.get("after", ""), limit))
+        return _answer(await self._core.channels(call["app"], query.get("prefix", ""), query.get("after", ""), limit))
 
     async def _cluster(self, call: Call) -> Response:
         call.who.require(*READ)

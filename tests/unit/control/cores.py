@@ -128,7 +128,7 @@ class OneCore:
     def status(self) -> dict[str, Any]:
         return {"node": self.node, "ready": True}
 
-    def channels(self, app: str, prefix: str, after: str, limit: int) -> list[dict[str, Any]]:
+    async def channels(self, app: str, prefix: str, after: str, limit: int) -> list[dict[str, Any]]:
         names = sorted(name for name in self.open_channels if name.startswith(prefix) and name > after)
         return [details(name, self.open_channels[name]) for name in names[:limit]]
 

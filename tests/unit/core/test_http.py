@@ -80,11 +80,16 @@ def test_channels_in_use_by_name_with_their_occupancy():
         mary.sends(action=ATTACH, channel=name)
     world.wait(2.0)
     node = world.cores[0].node
-    assert [each["channelId"] for each in node.channels("shop", "", "", 10)] == ["other", "room", "room:2"]
-    (room,) = node.channels("shop", "room", "", 1)
-    assert room["status"]["occupancy"]["metrics"]["connections"] == 1
-    assert [each["channelId"] for each in node.channels("shop", "room", "room", 10)] == ["room:2"]
-    assert node.channels("sho", "", "", 10) == []
+
+    def channels(app: str, prefix: str, after: str, limit: int) -> list[str]:
+        found = node.channel_details(node.channels_in_use(app, prefix, after, limit)())
+        assert all(each["status"]["occupancy"]["metrics"]["connections"] == 1 for each in found)
+        return [each["channelId"] for each in found]
+
+    assert channels("shop", "", "", 10) == ["other", "room", "room:2"]
+    assert channels("shop", "room", "", 1) == ["room"]
+    assert channels("shop", "room", "room", 10) == ["room:2"]
+    assert channels("sho", "", "", 10) == []
 
 
 def test_metrics_show_refusals_by_reason():
