@@ -43,7 +43,7 @@ function draw(found, before, load) {
         time(entry.at),
         [entry.by.name || entry.by.id, h("small", {}, `${entry.by.type}, from ${entry.source || "?"} by ${entry.core}`)],
         entry.action,
-        h("ul", { class: "lines" }, Object.entries(entry.target).map(([name, value]) => h("li", {}, h("span", {}, name), h("code", {}, value)))),
+        h("ul", { class: "lines flat" }, Object.entries(entry.target).map(([name, value]) => h("li", {}, h("span", {}, name), h("code", {}, value)))),
         badge(...(OUTCOMES[entry.outcome] ?? ["off", entry.outcome])),
         change(entry),
       ]),

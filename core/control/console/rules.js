@@ -39,6 +39,9 @@ export function rules(place, context, app) {
   });
 }
 
+/** How long a rule that has dropped a record is shown as one that does. */
+const LATELY_MS = 600_000;
+
 /** Put together from what all cores say of their partitions. */
 function stateOf(rule, app, cores) {
   const label = `${app}/${rule.id}`;
@@ -57,6 +60,7 @@ function stateOf(rule, app, cores) {
     const busy = parked.every((each) => each.catchingUp === each.partitions.length);
     return { ...found, bad: !busy, kind: busy ? "busy" : "bad", text: busy ? "Catching up" : "Parked", why: `since ${time(since)} UTC`, error: found.error ?? why, errorAt: found.errorAt };
   }
+  if (dropped > 0 && last && Date.now() - last.at < LATELY_MS) return { ...found, bad: true, kind: "busy", text: "Drops records" };
   return { ...found, kind: "good", text: "Running" };
 }
 
