@@ -47,6 +47,8 @@ from relay.runtime.settings import File, PrivateFile, Secret
 from relay.runtime.tls import SpiffeId
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
+_ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 MIN_SECRET = 16
 """Shortest secret of an API key outside `dev`, in characters. RFC 7518, 3.2 asks for 32 bytes; existing Ably keys have fewer."""
@@ -115,7 +117,7 @@ class AdminClient(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class AdminListen(Listen, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The Control API, status and tail. With `certificate` and `private_key` over TLS, else in clear."""
+    """The console, the Control API, status and tail. With `certificate` and `private_key` over TLS, else in clear."""
 
     account_id: str = "tidegate"
     account_name: str = "Tidegate"
@@ -126,6 +128,14 @@ class AdminListen(Listen, frozen=True, kw_only=True, forbid_unknown_fields=True)
     client_ca: File | None = None
     """Whose certificates `clients` present. Best an authority of its own, not that of the link."""
     clients: list[AdminClient] = []
+    names: list[str] = []
+    """Host names under which the listener may be asked, besides `host`, `localhost`, IP addresses and the names of `certificate`. Other
+    names are refused (421): a web page could have made them up."""
+    peers: list[str] = []
+    """Admin addresses of the other cores, `https://HOST:PORT`: what they say of themselves is shown in the console of this one. Its own
+    may be among them, so that all cores have the same list."""
+    peers_ca: File | None = None
+    """Who has signed the certificates of `peers`. Left out: the authorities that the system trusts."""
 
     def __post_init__(self) -> None:
         _checked_id("account_id", self.account_id)
@@ -137,6 +147,12 @@ class AdminListen(Listen, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise ValueError("client_ca needs certificate and private_key: client certificates come over TLS")
         if self.clients and self.client_ca is None:
             raise ValueError("clients needs client_ca: who else would have signed their certificates?")
+        for name in self.names:
+            if not _HOST_NAME.fullmatch(name):
+                raise ValueError(f"names: {name!r} is no host name; give it without scheme and port")
+        for peer in self.peers:
+            if not _ORIGIN.fullmatch(peer):
+                raise ValueError(f"peers: {peer!r} is not like https://HOST:PORT")
 
 
 class RingKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

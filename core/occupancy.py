@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import msgspec
@@ -170,6 +170,11 @@ class Occupancies:
     def occupied(self) -> Iterator[bytes]:
         """Every channel that somebody is attached to. O(channels with attachments): for a new owner."""
         return (key for key in list(self._boots) if self.connections(key))
+
+    @property
+    def reported_channels(self) -> Iterable[bytes]:
+        """Every channel that an edge has reported, with or without attachments left."""
+        return self._boots
 
     def _attached(self, key: bytes) -> Sequence[int]:
         found = [self._edges[boot].entries[key].counts for boot in self._boots.get(key, ()) if self._edges[boot].alive]

@@ -136,6 +136,7 @@ Tidegate is ready (Ctrl-C ends it).
 {page}
   clients       {url}
   REST          {rest}
+  console       {found["console"]}   (sign in with the access token)
   admin         {found["admin"]}
   access token  {found["accessToken"]}   (Control API; `tidegate apps list` and the like find it by themselves)
   CA            {found["ca"]}

@@ -17,9 +17,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from relay.model.capability import Capability, Operation
-from relay.model.errors import RelayError
-
 WAIT_S = 20.0
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "�")
 """Names are chosen by whoever may make them, and do not steer the terminal of who lists them."""
@@ -150,44 +147,3 @@ def difference(before: Any, after: Any) -> str:
         return ""
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name) and name != "modified"]
     return "; ".join(f"{name}: {_cell(before.get(name))} → {_cell(after.get(name))}" for name in changed)
-
-
-# --- can ---------------------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Granted:
-    """One capability that was asked: whose it is, and the lines that grant the operation. All must grant it."""
-
-    whose: str
-    by: list[str]
-    other: list[str]
-    """Lines that match the channel, and grant something else."""
-
-    @property
-    def yes(self) -> bool:
-        return bool(self.by)
-
-
-def granted(whose: str, capability: Any, operation: str, channel: str) -> Granted:
-    """Raises: ControlError."""
-    try:
-        asked = Operation(operation)
-    except ValueError:
-        raise ControlError(f"there is no operation {operation!r}: it is one of {', '.join(sorted(Operation))}") from None
-    try:
-        lines = Capability.parse(capability).lines_on(channel)
-    except RelayError as error:
-        raise ControlError(f"{whose}: {error.info.message}") from None
-    by = [_line(resource, operations) for resource, operations in lines if asked in operations]
-    return Granted(whose, by, [_line(resource, operations) for resource, operations in lines if asked not in operations])
-
-
-def meet(token: Any, key: Any, operation: str, channel: str) -> bool:
-    """Whether what a token asks for and what its key has permit the operation together, as a core puts them together. Two lines that only
-    overlap (`a:*` and `*:b`) do not."""
-    return Capability.parse(token).intersect(Capability.parse(key)).permits(Operation(operation), channel)
-
-
-def _line(resource: str, operations: Iterable[str]) -> str:
-    return Capability.parse({resource: sorted(operations)}).canonical()[1:-1]

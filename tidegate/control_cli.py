@@ -11,7 +11,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tidegate.control import ControlClient, ControlError, difference, granted, meet, show, when
+from core.control.can import as_data_plane, closed, granted, meet, within
+from tidegate.control import ControlClient, ControlError, difference, show, when
 from tidegate.mappings_cli import mappings_app
 from tidegate.rules_cli import rules_app
 
@@ -498,7 +499,7 @@ def can(
         fail("give one of --key, --jwt-file and --capability")
     try:
         asked, claimed, meets, nobody = [], None, True, False
-        closed: list[dict[str, Any]] = []
+        shut: list[str] = []
         if token is not None:
             key, claimed, client_id = _claims(token)
             nobody = client_id is None
@@ -512,45 +513,27 @@ def can(
                 fail(f"there is no key {key}")
             if found[key_id]["status"]:
                 _verdict(False, [f"no: the key {key} is revoked"], as_json, [])
-            keys = _as_data_plane(found[key_id]["capability"])
+            keys = as_data_plane(found[key_id]["capability"])
             asked.append(granted(f"key {key}", keys, operation, channel))
             meets = claimed is None or meet(claimed, keys, operation, channel)
-            closed = [one for one in api.ask("GET", "apps", app, "namespaces") if one["authenticated"] and _within(channel, one["id"])]
+            namespaces = api.ask("GET", "apps", app, "namespaces")
+            shut = [one["id"] for one in namespaces if one["authenticated"] and within(channel, one["id"])]
         else:
             asked.append(granted("the capability", _capability(capability), operation, channel))
-    except ControlError as error:
+    except (ControlError, ValueError) as error:
         fail(error)
-    lines = []
-    for each in asked:
-        if each.yes:
-            lines.append(f"yes: {each.whose} permits {operation} on {channel} by {' and '.join(each.by)}")
-        elif each.other:
-            lines.append(f"no: {each.whose} has for {channel} only {' and '.join(each.other)}")
-        else:
-            lines.append(f"no: {each.whose} has no line for {channel}")
+    lines = [each.sentence(operation, channel) for each in asked]
     if not meets and all(each.yes for each in asked):
         lines.append("no: of the two lines neither lies within the other, so the token has nothing of both")
-    for namespace in closed:
-        lines.append(
-            f"no: the namespace {namespace['id']} is closed to clients without a clientId, and the token names none"
-            if nobody
-            else f"but: the namespace {namespace['id']} is closed to clients that are admitted without a clientId"
-        )
-    if closed and nobody:
+    lines += [closed(namespace, nobody=nobody) for namespace in shut]
+    if shut and nobody:
         _verdict(False, lines, as_json, [])
-    details = [{"whose": each.whose, "permits": each.yes, "by": each.by, "other": each.other} for each in asked]
-    _verdict(meets and all(each.yes for each in asked), lines, as_json, details)
+    _verdict(meets and all(each.yes for each in asked), lines, as_json, [each.shape() for each in asked])
 
 
 def _verdict(yes: bool, lines: list[str], as_json: bool, details: list[dict[str, Any]]) -> NoReturn:
     typer.echo(json.dumps({"permitted": yes, "because": details or lines}) if as_json else "\n".join(lines))
     raise typer.Exit(0 if yes else 1)
-
-
-def _within(channel: str, namespace: str) -> bool:
-    while channel.startswith("[") and "]" in channel:
-        channel = channel.partition("]")[2]
-    return channel == namespace or channel.startswith(f"{namespace}:")
 
 
 def _claims(path: Path) -> tuple[str, Any, str | None]:
@@ -568,8 +551,3 @@ def _claims(path: Path) -> tuple[str, Any, str | None]:
     if not isinstance(key, str):
         fail(f"{path}: the JWT names no key (kid)")
     return key, claims.get("x-ably-capability") or None, claims.get("x-ably-clientId")
-
-
-def _as_data_plane(capability: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The public tools call one operation otherwise."""
-    return {resource: ["stats" if one == "statistics" else one for one in operations] for resource, operations in capability.items()}

@@ -136,7 +136,7 @@ class Dev:
         for n in range(self.options.cores):
             self._write(
                 f"core-{n + 1}.toml",
-                self._core(n + 1, brokers, secret, rules, mappings, link_ports[n], admin_ports[n], metrics_ports[n]),
+                self._core(n + 1, brokers, secret, rules, mappings, link_ports[n], admin_ports, metrics_ports[n]),
             )
         _write_private(self.directory / ACCESS_TOKEN, f"dev.{self._access_secret}".encode())
         edge_metrics = _free_ports(self.options.edges)
@@ -157,6 +157,7 @@ class Dev:
             "edges": [f"wss://{host}:{port}" for port in ports],
             "admin": f"http://127.0.0.1:{admin_ports[0]}",
             "admins": [f"http://127.0.0.1:{port}" for port in admin_ports],
+            "console": f"http://127.0.0.1:{admin_ports[0]}/console/",
             "accessToken": f"dev.{self._access_secret}",
             "ca": str(self.directory / "ca.pem"),
             "key": key,
@@ -240,7 +241,7 @@ class Dev:
         rules: list[tuple[str, str]],
         mappings: list[tuple[str, str]],
         link: int,
-        admin: int,
+        admins: list[int],
         metrics: int,
     ) -> dict[str, Any]:
         return {
@@ -251,7 +252,8 @@ class Dev:
             "link": {"host": "127.0.0.1", "port": link, **self._identity(f"core-{n}")},
             "admin": {
                 "host": "127.0.0.1",
-                "port": admin,
+                "port": admins[n - 1],
+                "peers": [f"http://127.0.0.1:{port}" for port in admins],
                 "tokens": [{"id": "dev", "secret": self._access_secret, "scopes": ["reader", "operator", "security", "secrets"]}],
             },
             "metrics": {"host": "127.0.0.1", "port": metrics},

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core.config import CoreConfig
+from core.control.cluster import together
 from relay.runtime.settings import load
 from tidegate.control import NoRedirect, why_refused
 
@@ -102,7 +103,7 @@ def ask_status(cores: Sequence[str], token: str | None = None) -> dict[str, Any]
     """What all of them say, put together: `cores`, `edges`, `partitions`. A core that does not answer has an `error`."""
     with ThreadPoolExecutor(max_workers=min(16, len(cores))) as pool:
         answers = list(pool.map(partial(_status_of, token=token), cores))
-    return {"cores": answers, "edges": _edges(answers), "partitions": _partitions(answers)}
+    return together(answers)
 
 
 def _open(url: str, token: str | None, timeout_s: float) -> Any:
@@ -120,37 +121,6 @@ def _status_of(core: str, token: str | None) -> dict[str, Any]:
         return {"url": core, "error": why_refused(refused)}
     except (OSError, ValueError) as error:
         return {"url": core, "error": str(getattr(error, "reason", error))}
-
-
-def _edges(cores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Edge processes by boot id: the youngest word of their lease, and which cores they are linked to."""
-    found: dict[str, dict[str, Any]] = {}
-    for core in cores:
-        for lease in core.get("leases", ()):
-            known = found.setdefault(lease["boot"], {**lease, "cores": [], "sessions": 0})
-            known["ageMs"] = min(known["ageMs"], lease["ageMs"])
-            known["alive"] = known["alive"] or lease["alive"]
-        for link in core.get("links", ()):
-            known = found.setdefault(
-                link["boot"], {"edge": link["edge"], "boot": link["boot"], "ageMs": None, "alive": True, "cores": [], "sessions": 0}
-            )
-            known["cores"].append(core["node"])
-            known["sessions"] = max(known["sessions"], link["sessions"])
-    return sorted(found.values(), key=lambda each: (each["edge"], not each["alive"], each["boot"]))
-
-
-def _partitions(cores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Who owns each, and how far the slowest core is behind its end."""
-    found: dict[int, dict[str, Any]] = {}
-    for core in cores:
-        for each in core.get("partitions", ()):
-            known = found.setdefault(each["partition"], {"partition": each["partition"], "owners": [], "end": None, "lag": None})
-            if each["owned"]:
-                known["owners"].append(core["node"])
-            if each["end"] is not None:
-                known["end"] = max(known["end"] or 0, each["end"])
-                known["lag"] = max(known["lag"] or 0, each["lag"])
-    return [found[number] for number in sorted(found)]
 
 
 def show_status(status: dict[str, Any], console: Console) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from core.rules import Output, Rule, RuleConfig
 from core.rules.envelope import CONTENT_TYPE
-from core.rules.preview import Preview, preview, read_sample
+from core.rules.preview import Preview, preview, read_sample, text_of
 from relay.runtime.settings import SettingsError, load
 
 MAX_SAMPLE_BYTES = 4_194_304
@@ -50,7 +49,7 @@ class Tried(NamedTuple):
 
     def shape(self) -> dict[str, Any]:
         """For machines."""
-        return {"app": self.app, "channel": self.channel, "results": [_shape(each) for each in self.found]}
+        return {"app": self.app, "channel": self.channel, "results": [each.shape() for each in self.found]}
 
     def show(self, console: Console) -> None:
         table = Table("rule", "topic", "key", "headers", "value", title=Text(f"{self.app} · {_visible(self.channel)}"), show_lines=True)
@@ -112,27 +111,8 @@ def _rule(app: str, config: RuleConfig, prefix: str) -> Rule:
         raise ValueError(f"rule {config.id!r} of app {app!r}: {wrong}") from None
 
 
-def _shape(found: Preview) -> dict[str, Any]:
-    output = found.output
-    if output is None:
-        return {"rule": found.rule, "result": "none", "reason": found.reason}
-    made: dict[str, Any] = {"rule": found.rule, "result": "record", "topic": output.topic}
-    made["key"] = None if output.key is None else output.key.decode("utf-8", "replace")
-    made["headers"] = [{"name": name, "value": _as_text(value) or ""} for name, value in output.headers]
-    text = _as_text(output.value)
-    return made | ({"valueBase64": base64.b64encode(output.value).decode()} if text is None else {"value": text})
-
-
-def _as_text(value: bytes | str | None) -> str | None:
-    """None for what is not UTF-8."""
-    try:
-        return value.decode() if isinstance(value, bytes) else value or ""
-    except UnicodeDecodeError:
-        return None
-
-
 def _cells(output: Output) -> tuple[str, str, str, str]:
-    headers = "\n".join(f"{name}: {_as_text(value)}" for name, value in output.headers)
+    headers = "\n".join(f"{name}: {text_of(value)}" for name, value in output.headers)
     key = "(none)" if output.key is None else output.key.decode("utf-8", "replace")
     return output.topic, key, headers, _value(output)[:SHOWN_CHARACTERS]
 
@@ -141,7 +121,7 @@ def _value(output: Output) -> str:
     """For people: what msgpack says, not its bytes."""
     if ("content-type", CONTENT_TYPE["msgpack"]) in output.headers:
         return repr(msgspec.msgpack.decode(output.value))
-    text = _as_text(output.value)
+    text = text_of(output.value)
     return f"{len(output.value)} bytes: {output.value.hex(' ')}" if text is None else text
 
 

@@ -13,7 +13,8 @@ import msgspec
 
 from core.control.access import SCOPES, Access, Principal, StaticToken, digest, holds, new_id, token_view
 from core.control.audit import CHANGE, READING, AuditEntry, AuditTrail, Outcome, side
-from core.control.fields import Fields, capability_of
+from core.control.can import as_data_plane, closed, granted, within
+from core.control.fields import Fields, Invalid, capability_of
 from core.control.ledger import Entry, Ledger
 from core.registry import App, Key, open_secret, seal_secret, sealed_under
 from relay.model.errors import RelayError
@@ -252,6 +253,28 @@ class Control:
 
     def _new_secret(self, record: str) -> str:
         return seal_secret(self.keyring, record, new_id(self._random, 43))
+
+    def can(self, app: str, key: str, operation: str, channel: str) -> dict[str, Any]:
+        """Whether connections with the key may do the operation on the channel, and which line of its capability says so. Raises:
+        RelayError 40400; Invalid."""
+        view = next((view for view in self.keys(app, secrets=False) if view["id"] == key), None)
+        if view is None:
+            raise missing("key", f"{app}.{key}")
+        if not channel:
+            raise Invalid({"channel": ["is required"]})
+        try:
+            found = granted(f"key {app}.{key}", as_data_plane(view["capability"]), operation, channel)
+        except ValueError as error:
+            raise Invalid({"operation": [str(error)]}) from None
+        dead = "the key is revoked" if view["status"] else "the app is disabled" if self._disabled(app) else None
+        because = f"no: {dead}" if dead is not None else found.sentence(operation, channel)
+        if found.yes and dead is None:
+            shut = [one["id"] for one in self.namespaces(app) if one["authenticated"] and within(channel, one["id"])]
+            because = "; ".join([because, *(closed(namespace, nobody=False) for namespace in shut)])
+        return {"permitted": found.yes and dead is None, "because": because, "by": found.by, "other": found.other}
+
+    def _disabled(self, app: str) -> bool:
+        return any(view["id"] == app and view["status"] == "disabled" for view in self.apps())
 
     # --- namespaces --------------------------------------------------------------------------------------------------------------------
 

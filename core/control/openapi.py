@@ -8,6 +8,7 @@ from typing import Any
 from core.control.access import SCOPES
 from core.control.control import MAX_CONFLATION_MS, NAMESPACE_FLAGS, NO_EFFECT, PUSH_TEXTS
 from core.control.fields import MAX_TEXT
+from relay.model.capability import Operation
 
 VERSION = "1.0.0"
 
@@ -268,6 +269,86 @@ SCHEMAS: dict[str, Any] = {
             "token": {"type": ["string", "null"], "description": "Shown once, when it is made"},
         }
     ),
+    "RulePreviewBody": _object(
+        {
+            "event": {
+                "type": "object",
+                "description": "`channel`, and one of `messages` and `presence` (as clients send them), `lifecycle` (a name) and "
+                "`occupancy` (counts by name); `connectionId` and `timestamp` if you like",
+            },
+            "rule": {"type": ["object", "null"], "description": "A rule as it would be made; it need not be there"},
+            "ruleId": {"type": ["string", "null"], "description": "One rule that is there; without both: all of the app"},
+        },
+        ("event",),
+    ),
+    "RulePreview": _object(
+        {
+            "rule": {"type": "string"},
+            "result": {"enum": ["record", "none"]},
+            "reason": {"type": "string", "description": "Why there is none"},
+            "topic": {"type": "string"},
+            "key": {"type": ["string", "null"]},
+            "headers": {"type": "array", "items": _object({"name": {"type": "string"}, "value": {"type": "string"}})},
+            "value": {"type": "string"},
+            "valueBase64": {"type": "string", "description": "In place of `value` for what is not text"},
+            "decoded": {"description": "What a msgpack value says"},
+        },
+        ("rule", "result"),
+    ),
+    "MappingPreviewBody": _object(
+        {
+            "record": {
+                "type": "object",
+                "description": "`topic`; `partition`, `offset`, `key`, `value` and `headers` if you like. Keys and values are text, null, "
+                'other JSON, or {"base64": "…"}',
+            },
+            "mapping": {"type": ["object", "null"], "description": "A mapping as it would be made; it need not be there"},
+            "mappingId": {"type": ["string", "null"], "description": "One that is there; without both: all that read the topic"},
+        },
+        ("record",),
+    ),
+    "MappingPreview": _object(
+        {
+            "mapping": {"type": "string"},
+            "channel": {"type": "string"},
+            "message": {"type": "object", "description": "As clients get it in JSON"},
+            "reason": {"type": "string"},
+            "detail": {"type": "string"},
+            "then": {"enum": ["skip", "stop", "dlq", "wait"], "description": "What happens to a record that becomes no message"},
+        },
+        ("mapping",),
+    ),
+    "Verdict": _object(
+        {
+            "permitted": {"type": "boolean"},
+            "because": {"type": "string", "description": "One sentence"},
+            "by": {"type": "array", "items": {"type": "string"}, "description": "Lines of the capability that permit it"},
+            "other": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "Lines that match the channel and permit other things",
+            },
+        }
+    ),
+    "Channel": _object(
+        {
+            "channelId": {"type": "string"},
+            "status": _object(
+                {
+                    "isActive": {"type": "boolean"},
+                    "occupancy": _object({"metrics": {"type": "object", "additionalProperties": {"type": "integer"}}}),
+                }
+            ),
+        }
+    ),
+    "Cluster": _object(
+        {
+            "cores": {"type": "array", "items": {"type": "object"}, "description": "As each says in /v1/status, or its `error`"},
+            "edges": {"type": "array", "items": {"type": "object"}},
+            "partitions": {"type": "array", "items": {"type": "object"}},
+            "peers": {"type": "integer", "description": "How many other addresses the core is configured to ask"},
+        }
+    ),
     "AuditEntry": _object(
         {
             "id": {"type": "string"},
@@ -302,6 +383,7 @@ def _operation(
     body: str | None = None,
     many: bool = False,
     query: tuple[tuple[str, dict[str, Any]], ...] = (),
+    needed: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     schema = _ref(answer) if answer is not None else None
     if many and schema is not None:
@@ -317,7 +399,7 @@ def _operation(
     if body is not None:
         found["requestBody"] = {"required": True, "content": _content(_ref(body))}
     if query:
-        found["parameters"] = [{"name": name, "in": "query", "schema": each} for name, each in query]
+        found["parameters"] = [{"name": name, "in": "query", "required": name in needed, "schema": each} for name, each in query]
     return found
 
 
@@ -373,6 +455,37 @@ PATHS: dict[str, dict[str, Any]] = {
     "/apps/{app}/mappings/{mapping}/seek": {
         "post": _operation("Make a mapping go on elsewhere", "operator", 200, "Mapping", body="SeekBody")
     },
+    "/apps/{app}/preview/rules": {
+        "post": _operation("What an event would become; nothing is sent", _ANY, 200, "RulePreview", body="RulePreviewBody", many=True)
+    },
+    "/apps/{app}/preview/mappings": {
+        "post": _operation("What a record would become; nothing is sent", _ANY, 200, "MappingPreview", body="MappingPreviewBody", many=True)
+    },
+    "/apps/{app}/keys/{key}/can": {
+        "get": _operation(
+            "Whether a key may do something on a channel",
+            _ANY,
+            200,
+            "Verdict",
+            query=(("operation", {"enum": sorted(map(str, Operation))}), ("channel", {"type": "string", "minLength": 1})),
+            needed=("operation", "channel"),
+        )
+    },
+    "/apps/{app}/channels": {
+        "get": _operation(
+            "Channels that are in use, by name, with their occupancy",
+            _ANY,
+            200,
+            "Channel",
+            many=True,
+            query=(
+                ("prefix", {"type": "string"}),
+                ("after", {"type": "string", "description": "The last name of the page before"}),
+                ("limit", {"type": "integer", "minimum": 1, "maximum": 1_000, "default": 100}),
+            ),
+        )
+    },
+    "/cluster": {"get": _operation("Cores, edges, and who owns which partition", _ANY, 200, "Cluster")},
     "/apps/{app}/queues": {
         "get": {
             **_operation("None: there are no queues", _ANY, 200),

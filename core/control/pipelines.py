@@ -8,6 +8,7 @@ answers has it in force (`running`). Whether a mapping is held, and where it was
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
@@ -17,12 +18,18 @@ import msgspec
 from core.control.control import Change, Control, kept, missing, too_many
 from core.control.fields import Invalid
 from core.control.ledger import Entry
-from core.mappings import Mapping, MappingConfig, Seek, Steering, Wanted
+from core.mappings import Mapping, MappingConfig, Schemas, Seek, Steering, Wanted
+from core.mappings.preview import preview as preview_mapping
+from core.mappings.preview import read_sample as read_record
 from core.registry import open_secret, seal_secret
 from core.rules import Rule, RuleConfig
 from core.rules.checks import ConfigError
+from core.rules.preview import convert_sample as convert_rule_sample
+from core.rules.preview import preview as preview_rules
 from relay.runtime.settings import Secret
 
+PREVIEW_ID = "preview"
+"""The id of a rule or mapping that is only tried."""
 RULE_VERSION = "1.2"
 """Of the JSON of rules, as the public API counts."""
 _MAPPING_FIELDS = {
@@ -349,6 +356,69 @@ class Pipelines:
         raw = {"id": name} | {_MAPPING_FIELDS[field]: value for field, value in body.items() if value is not None}
         return _made(lambda: self._make_mapping(app, msgspec.convert(raw, MappingConfig)))
 
+    # --- previews ------------------------------------------------------------------------------------------------------------------------
+
+    def preview_rules(self, app: str, body: Body, *, site: str, now_ms: int) -> list[Body]:
+        """What `event` would become under `rule`, one that need not be there yet; else under `ruleId`; else under all rules of the app.
+        Raises: RelayError 40400; Invalid."""
+        self._control.check_app(app)
+        asked = body.get("rule")
+        name = _name_of(body, "ruleId")
+        if asked is None:
+            rules = [rule for rule in self._all_rules(app) if name in ("", rule.id)]
+            if name and not rules:
+                raise missing("rule", name)
+        elif not isinstance(asked, dict):
+            raise Invalid({"rule": ["must be an object"]})
+        else:
+            settled, password = _rule_body(asked, None)
+            entry = self._control.ledger.get("rule", f"{app}:{name}")
+            if password is None and entry is not None and _sasl(settled) is not None:
+                password = self._password(entry)
+            rules = [self._rule(app, name or PREVIEW_ID, settled, password)]
+        try:
+            sample = convert_rule_sample(body.get("event"))
+            return [each.shape() for each in preview_rules(rules, sample, site=site, now_ms=now_ms)]
+        except ValueError as wrong:
+            raise Invalid({"event": [str(wrong)]}) from None
+
+    def preview_mappings(self, app: str, body: Body, *, now_ms: int, schemas: Schemas | None) -> list[Body]:
+        """The same for `record`, `mapping` and `mappingId`; without either, under all mappings of the app that read the record's topic."""
+        self._control.check_app(app)
+        asked = body.get("mapping")
+        name = _name_of(body, "mappingId")
+        if asked is None:
+            mappings = [mapping for mapping in self._all_mappings(app) if name in ("", mapping.id)]
+            if name and not mappings:
+                raise missing("mapping", name)
+        elif not isinstance(asked, dict):
+            raise Invalid({"mapping": ["must be an object"]})
+        else:
+            mappings = [self._mapping(app, name or PREVIEW_ID, _mapping_body(asked, None))]
+        try:
+            record = read_record(body.get("record"))
+        except ValueError as wrong:
+            raise Invalid({"record": [str(wrong)]}) from None
+        reading = [mapping for mapping in mappings if mapping.reads(record.topic)]
+        if not reading and (asked is not None or name):
+            return [{"mapping": mappings[0].id, "reason": "not_read", "detail": f"does not read the topic {record.topic}", "then": "skip"}]
+        return [preview_mapping(mapping, record, now_ms, schemas).shape() for mapping in reading]
+
+    def _all_rules(self, app: str) -> list[Rule]:
+        """Those that can be run."""
+        found = [self._make_rule(app, config) for of, config in self._static_rules if of == app]
+        for entry in self._control.ledger.of("rule", f"{app}:"):
+            with contextlib.suppress(Invalid, KeyError, TypeError):
+                found.append(self._rule(app, entry.name.partition(":")[2], entry.data["body"], self._password(entry)))
+        return found
+
+    def _all_mappings(self, app: str) -> list[Mapping]:
+        found = [self._make_mapping(app, config) for of, config in self._static_mappings if of == app]
+        for entry in self._control.ledger.of("mapping", f"{app}:"):
+            with contextlib.suppress(Invalid, KeyError, TypeError):
+                found.append(self._mapping(app, entry.name.partition(":")[2], entry.data["body"]))
+        return found
+
     # --- both ----------------------------------------------------------------------------------------------------------------------------
 
     def _new(self, kind: str, app: str) -> str:
@@ -370,6 +440,14 @@ class Pipelines:
 def _begun(entry: Entry) -> int:
     begun = entry.data.get("begun")
     return begun if type(begun) is int else 0
+
+
+def _name_of(body: Body, field: str) -> str:
+    """Raises: Invalid."""
+    name = body.get(field) or ""
+    if not isinstance(name, str):
+        raise Invalid({field: ["must be text"]})
+    return name
 
 
 def _deletion(kind: str, app: str, name: str, entry: Entry, before: Body, now_ms: int) -> Change:

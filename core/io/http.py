@@ -1,4 +1,4 @@
-"""The two HTTP listeners of a core: admin (status, tail, the Control API of `core.control.io`) and metrics. No edge ever reaches them.
+"""The two HTTP listeners of a core: admin (status, tail, Control API, console) and metrics. No edge ever reaches them.
 
 `/healthz` says that the process runs, and nothing more, so that a broker's outage does not make an orchestrator kill cores; `/readyz` says
 whether the core serves. Both are on both listeners.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -16,11 +16,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from core.control.io.api import http_error
+from core.io.guard import Guard
 from relay.link.calls import MemberPage
 from relay.model.errors import RelayError
 from relay.runtime.metrics import PREFIX, Metrics
@@ -73,15 +75,20 @@ def admin_app(
     status: Callable[[], dict[str, Any]],
     routes: Sequence[BaseRoute] = (),
     guard: Callable[[Page], Page] = lambda page: page,
+    names: Collection[str] = (),
 ) -> Starlette:
-    """`GET /v1/status` with what `status` gives as JSON, `/healthz`, `/readyz`, and what `routes` add. `guard` decides who is shown the
-    status."""
+    """`GET /v1/status` with what `status` gives as JSON, `/healthz`, `/readyz`, and what `routes` add; for browsers within the bounds of
+    `core.io.guard`, under an address or one of `names`. `guard` decides who is shown the status."""
 
     async def show(_: Request) -> Response:
         return Response(msgspec.json.encode(status()), media_type="application/json")
 
     # Of what no route has: the Control API's shape of errors goes for the whole listener.
-    return Starlette(routes=[Route("/v1/status", guard(show)), *_probes(ready), *routes], exception_handlers={HTTPException: http_error})
+    return Starlette(
+        routes=[Route("/v1/status", guard(show)), *_probes(ready), *routes],
+        exception_handlers={HTTPException: http_error},
+        middleware=[Middleware(Guard, names=names)],
+    )
 
 
 def members_route(present: Callable[[str, str, int, int], MemberPage], guard: Callable[[Page], Page] = lambda page: page) -> Route:

@@ -25,7 +25,9 @@ import structlog
 from core.config import CoreConfig
 from core.control.control import Control
 from core.control.io.api import ControlApi
+from core.control.io.console import console_routes
 from core.control.io.guard import Guard
+from core.control.io.peers import Peers
 from core.control.io.writer import ConfigWriter
 from core.control.pipelines import MAPPING_RECORDS, Pipelines
 from core.effects import (
@@ -44,6 +46,7 @@ from core.effects import (
 from core.events import ConfigRead, ConfigWritten, EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, OccupancyWanted, Tick
 from core.index import Index, MemoryIndex
 from core.io.congestion import Congestion
+from core.io.guard import names_of
 from core.io.http import admin_app, members_route, metrics_app, watch, watch_kafka
 from core.io.index import RocksIndex
 from core.io.tail import Tails
@@ -135,8 +138,12 @@ class CoreProcess:
         """Those of core.toml."""
         self._owner: OwnerRunner | None = None
         self._mappings: MappingSet | None = None
+        self._schema_registry: Schemas | None = None
         self._appends: LogAppends | None = None
         self._tails: Tails
+        self._peers: Peers
+        self._looking = asyncio.Lock()
+        """One walk over all channels at a time."""
         self._log_ends: dict[int, int] = {}
         """Where the partitions of the log ended when Kafka was last asked."""
 
@@ -224,13 +231,34 @@ class CoreProcess:
             each |= {"end": end, "lag": None if end is None else max(0, end - each["position"])}
         status["mappings"] = [] if self._mappings is None else self._mappings.status()
         parked = [] if self._owner is None else self._owner.parked_rules()
-        return status | {"ready": self.ready, "tails": len(self._tails), "parkedRules": parked}
+        rules = [] if self._owner is None else self._owner.status()
+        return status | {"ready": self.ready, "tails": len(self._tails), "parkedRules": parked, "rules": rules}
 
     def _present(self, app: str, channel: str, after: int, limit: int) -> MemberPage:
         """Raises: RelayError."""
         if self._node is None or not self._node.ready:
             raise RelayError(50320, "The core is not ready; try another")
         return self._node.present(app, channel, after, limit)
+
+    # --- what the Control API shows (core.control.io.api.Running) --------------------------------------------------------------------
+
+    @property
+    def node(self) -> str:
+        return self._config.node
+
+    async def channels(self, app: str, prefix: str, after: str, limit: int) -> list[dict[str, Any]]:
+        """Raises: RelayError."""
+        if self._node is None:
+            raise RelayError(50320, "The core is not ready; try another")
+        async with self._looking:
+            found = await asyncio.to_thread(self._node.channels_in_use(app, prefix, after, limit))
+        return self._node.channel_details(found)
+
+    async def cluster(self, authorization: str | None) -> dict[str, Any]:
+        return await self._peers.cluster(authorization)
+
+    async def schemas(self) -> Schemas | None:
+        return None if self._config.schema_registry is None else await self._schemas()
 
     async def _close_node(self) -> None:
         self._driver.close()
@@ -240,10 +268,14 @@ class CoreProcess:
 
     async def _serve_http(self, admin_context: ssl.SSLContext | None, guard: Guard) -> None:
         """Admin and metrics: inside addresses, each a listener of its own."""
-        control = ControlApi(lambda: self._writer if self._config_read else None, self._config.limits)
-        routes = [self._tails.route(guard), members_route(self._present, guard), *control.routes()]
+        admin = self._config.admin
+        control = ControlApi(lambda: self._writer if self._config_read else None, self._config.limits, self)
+        routes = [self._tails.route(guard), members_route(self._present, guard), *control.routes(), *console_routes()]
+        names = [admin.host, *admin.names, *(names_of(admin.certificate) if admin.certificate is not None else ())]
+        self._peers = Peers(self.status, admin.peers, admin.peers_ca)
+        self._scope.on_stop("peers", self._peers.close)
         for name, context, listen, app in (
-            ("admin", admin_context, self._config.admin, admin_app(lambda: self.ready, self.status, routes, guard)),
+            ("admin", admin_context, admin, admin_app(lambda: self.ready, self.status, routes, guard, names)),
             ("metrics", None, self._config.metrics, metrics_app(self._metrics, lambda: self.ready)),
         ):
             listener = await Listener(context=context, app=app, make_listener=_no_websocket).start(listen.host, listen.port)
@@ -372,13 +404,16 @@ class CoreProcess:
         self._mappings.want(self._writer.pipelines.mappings_to_run(_cannot_run))
 
     async def _schemas(self) -> Schemas:
+        """One for all, made for the first that needs it."""
         # The client, with its HTTP library and three decoders, costs a second: only who needs it pays, and beside the loop
         module = await asyncio.to_thread(importlib.import_module, "core.kafka.schema_registry")
-        assert self._config.schema_registry is not None, "the configuration was checked"
-        registry = module.SchemaRegistry(self._config.schema_registry, self._config.limits)
-        registry.start()
-        self._scope.on_stop("schemas", registry.close)
-        found: Schemas = registry
+        if self._schema_registry is None:
+            assert self._config.schema_registry is not None, "the configuration was checked"
+            registry = module.SchemaRegistry(self._config.schema_registry, self._config.limits)
+            registry.start()
+            self._scope.on_stop("schemas", registry.close)
+            self._schema_registry = registry
+        found: Schemas = self._schema_registry
         return found
 
     async def _close_runners(self) -> None:

@@ -159,6 +159,8 @@ class MappingRunner(KafkaThread):
         self._create_topics = create_topics
         self._ready = threading.Event()
         self._complained: dict[str, float] = {}
+        self._trouble: tuple[int, str] | None = None
+        """The last complaint, and when (milliseconds since 1970)."""
         self._seen: set[str] | None = None
         self._born: set[str] = set()
         """Topics that were not there when the mapping was first started: they hold nothing older than it."""
@@ -223,6 +225,11 @@ class MappingRunner(KafkaThread):
             "lag": self.lag,
             "seeksDue": self.seeks_due,
             "stopped": [stopped._asdict() for stopped in self.stopped],
+            "read": self.read,
+            "skipped": dict(self.skipped),
+            "dead": dict(self.dead),
+            "lost": self.lost,
+            "trouble": None if (trouble := self._trouble) is None else {"at": trouble[0], "what": trouble[1]},
         }
 
     def use(self, mapping: Mapping, steering: Steering, schemas: Schemas | None = None) -> None:
@@ -781,6 +788,7 @@ class MappingRunner(KafkaThread):
     def _complain(self, what: str, detail: str = "") -> None:
         """Log, at most once a minute for the same trouble."""
         now = time.monotonic()
+        self._trouble = (time.time_ns() // 1_000_000, what + detail)
         if self._complained.get(what, 0.0) <= now:
             if len(self._complained) > 1_000:
                 self._complained.clear()

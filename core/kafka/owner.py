@@ -44,6 +44,8 @@ IDLE_POLL_S = 0.1
 """Longest wait for a record of the log, and so for `close` to be noticed."""
 BATCH = 1_000
 """Records taken from the driver at once: a few milliseconds."""
+TROUBLES = 1_000
+"""Rules whose last complaint is remembered. Above it: the oldest is forgotten."""
 COMPLAIN_S = 60.0
 """The same rule's same trouble is logged at most this often."""
 GROUP_WAIT_S = 0.2
@@ -97,6 +99,8 @@ class OwnerRunner(KafkaThread):
             self._ready.set()
         self._outlet = Outlet(loop, deliver)
         self._complained: dict[tuple[str, str], float] = {}
+        self._troubles: dict[str, tuple[int, str]] = {}
+        """The last complaint about each rule, and when (milliseconds since 1970)."""
         self._rule_topics: dict[str, set[str]] = {}
         self._counting = threading.Lock()
         """Rules that are parked are counted by a thread of their own."""
@@ -245,6 +249,10 @@ class OwnerRunner(KafkaThread):
         """Log, at most once a minute for the same trouble, whatever its detail."""
         now = time.monotonic()
         with self._counting:
+            self._troubles.pop(who, None)
+            self._troubles[who] = (time.time_ns() // 1_000_000, what + detail)
+            if len(self._troubles) > TROUBLES:
+                del self._troubles[next(iter(self._troubles))]
             if self._complained.get((who, what), 0.0) > now:
                 return
             if len(self._complained) > 1_000:
@@ -280,6 +288,28 @@ class OwnerRunner(KafkaThread):
     def parked_rules(self) -> list[dict[str, Any]]:
         """What is parked on this core's partitions, by rule and topic, for `GET /v1/status` and metrics. Any thread."""
         return summary([(each, owned.committed or 0) for each, owned in self.parked])
+
+    def status(self) -> list[dict[str, Any]]:
+        """Each enabled rule since this core's start, on its partitions: records written, dropped (by reason) and missed, and the last
+        complaint. For `GET /v1/status`. Any thread."""
+        with self._counting:
+            dropped: dict[str, dict[str, int]] = {}
+            for (label, reason), count in self.dropped.items():
+                dropped.setdefault(label, {})[reason] = count
+            troubles = dict(self._troubles)
+        found = []
+        for rule in self.rules.enabled:
+            trouble = troubles.get(f"rule {rule.label}")
+            found.append(
+                {
+                    "rule": rule.label,
+                    "written": self.written[rule.label],
+                    "dropped": dropped.get(rule.label, {}),
+                    "missed": self.missed[rule.label],
+                    "trouble": None if trouble is None else {"at": trouble[0], "what": trouble[1]},
+                }
+            )
+        return found
 
 
 class _Run:

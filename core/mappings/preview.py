@@ -27,7 +27,7 @@ def read_sample(sample: object) -> SourceRecord:
     if not isinstance(headers, dict):
         raise ValueError("headers are an object of names and values")  # noqa: TRY004
     partition, offset = (sample.get(name, 0) for name in ("partition", "offset"))
-    if not all(type(number) is int and number >= 0 for number in (partition, offset)):
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in (partition, offset)):
         raise ValueError("partition and offset are numbers from 0 on")
     return SourceRecord(
         sample["topic"],

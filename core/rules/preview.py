@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -17,7 +18,7 @@ from core.lifecycle import LifecycleBody, event_id
 from core.occupancy_log import OccupancyBody
 from core.presence import Change
 from core.rules.batch import Batched, Batcher, Output
-from core.rules.envelope import PRESENCE_ACTIONS, Event
+from core.rules.envelope import CONTENT_TYPE, PRESENCE_ACTIONS, Event
 from core.rules.rule import Drop, Rule, lifecycle_event, message_events, occupancy_event, presence_events
 from core.state import MemberState
 from relay.model.channel import parse_channel
@@ -34,6 +35,7 @@ CONNECTION = "connection"
 _PLACE = Serial("preview0", 0, 0)
 _ANY_SIZE = 1 << 30
 """How large a message may be is no matter of rules."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 _ACTIONS = {name: number for number, name in PRESENCE_ACTIONS.items()}
 
 
@@ -47,10 +49,10 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     messages: list[Any] | dict[str, Any] | None = None
     presence: list[Any] | dict[str, Any] | None = None
     lifecycle: Literal["channel.opened", "channel.closed"] | None = None
-    occupancy: dict[str, int] | None = None
+    occupancy: dict[str, Count] | None = None
     """Counts by their names; those left out are zero."""
     connection_id: str = CONNECTION
-    timestamp: int | None = None
+    timestamp: Count | None = None
     """Milliseconds; left out: now."""
 
 
@@ -61,12 +63,42 @@ class Preview(NamedTuple):
     output: Output | None
     reason: str = ""
 
+    def shape(self) -> dict[str, Any]:
+        """As JSON. `valueBase64` in place of `value` for what is not UTF-8; of msgpack also what it says (`decoded`)."""
+        output = self.output
+        if output is None:
+            return {"rule": self.rule, "result": "none", "reason": self.reason}
+        made: dict[str, Any] = {"rule": self.rule, "result": "record", "topic": output.topic}
+        made["key"] = None if output.key is None else output.key.decode("utf-8", "replace")
+        made["headers"] = [{"name": name, "value": text_of(value) or ""} for name, value in output.headers]
+        text = text_of(output.value)
+        if ("content-type", CONTENT_TYPE["msgpack"]) in output.headers:
+            made["decoded"] = msgspec.to_builtins(msgspec.msgpack.decode(output.value))
+            text = None
+        return made | ({"valueBase64": base64.b64encode(output.value).decode()} if text is None else {"value": text})
+
+
+def text_of(value: bytes | str | None) -> str | None:
+    """None for what is not UTF-8."""
+    try:
+        return value.decode() if isinstance(value, bytes) else value or ""
+    except UnicodeDecodeError:
+        return None
+
 
 def read_sample(data: bytes | str) -> Sample:
     """Raises ValueError, with what is wrong."""
     try:
         return msgspec.json.decode(data, type=Sample)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as wrong:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as wrong:
+        raise ValueError(str(wrong).replace("`", "")) from None
+
+
+def convert_sample(given: object) -> Sample:
+    """The same of JSON that has been read. Raises ValueError."""
+    try:
+        return msgspec.convert(given, Sample)
+    except (msgspec.MsgspecError, RecursionError) as wrong:
         raise ValueError(str(wrong).replace("`", "")) from None
 
 

@@ -221,6 +221,7 @@ def test_a_namespace_that_is_closed_holds_on_both_edges_at_once(api: Api, app: s
 
 ASKED = (
     *(("GET", "/v1/me"), ("GET", "/api/v1/me"), ("GET", "/v1/openapi.json"), ("GET", "/v1/status")),
+    ("GET", "/console/"),
     ("POST", "/v1/accounts/tidegate/apps"),
 )
 

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from playwright.sync_api import Error, sync_playwright
 
-from tests.support.kafka import skip_or_fail
 from tests.support.product import product
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
 MOVES_WITHIN_MS = 40_000
 ORDER = "[...document.querySelectorAll('#board > li')].map((row) => row.dataset.player)"
-
-
-@pytest.fixture
-def chromium() -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with sync_playwright() as driver:
-        try:
-            browser = driver.chromium.launch(executable_path=found, args=["--ignore-certificate-errors", "--no-sandbox"])
-        except Error as error:
-            skip_or_fail(f"Chromium is missing ({str(error).splitlines()[0]})")
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("client", ["the SDK where it is served", "a plain WebSocket"])

@@ -7,9 +7,11 @@ and `details`.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -26,6 +28,7 @@ from core.control.fields import Invalid, object_of
 from core.control.io.writer import ConfigWriter
 from core.control.openapi import document
 from core.control.pipelines import shows_password
+from core.mappings import Schemas
 from relay.model.errors import HELP, RelayError
 from relay.model.limits import CoreLimits
 from relay.runtime.tls import SpiffeId
@@ -33,6 +36,11 @@ from relay.runtime.tls import SpiffeId
 log = structlog.get_logger("core.control")
 
 MOST_AUDIT = 1_000
+MOST_CHANNELS = 1_000
+SCHEMA_S = 5.0
+"""How long a preview waits for Schema Registry."""
+WITHOUT_SECRETS = "x-tidegate-secrets"
+"""With `none` the request is answered as if its token had no scope `secrets`: what is not needed is not sent."""
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 _WITHOUT_BODY = ("/revoke", "/rotate", "/pause", "/resume")
 _HTTP_CODES = {404: 40400, 405: 40500, 413: 40009, 503: 50320}
@@ -55,12 +63,32 @@ class Call:
 Handler = Callable[[Call], Awaitable[Response]]
 
 
-class ControlApi:
-    """The routes. `ready` says whether `tidegate.config` has been read."""
+class Running(Protocol):
+    """What the API shows of the core beside what is configured."""
 
-    def __init__(self, writer: Callable[[], ConfigWriter | None], limits: CoreLimits) -> None:
+    @property
+    def node(self) -> str: ...
+
+    async def channels(self, app: str, prefix: str, after: str, limit: int) -> list[dict[str, Any]]:
+        """Channels that are open or have attachments, by name, with their occupancy. Raises: RelayError 50320."""
+        ...
+
+    async def cluster(self, authorization: str | None) -> dict[str, Any]:
+        """`authorization`: of who asks; other cores are asked with it."""
+        ...
+
+    async def schemas(self) -> Schemas | None:
+        """None: no Schema Registry is configured."""
+        ...
+
+
+class ControlApi:
+    """The routes. `writer` gives None until `tidegate.config` has been read."""
+
+    def __init__(self, writer: Callable[[], ConfigWriter | None], limits: CoreLimits, running: Running) -> None:
         self._find = writer
         self._limits = limits
+        self._core = running
         self._running = 0
 
     def routes(self) -> list[BaseRoute]:
@@ -98,6 +126,11 @@ class ControlApi:
             "/apps/{app}/mappings/{mapping}/resume": {"POST": self._resume_mapping},
             "/apps/{app}/mappings/{mapping}/seek": {"POST": self._seek_mapping},
             "/apps/{app}/queues": {"GET": self._queues},
+            "/apps/{app}/preview/rules": {"POST": self._preview_rules},
+            "/apps/{app}/preview/mappings": {"POST": self._preview_mappings},
+            "/apps/{app}/keys/{key}/can": {"GET": self._can},
+            "/apps/{app}/channels": {"GET": self._channels},
+            "/cluster": {"GET": self._cluster},
             "/tokens": {"GET": self._tokens, "POST": self._create_token},
             "/tokens/{token}": {"DELETE": self._revoke_token},
             "/audit": {"GET": self._audit},
@@ -109,7 +142,7 @@ class ControlApi:
         async def serve(request: Request) -> Response:
             handler = methods["GET" if request.method == "HEAD" else request.method]
             if self._running >= self._limits.control_requests:
-                return refusal(RelayError(50004, "Too many requests of the Control API at once; try again"))
+                return problem(RelayError(50004, "Too many requests of the Control API at once; try again"))
             self._running += 1
             call = None
             try:
@@ -121,13 +154,13 @@ class ControlApi:
                     log.warning(
                         "request refused", method=request.method, path=path, by=who.id, of=who.type, source=call.source, code=error.code
                     )
-                return refusal(error)
+                return problem(error)
             except ClientDisconnect:
                 return Response(status_code=400)
             except Exception as error:
                 # What the request was about may be in the exception's text, so only its kind is told.
                 log.error("a request of the Control API failed", method=request.method, error=type(error).__name__)  # noqa: TRY400
-                return refusal(RelayError(50000, "Internal error"))
+                return problem(RelayError(50000, "Internal error"))
             finally:
                 self._running -= 1
 
@@ -137,10 +170,15 @@ class ControlApi:
         """Raises: RelayError."""
         if self._find() is None:
             raise RelayError(50320, "The core is starting; try again")
-        who = principal_of(request, self._writer.control.access, self._writer.now_ms())
+        who = self._principal(request)
         takes_body = request.method in ("POST", "PATCH") and not request.url.path.endswith(_WITHOUT_BODY)
         body = await self._body(request) if takes_body else {}
         return Call(request, who, request.client.host if request.client is not None else "", body)
+
+    def _principal(self, request: Request) -> Principal:
+        """Raises: RelayError 40100."""
+        who = principal_of(request, self._writer.control.access, self._writer.now_ms())
+        return who._replace(scopes=who.scopes - {"secrets"}) if request.headers.get(WITHOUT_SECRETS) == "none" else who
 
     async def _body(self, request: Request) -> dict[str, Any]:
         """Raises: RelayError 40009, 40001; Invalid."""
@@ -330,6 +368,38 @@ class ControlApi:
         self._writer.control.check_app(call["app"])
         return _answer([])
 
+    # --- what the core does, and would do ------------------------------------------------------------------------------------------------
+
+    async def _preview_rules(self, call: Call) -> Response:
+        await self._look(call)
+        return _answer(self._writer.pipelines.preview_rules(call["app"], call.body, site=self._core.node, now_ms=self._writer.now_ms()))
+
+    async def _preview_mappings(self, call: Call) -> Response:
+        await self._look(call)
+        pipelines, schemas = self._writer.pipelines, await self._core.schemas()
+        until = time.monotonic() + SCHEMA_S
+        while True:
+            found = pipelines.preview_mappings(call["app"], call.body, now_ms=self._writer.now_ms(), schemas=schemas)
+            if time.monotonic() > until or not any(each.get("then") == "wait" for each in found):
+                return _answer(found)
+            await asyncio.sleep(0.05)
+
+    async def _can(self, call: Call) -> Response:
+        await self._look(call)
+        query = call.request.query_params
+        return _answer(self._writer.control.can(call["app"], call["key"], query.get("operation", ""), query.get("channel", "")))
+
+    async def _channels(self, call: Call) -> Response:
+        await self._look(call)
+        self._writer.control.check_app(call["app"])
+        query = call.request.query_params
+        limit = _limit(query.get("limit", "100"), MOST_CHANNELS)
+        return _answer(await self._core.channels(call["app"], query.get("prefix", ""), query.get("after", ""), limit))
+
+    async def _cluster(self, call: Call) -> Response:
+        call.who.require(*READ)
+        return _answer(await self._core.cluster(call.request.headers.get("authorization")))
+
     # --- access tokens, audit ------------------------------------------------------------------------------------------------------------
 
     async def _tokens(self, call: Call) -> Response:
@@ -350,12 +420,10 @@ class ControlApi:
     async def _audit(self, call: Call) -> Response:
         call.who.require("security")
         query = call.request.query_params
-        limit = query.get("limit", "100")
-        if not limit.isascii() or not limit.isdecimal() or len(limit) > 4 or not 1 <= int(limit) <= MOST_AUDIT:
-            raise Invalid({"limit": [f"must be a whole number from 1 to {MOST_AUDIT}"]})
+        limit = _limit(query.get("limit", "100"), MOST_AUDIT)
         await self._writer.catch_up()
         found = self._writer.control.audit.newest(
-            int(limit), before=query.get("before", ""), app=query.get("app", ""), action=query.get("action", "")
+            limit, before=query.get("before", ""), app=query.get("app", ""), action=query.get("action", "")
         )
         return _answer(found)
 
@@ -371,6 +439,13 @@ def principal_of(request: Request, access: Access, now_ms: int) -> Principal:
     if who is None:
         raise RelayError(40100, "Access denied", 401)
     return who
+
+
+def _limit(given: str, most: int) -> int:
+    """Raises: Invalid."""
+    if not given.isascii() or not given.isdecimal() or len(given) > 4 or not 1 <= int(given) <= most:
+        raise Invalid({"limit": [f"must be a whole number from 1 to {most}"]})
+    return int(given)
 
 
 def _certificate_names(tls: Any) -> list[str]:
@@ -395,12 +470,13 @@ def _answer(content: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, headers=_HEADERS, media_type="application/json")
 
 
-def refusal(error: RelayError) -> Response:
+def problem(error: RelayError) -> Response:
+    """A refusal as clients of this listener know it."""
     info = error.info
-    return _problem(info.code, info.status_code, info.message, error.details if isinstance(error, Invalid) else None)
+    return _problem_of(info.code, info.status_code, info.message, error.details if isinstance(error, Invalid) else None)
 
 
-def _problem(code: int, status: int, message: str, details: Any = None, headers: dict[str, str] | None = None) -> Response:
+def _problem_of(code: int, status: int, message: str, details: Any = None, headers: dict[str, str] | None = None) -> Response:
     content = {"message": message, "code": code, "statusCode": status, "href": f"{HELP}{code}", "details": details}
     more = {"www-authenticate": "Bearer"} if status == 401 else {}
     return Response(msgspec.json.encode(content), status, headers={**_HEADERS, **more, **(headers or {})}, media_type="application/json")
@@ -410,7 +486,7 @@ async def http_error(_: Request, error: Exception) -> Response:
     """What the router itself refuses: paths and methods that are not there."""
     assert isinstance(error, HTTPException)
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
-    return _problem(_HTTP_CODES.get(error.status_code, 40000), error.status_code, error.detail, headers=headers)
+    return _problem_of(_HTTP_CODES.get(error.status_code, 40000), error.status_code, error.detail, headers=headers)
 
 
 async def _openapi(_: Request) -> Response:

@@ -13,15 +13,18 @@ from starlette.applications import Starlette
 from core.control.access import StaticToken
 from core.control.control import Control
 from core.control.io.api import ControlApi
+from core.control.io.console import console_routes
+from core.control.io.peers import Peers
 from core.control.io.writer import ConfigWriter
 from core.control.pipelines import Pipelines
 from core.events import CONFIG_END, ConfigRead, ConfigWritten, EndOffset
 from core.io.http import admin_app
-from core.mappings import Mapping
+from core.mappings import Mapping, Schemas
 from core.registry import App, Registry
 from core.rules import Rule
 from relay.model.keyring import Keyring
 from relay.model.limits import CoreLimits
+from relay.model.occupancy import details
 from tests.unit.core.dialogue import RING, START_MS, apps
 
 ALL = ["reader", "operator", "security", "secrets"]
@@ -99,7 +102,12 @@ class OneCore:
         self.writer = ConfigWriter(self.control, self.pipelines, limits, now_ms=lambda: self.now_ms)
         self.writer.use(self)
         self.registry = Registry(static, keyring)
-        self.app: Starlette = admin_app(lambda: True, dict, ControlApi(lambda: self.writer, limits).routes())
+        self.node = name
+        self.registry_of_schemas: Schemas | None = None
+        self.open_channels: dict[str, tuple[int, ...]] = {}
+        """Of whatever app, by name; counts in the order of METRICS."""
+        control = ControlApi(lambda: self.writer, limits, self)
+        self.app: Starlette = admin_app(lambda: True, self.status, [*control.routes(), *console_routes()], ["core", "testserver"])
         for record in topic.compacted():
             self.reads(*record)
         topic.cores.append(self)
@@ -115,6 +123,21 @@ class OneCore:
 
     def ask_end(self, ask: int) -> None:
         self.writer.took(EndOffset(ask, CONFIG_END, len(self.topic.records)))
+
+    # What the API shows of the core
+
+    def status(self) -> dict[str, Any]:
+        return {"node": self.node, "ready": True}
+
+    async def channels(self, app: str, prefix: str, after: str, limit: int) -> list[dict[str, Any]]:
+        names = sorted(name for name in self.open_channels if name.startswith(prefix) and name > after)
+        return [details(name, self.open_channels[name]) for name in names[:limit]]
+
+    async def cluster(self, authorization: str | None) -> dict[str, Any]:
+        return await Peers(self.status).cluster(authorization)
+
+    async def schemas(self) -> Schemas | None:
+        return self.registry_of_schemas
 
     # Requests
 

@@ -64,6 +64,11 @@ SCOPE_OF = [
     ("POST", "/apps/none/mappings/m/pause", {"operator"}),
     ("POST", "/apps/none/mappings/m/resume", {"operator"}),
     ("POST", "/apps/none/mappings/m/seek", {"operator"}),
+    ("POST", "/apps/none/preview/rules", {"reader", "operator", "security"}),
+    ("POST", "/apps/none/preview/mappings", {"reader", "operator", "security"}),
+    ("GET", "/apps/none/keys/k/can", {"reader", "operator", "security"}),
+    ("GET", "/apps/none/channels", {"reader", "operator", "security"}),
+    ("GET", "/cluster", {"reader", "operator", "security"}),
     ("GET", "/apps/none/queues", {"reader", "operator", "security"}),
     ("GET", "/tokens", {"security"}),
     ("POST", "/tokens", set()),  # takes two scopes at once

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from core.control.io.peers import Peers
 from relay.runtime import tls
 from relay.runtime.listener import Listener, Refusal
 from tests.unit.control.cores import SECRET, OneCore, Topic
@@ -108,8 +109,33 @@ def test_a_certificate_is_not_needed_with_a_token_and_does_not_help_a_bad_one(wo
 def test_a_page_in_a_browser_cannot_use_its_visitors_certificate(world):
     ask, ours, _ = world
     alice = ours.issue("alice", x509.RFC822Name(MAIL))
-    assert ask(alice, Origin="https://evil.example")[0] == 401
-    assert ask(alice, **{"Sec-Fetch-Site": "cross-site"})[0] == 401
+    assert ask(alice, Origin="https://evil.example")[0] == 403
+    assert ask(alice, **{"Sec-Fetch-Site": "cross-site"})[0] == 403
+    assert ask(alice, **{"Sec-Fetch-Site": "same-origin"})[0] == 401, "not even the console: who uses it types a token in"
+
+
+def test_other_cores_are_asked_over_tls_if_their_certificate_is_of_the_named_authority(tmp_path):
+    ours, others = Ca(tmp_path, "ours"), Ca(tmp_path, "others")
+    server = ours.issue("server", x509.DNSName("localhost"))
+
+    async def run() -> list[Any]:
+        listener = Listener(
+            context=tls.admin_context(*server, None), app=OneCore(Topic(), "core-2").app, make_listener=lambda *_: Refusal(404)
+        )
+        await listener.start("127.0.0.1", 0)
+        found = []
+        try:
+            for ca in (ours, others):
+                peers = Peers(lambda: {"node": "core-1"}, [f"https://localhost:{listener.port}"], ca.path)
+                found.append((await peers.cluster())["cores"][1])
+                await peers.close()
+        finally:
+            await listener.close()
+        return found
+
+    known, unknown = asyncio.run(run())
+    assert known["node"] == "core-2"
+    assert "CERTIFICATE_VERIFY_FAILED" in unknown["error"]
 
 
 def test_other_certificates_are_nobody(world):

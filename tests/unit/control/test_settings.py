@@ -34,6 +34,14 @@ def admin(**more: Any) -> AdminListen:
         ({"tokens": [{"id": "a", "secret": "x y", "scopes": SCOPES}]}, "without spaces"),
         ({"tokens": [{"id": "a", "secret": "x", "scopes": SCOPES}] * 2}, "twice"),
         ({"account_id": ""}, "account_id"),
+        ({"names": ["https://a.b"]}, "without scheme and port"),
+        ({"names": ["a.b:9444"]}, "without scheme and port"),
+        ({"names": [""]}, "no host name"),
+        ({"names": ["*"]}, "no host name"),
+        ({"peers": ["10.0.0.4:9444"]}, "https://HOST:PORT"),
+        ({"peers": ["https://10.0.0.4:9444/v1"]}, "https://HOST:PORT"),
+        ({"peers": ["file:///etc/passwd"]}, "https://HOST:PORT"),
+        ({"peers": ["https://user@10.0.0.4"]}, "https://HOST:PORT"),
     ],
 )
 def test_what_cannot_be_used_is_refused(more, says):

@@ -72,6 +72,26 @@ def test_members_as_one_core_has_them_without_their_data():
     assert json.loads(get(app, "/v1/members", "app=shop&channel=room&after=1")[1])["members"] == []
 
 
+def test_channels_in_use_by_name_with_their_occupancy():
+    world = World()
+    for name in ("room", "room:2", "other"):
+        mary = world.client(clientId="mary")
+        mary.gets(CONNECTED)
+        mary.sends(action=ATTACH, channel=name)
+    world.wait(2.0)
+    node = world.cores[0].node
+
+    def channels(app: str, prefix: str, after: str, limit: int) -> list[str]:
+        found = node.channel_details(node.channels_in_use(app, prefix, after, limit)())
+        assert all(each["status"]["occupancy"]["metrics"]["connections"] == 1 for each in found)
+        return [each["channelId"] for each in found]
+
+    assert channels("shop", "", "", 10) == ["other", "room", "room:2"]
+    assert channels("shop", "room", "", 1) == ["room"]
+    assert channels("shop", "room", "room", 10) == ["room:2"]
+    assert channels("sho", "", "", 10) == []
+
+
 def test_metrics_show_refusals_by_reason():
     core = Dialogue()
     core.edge_up()
