@@ -107,7 +107,7 @@ class OneCore:
         self.open_channels: dict[str, tuple[int, ...]] = {}
         """Of whatever app, by name; counts in the order of METRICS."""
         control = ControlApi(lambda: self.writer, limits, self)
-        self.app: Starlette = admin_app(lambda: True, self.status, [*control.routes(), *console_routes()], ["core", "testserver"])
+        self.app: Starlette = admin_app(lambda: True, self.status, [*control.routes(), *console_routes()], names=["core", "testserver"])
         for record in topic.compacted():
             self.reads(*record)
         topic.cores.append(self)

@@ -25,7 +25,7 @@ def nobody(*_: object) -> Any:
 def asks(core: OneCore, path: str, *, everybody: bool = False, host: str = "10.0.0.9", **headers: str) -> httpx.Response:
     guard = Guard(core.control.access, lambda: core.now_ms, everybody=everybody)
     routes = [members_route(nobody, guard), Tails("core-1", CoreLimits()).route(guard)]
-    app = admin_app(lambda: True, lambda: {"node": "core-1"}, routes, guard)
+    app = admin_app(lambda: True, lambda: {"node": "core-1"}, routes, guard, names=["core"])
 
     async def story() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(host, 1)), base_url="http://core") as client:

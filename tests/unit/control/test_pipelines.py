@@ -111,7 +111,7 @@ def test_a_rule_into_the_cores_own_cluster_may_come_with_what_names_it_to_others
         made = core.made(f"/apps/{app}/rules", RULE | {"target": RULE["target"] | {"auth": {"sasl": sent}}})
         assert made["target"]["auth"] == {"sasl": shown}
         assert core.ask("GET", f"/apps/{app}/rules/{made['id']}").json() == made
-    running, _ = core.pipelines.start(lambda key, why: pytest.fail(f"{key}: {why}"))
+    running = core.pipelines.rules_to_run(lambda key, why: pytest.fail(f"{key}: {why}"))
     assert len(running) == 2
     assert all(rule.config.target.auth is None for rule in running)
 

@@ -16,13 +16,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from core.control.io.console import console_routes
-from core.io.guard import names_of
 from core.io.http import admin_app, metrics_app
+from core.io.origins import names_of
 from relay.runtime.metrics import Metrics
 
 
 def ask(host: str, path: str = "/v1/status", *, method: str = "GET", scheme: str = "http", **headers: str) -> httpx.Response:
-    app = admin_app(lambda: True, lambda: {"payload": "secret"}, console_routes(), ["admin.internal", "*.cores.internal"])
+    app = admin_app(lambda: True, lambda: {"payload": "secret"}, console_routes(), names=["admin.internal", "*.cores.internal"])
 
     async def run() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=f"{scheme}://x") as client:

@@ -28,7 +28,7 @@ PROBES = ("/healthz", "/readyz")
 CONSOLE = ("/console", "/console/")
 
 
-class Guard:
+class Origins:
     """ASGI middleware. `names`: further hosts, `*.example` for one label of anything."""
 
     def __init__(self, app: ASGIApp, names: Collection[str] = ()) -> None:
