@@ -185,7 +185,8 @@ class Table(KafkaThread):
 
     def run(self) -> None:
         # EOF is told because compaction leaves holes: the position after the last record is not always one more than its offset.
-        consumer = open_consumer(self._config, self._role, enable_partition_eof=True)
+        # Little comes here, and it is waited for: fetches are answered with the first record, and ask seldom while there is none.
+        consumer = open_consumer(self._config, self._role, enable_partition_eof=True, fetch_min_bytes=1, fetch_wait_max_ms=500)
         try:
             place = TopicPartition(self._stream.topic, PARTITION)
             low, high = consumer.get_watermark_offsets(place, timeout=ASK_S)
