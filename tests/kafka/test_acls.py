@@ -22,7 +22,9 @@ from tidegate.kafka_local import KafkaUnavailable, LocalKafka
 pytestmark = pytest.mark.kafka
 
 PAGE = Path(__file__).parents[2] / "docs" / "kafka.md"
-ROW = re.compile(r"^\| (topic|group|transactional id) \| ([^|]+) \| ([A-Za-z, ]+) \|", re.MULTILINE)
+ROW = re.compile(
+    r"^\| (topic|group|transactional id) \| ([^|]+) \| ((?:Create|DescribeConfigs|Read|Write)(?:, [A-Za-z]+)*) \|", re.MULTILINE
+)
 TYPES = {"topic": ResourceType.TOPIC, "group": ResourceType.GROUP, "transactional id": ResourceType.TRANSACTIONAL_ID}
 OPERATIONS = {
     "Create": AclOperation.CREATE,
