@@ -1,1 +1,1 @@
-"""What Tidegate costs, each figure beside its floor from the same run: `python -m bench [fanout|latency|connect] [--kafka local]`."""
+"""What Tidegate costs, each figure beside its floor from the same run: `python -m bench [NAME …] [--kafka local]`."""

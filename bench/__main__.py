@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import connect, fanout, latency, resume, tail
+from bench import connect, fanout, kafka, latency, resume, tail
 from bench.common import ROUNDS
 
-BENCHMARKS = {"fanout": fanout.main, "latency": latency.main, "connect": connect.main, "resume": resume.main, "tail": tail.main}
+BENCHMARKS = {
+    "fanout": fanout.main,
+    "latency": latency.main,
+    "connect": connect.main,
+    "resume": resume.main,
+    "tail": tail.main,
+    "kafka": kafka.main,
+}
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Cheap WebSocket clients, many in one process. `python -m bench.clients URL CA bare|ably|returning`; JSON lines on stdin, one answer each.
+"""Cheap WebSocket clients, many in one process. `python -m bench.clients URL CA KIND`; JSON lines on stdin, one answer each.
 
     {"do": "connect", "tokens": [t, …], "subscribe": true}     one client a token                   → {"connected": n}
     {"do": "publish", "token": t, "rate": r, "seconds": s}     one publisher, at even distances     → {"published": n, "refused": n}
@@ -13,6 +13,13 @@ Clients of the kind `returning` do what SDKs do when their edge dies; they are s
     {"do": "expect_end", "url": u}             who loses the connection comes back there                  → {"clients": n}
     {"do": "returned"}                         when all are back                  → {"seconds": s, "median": s, "replaced": n, "lapses": n}
     {"do": "check"}                            what all have got                                  → {"messages": n, "lost": n, "doubled": n}
+
+Clients of the kind `spread` are on a channel each: subscribers on `bench:0` and so on, publishers on `flood:0` and so on.
+
+    {"do": "watch"}                            messages are timed from now on, and their number begins at 0   → {}
+    {"do": "watched"}                          what has come since; `last` is a time      → {"messages": n, "p50": ms, "p99": ms, "last": s}
+    {"do": "flood", "tokens": [t, …], "count": n, "window": w}
+                                               each publishes n messages, w of them without ACK at most → {"published": n, "seconds": s}
 
 `bare` clients speak to the floor: a message is a text frame. `ably` clients speak the least of the Ably protocol that works: connect with
 a token, wait for CONNECTED, ATTACH, wait for ATTACHED. Tokens are ignored by the floor, so that both are asked in the same words.
@@ -46,6 +53,7 @@ MESSAGE_BYTES = 120
 CONNECTS_AT_ONCE = 50
 LAST_ANSWERS_S = 2.0
 """How long after the last publish acknowledgements and messages are waited for."""
+DATA = b'"data":"'
 SUBSCRIBE = 1 << 18
 RESUMED = 4
 CONNECTED, ATTACHED, ACK, NACK, DISCONNECTED, ERROR = 4, 11, 1, 2, 6, 9
@@ -144,6 +152,32 @@ class AblyClient(Client):
     @staticmethod
     def path(token: str, *, subscribe: bool) -> str:
         return f"/?access_token={quote(token)}&format=json&v=6&heartbeats=true"
+
+
+class SpreadClient(AblyClient):
+    """On a channel of its own. A message is timed without being parsed: its data begins with the time."""
+
+    __slots__ = ("channel", "last")
+
+    def __init__(self, *, subscribe: bool) -> None:
+        super().__init__(subscribe=subscribe)
+        self.channel = CHANNEL
+        self.last = 0.0
+
+    def prepare(self, number: int, token: str, tls: ssl.SSLContext) -> None:
+        self.channel = f"{CHANNEL if self.subscribe else 'flood'}:{number - 1}"
+
+    def received(self, payload: bytes) -> None:
+        if self.latencies is not None and b'"action":15' in payload:
+            at = payload.index(DATA) + len(DATA)
+            self.last = time.perf_counter()
+            self.messages += 1
+            self.latencies.append(self.last - float(payload[at : at + 24]))
+            return
+        super().received(payload)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        super()._send(message | {"channel": self.channel})
 
 
 async def dial(make: Callable[[], Client], url: str, tls: ssl.SSLContext | None) -> WSListener:
@@ -284,6 +318,14 @@ class Clients:
                 return await self._latency(**arguments)
             case "drop":
                 return await self._drop()
+            case "watch":
+                for client in self._open:
+                    client.messages, client.latencies = 0, []
+                return {}
+            case "watched":
+                return self._watched()
+            case "flood":
+                return await self._flood(**arguments)
             case "number":
                 publisher = await self._client(arguments["token"], subscribe=False)
                 assert isinstance(publisher, ReturningClient)
@@ -349,6 +391,29 @@ class Clients:
         await _until(lambda: len(latencies) == published)
         return {"ms": [1000 * latency for latency in latencies], "published": published}
 
+    def _watched(self) -> dict[str, Any]:
+        each = [client for client in self._open if isinstance(client, SpreadClient)]
+        latencies = sorted(latency for client in each for latency in client.latencies or ())
+        if not latencies:
+            return {"messages": 0}
+        middle, late = latencies[len(latencies) // 2], latencies[len(latencies) * 99 // 100]
+        return {"messages": len(latencies), "p50": 1000 * middle, "p99": 1000 * late, "last": max(client.last for client in each)}
+
+    async def _flood(self, tokens: list[str], count: int, window: int) -> dict[str, Any]:
+        clients = [await self._client(token, subscribe=False) for token in tokens]
+        data, start = "x" * MESSAGE_BYTES, time.perf_counter()
+
+        async def one(client: Client) -> None:
+            sent = 0
+            while client.acked + client.refused < count:
+                while sent < count and sent - client.acked - client.refused < window:
+                    client.publish(data)
+                    sent += 1
+                await asyncio.sleep(0.001)
+
+        await asyncio.gather(*map(one, clients))
+        return {"published": sum(client.acked for client in clients), "seconds": time.perf_counter() - start}
+
     def _returning(self) -> list[ReturningClient]:
         return [client for client in self._open if isinstance(client, ReturningClient) and client.subscribe]
 
@@ -412,7 +477,7 @@ async def main(url: str, ca: str, kind: str) -> None:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=16 * 1024 * 1024)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    clients = Clients(url, ca, {"ably": AblyClient, "returning": ReturningClient}.get(kind, Client))
+    clients = Clients(url, ca, {"ably": AblyClient, "returning": ReturningClient, "spread": SpreadClient}.get(kind, Client))
     while line := await reader.readline():
         try:
             answer = await clients.do(**json.loads(line))

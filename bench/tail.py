@@ -49,16 +49,16 @@ BATCH = 512
 READ_WITHIN_S = 120.0
 
 
-def write_log(brokers: str, prefix: str) -> None:
+def write_log(brokers: str, prefix: str, records: int = RECORDS) -> None:
     """Publishes of many connections on many channels, as the producer of a core hands them over."""
     config = KafkaConfig(brokers=brokers, prefix=prefix)
     log = prepare_topics(config).log
     producer = confluent_kafka.Producer(
-        config.client("bench", enable_idempotence=True, acks="all", linger_ms=5, queue_buffering_max_messages=RECORDS + 1)
+        config.client("bench", enable_idempotence=True, acks="all", linger_ms=5, queue_buffering_max_messages=records + 1)
     )
     encode = msgspec.msgpack.Encoder().encode
     keys = [log_key("bench", f"room:{n}") for n in range(CHANNELS)]
-    for n in range(RECORDS):
+    for n in range(records):
         key = keys[n * 7919 % CHANNELS]
         connection = f"c{n % 997:09d}"
         body = RecordBody(

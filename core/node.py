@@ -152,6 +152,11 @@ _WITNESSES_PER_SWEEP = 200
 _CONFIG_RETRY_S = 1.0
 _EXPIRE_INDEX_S = 10.0
 
+# Plain numbers: every record of the log is compared with them, and members of an enumeration compare slowly.
+_LIFECYCLE = int(Kind.LIFECYCLE)
+_OCCUPANCY = int(Kind.OCCUPANCY)
+_FOLDED = frozenset(map(int, FOLDED))
+
 _BUSY = ErrorInfo.of(50004, "The service is busy; try again")
 _STARTING = ErrorInfo.of(50320, "The core is not ready; try another")
 _OVERFULL = ErrorInfo.of(50003, "The publish could not be taken in; nothing was published")
@@ -1594,16 +1599,17 @@ class CoreNode:
         moved: set[int] = set()
         told: list[tuple[_Pending, int]] = []
         """Answers, with the offsets that they name. They come after what they are about."""
+        stream, partitions = self._stream.id, self._partitions
         for record in records:
-            number, offset = record.partition, record.offset
-            partition = self._partitions.get(number)
-            if partition is None or record.stream != self._stream.id or offset < partition.position:
+            of_stream, number, offset, timestamp, key, value, kind, publish_id = record
+            partition = partitions.get(number)
+            if partition is None or of_stream != stream or offset < partition.position:
                 self.counters["tail.unexpected"] += 1
                 continue
             if partition.floor is None:
                 self._find_floor(partition, record)
             partition.position = offset + 1
-            first = see(number, record.key, record.id, record.timestamp, offset)
+            first = see(number, key, publish_id, timestamp, offset)
             if partition.verdicts:
                 pending = partition.verdicts.pop(offset, None)
                 if pending is not None:
@@ -1612,38 +1618,38 @@ class CoreNode:
             if first is not None:
                 self.duplicates += 1
                 continue
-            if record.kind == Kind.LIFECYCLE:
+            if kind == _LIFECYCLE:
                 event = self._lifecycle.read(record, self._now, self._now_ms)
                 if event is not None:
                     self._metachannel.happened(record, event, self._now_ms)
-                if record.key in self._watched:
+                if key in self._watched:
                     out.append(ShowRecord(record))
                 continue
-            if record.kind == Kind.OCCUPANCY:
+            if kind == _OCCUPANCY:
                 self._occupancy_log.read(record, self._now, self._now_ms)
                 continue
-            if record.kind in FOLDED:
+            if kind in _FOLDED:
                 shown = self._attendance.read(record, self._now)
-                self._occupancy.touched(record.key, self._now)
+                self._occupancy.touched(key, self._now)
                 if self._occupancy_log.wanted:
-                    self._occupancy_log.changed(number, record.key, self._now, self._now_ms)
+                    self._occupancy_log.changed(number, key, self._now, self._now_ms)
                 if shown is None:
                     continue
-                record = shown  # noqa: PLW2901 - from here on it is what everybody is shown
+                record, kind, value = shown, shown.kind, shown.value  # noqa: PLW2901 - from here on it is what everybody is shown
             if self._metachannel:
-                self._metachannel.shown(record.id)
+                self._metachannel.shown(publish_id)
             if partition.looked:
-                self._lifecycle.published(number, record.key, self._now, self._now_ms)
-            if self._watched and record.key in self._watched:
+                self._lifecycle.published(number, key, self._now, self._now_ms)
+            if self._watched and key in self._watched:
                 out.append(ShowRecord(record))
-            holders = holders_of(record.key)
+            holders = holders_of(key)
             if holders is not None:
                 for channel in holders:
-                    out.append(LinkSend(channel.link, Record(channel.ref, offset, record.kind, record.value), Lane.LIVE))
-            if not (record.value.endswith(EPHEMERAL_TAIL) and body_is_ephemeral(record.value)):
-                before = partition.recency.saw(record.key, offset)
-                if record.id.startswith(KEPT):
-                    partition.kept.saw(record.key, offset, record.value)
+                    out.append(LinkSend(channel.link, Record(channel.ref, offset, kind, value), Lane.LIVE))
+            if not (value.endswith(EPHEMERAL_TAIL) and body_is_ephemeral(value)):
+                before = partition.recency.saw(key, offset)
+                if publish_id.startswith(KEPT):
+                    partition.kept.saw(key, offset, value)
                 if partition.floor is not None:
                     accepted.append(record)
                     befores.append(before)

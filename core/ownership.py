@@ -189,7 +189,8 @@ class OwnedPartition:
             outcome = self._without_parked(outcome, offset)
         if outcome.outputs:
             self.outputs += outcome.outputs
-            self.size += sum(size_of(output) + OVERHEAD for output in outcome.outputs)
+            for output in outcome.outputs:
+                self.size += size_of(output) + OVERHEAD
         for event in outcome.batched:
             self.size += len(event.item) + OVERHEAD
             self._batch(event)
@@ -315,5 +316,7 @@ class OwnedPartition:
 
 def size_of(output: Output) -> int:
     """Bytes of one record, without what its batch adds."""
-    headers = sum(len(name) + len(value or b"") for name, value in output.headers)
-    return len(output.value) + len(output.key or b"") + headers
+    size = len(output.value) + len(output.key or b"")
+    for name, value in output.headers:
+        size += len(name) + len(value or b"")
+    return size

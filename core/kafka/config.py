@@ -98,6 +98,8 @@ class Capabilities:
     """Topics have a UUID. Otherwise the stream id is made of the cluster id."""
     offsets_for_times: bool
     """False: the look-back begins at the earliest record."""
+    waiting_fetches: bool
+    """A fetch that waits is answered with the first record. False: when its time is over."""
     log_append_time: bool
     """False: record timestamps are the producer's."""
     compaction: bool
@@ -112,6 +114,7 @@ REAL = Capabilities(
     describe_topics=True,
     topic_ids=True,
     offsets_for_times=True,
+    waiting_fetches=True,
     log_append_time=True,
     compaction=True,
     fencing=True,
@@ -123,6 +126,7 @@ EMBEDDED = Capabilities(
     describe_topics=False,
     topic_ids=False,
     offsets_for_times=False,
+    waiting_fetches=False,
     log_append_time=False,
     compaction=False,
     fencing=False,

@@ -257,6 +257,7 @@ class MappingRunner(KafkaThread):
             isolation_level="read_committed",
             allow_auto_create_topics=False,
             topic_metadata_refresh_interval_ms=5_000,
+            fetch_min_bytes=4_096,
             fetch_wait_max_ms=10,
         )
         try:

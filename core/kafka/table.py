@@ -193,7 +193,7 @@ class Table(KafkaThread):
 
     def run(self) -> None:
         # EOF is told because compaction leaves holes: the position after the last record is not always one more than its offset.
-        consumer = open_consumer(self._config, self._role, enable_partition_eof=True)
+        consumer = open_consumer(self._config, self._role, enable_partition_eof=True, **self._fetches())
         try:
             place = TopicPartition(self._stream.topic, PARTITION)
             low, high = consumer.get_watermark_offsets(place, timeout=ASK_S)
@@ -206,6 +206,11 @@ class Table(KafkaThread):
                     self._producer.poll(0)
         finally:
             consumer.close()
+
+    def _fetches(self) -> dict[str, int]:
+        """Little comes here, and nobody can wait for more of it: a fetch is answered with the first record, and is seldom repeated while
+        there is none. What asks for 64 KiB within 2 ms costs 2 % of a CPU while nothing happens (measured)."""
+        return {"fetch_min_bytes": 1, "fetch_wait_max_ms": 500} if self._config.capabilities.waiting_fetches else {}
 
     def _take(self, messages: list[Any]) -> None:
         if not messages:

@@ -12,7 +12,7 @@ from core.mappings.content import Content, DelayedError, FailedError, FailReason
 from core.mappings.schemas import SCHEMA_FORMATS, Schemas
 from core.mappings.template import SourceRecord, Template, View
 from core.rules.checks import ConfigError, Filter, check_id, compile_filter, topic_fault
-from relay.model.channel import log_key, parse_channel
+from relay.model.channel import check_name, log_key
 from relay.model.errors import RelayError
 from relay.model.message import Message, RecordBody
 from relay.model.publish import settle
@@ -212,7 +212,7 @@ def channel_fault(name: str) -> str | None:
     if name.startswith((",", "[")) or name[:1].isspace():
         return "a channel name may not start with ',', '[' or white space"
     try:
-        parse_channel(name)
+        check_name(name)  # which is all for names without a qualifier
     except RelayError as wrong:
         return wrong.info.message
     return None

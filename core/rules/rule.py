@@ -179,7 +179,7 @@ class Rule:
     def make(self, event: Event, site: str) -> Output | Batched | Drop:
         """What the rule makes of an event that it matches and does not skip."""
         topic, _, key_text = self._routing.render(event.channel, event.message).partition(":")
-        if fault := topic_fault(topic, self._reserved):
+        if self.topic is None and (fault := topic_fault(topic, self._reserved)):
             return Drop(self.label, fault)
         key = key_text.encode("utf-8", "surrogatepass") or None
         target = self.config.target
@@ -202,19 +202,16 @@ class Rule:
 
 def message_events(channel: str, body: RecordBody, serial: Serial, timestamp: int) -> list[Event]:
     """One for each message, with what it inherits from its publish filled in: id, connectionId, timestamp, serial. `timestamp` is broker
-    time in ms."""
+    time in ms. The messages of `body` are taken over, not copied."""
     at = serial.text
     events = []
     for index, message in enumerate(body.messages):
         place = message_serial(at, index)
-        whole = msgspec.structs.replace(
-            message,
-            id=message.id or f"{body.id}:{index}",
-            connection_id=message.connection_id or body.connection_id,
-            timestamp=body.timestamp if message.timestamp is None else message.timestamp,
-            serial=message.serial or place,
-        )
-        events.append(Event("channel.message", channel, "channel.message", place, timestamp, whole))
+        message.id = message.id or f"{body.id}:{index}"
+        message.connection_id = message.connection_id or body.connection_id
+        message.timestamp = body.timestamp if message.timestamp is None else message.timestamp
+        message.serial = message.serial or place
+        events.append(Event("channel.message", channel, "channel.message", place, timestamp, message))
     return events
 
 

@@ -37,19 +37,22 @@ class ChannelName:
         return self.path if self.qualifier == "filter" else self.name
 
 
-def parse_channel(text: str) -> ChannelName:
-    """Raises RelayError 40010. Fails the channel or the operation, never the connection."""
+def check_name(text: str) -> None:
+    """What holds for every spelling, with and without a qualifier. Raises RelayError 40010."""
     if not isinstance(text, str) or not text:
         raise RelayError(40010, "Invalid channel name: empty")
     if len(text) > PROTOCOL.max_channel_name_bytes or (not text.isascii() and not _encodes_within(text, PROTOCOL.max_channel_name_bytes)):
         raise RelayError(40010, f"Invalid channel name: longer than {PROTOCOL.max_channel_name_bytes} bytes, or not Unicode text")
     if "\n" in text or "\r" in text:
         raise RelayError(40010, "Invalid channel name: contains a newline")
-    if text[0] != "[":
-        if text[0] == ":":
-            raise RelayError(40010, "Invalid channel name: begins with ':'")
-        return ChannelName(text, text, {}, None, "", text)
-    return _parse_qualified(text)
+    if text[0] == ":":
+        raise RelayError(40010, "Invalid channel name: begins with ':'")
+
+
+def parse_channel(text: str) -> ChannelName:
+    """Raises RelayError 40010. Fails the channel or the operation, never the connection."""
+    check_name(text)
+    return _parse_qualified(text) if text[0] == "[" else ChannelName(text, text, {}, None, "", text)
 
 
 def _parse_qualified(text: str) -> ChannelName:

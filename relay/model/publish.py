@@ -286,7 +286,10 @@ def _is_json(value: object, depth: int) -> bool:
     if depth == 0:
         return False
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_json(key, 0) and _is_json(inner, depth - 1) for key, inner in value.items())
+        for key, inner in value.items():
+            if not (isinstance(key, str) and (key.isascii() or _is_unicode(key)) and _is_json(inner, depth - 1)):
+                return False
+        return True
     return isinstance(value, list) and all(_is_json(inner, depth - 1) for inner in value)
 
 
@@ -324,7 +327,9 @@ def check_size(messages: Sequence[Message], max_bytes: int, *, count_client_id: 
     With `count_client_id` False the clientId is left out: where it is the publisher's own, a client that leaves it for us to fill in has
     not counted it, and must not be refused for it at the boundary.
     """
-    size = sum(size_of(message) if count_client_id else _size_without_client_id(message) for message in messages)
+    measure, size = size_of if count_client_id else _size_without_client_id, 0
+    for message in messages:
+        size += measure(message)
     if size > max_bytes:
         raise RelayError(40009, f"Maximum message length exceeded (size was {size} bytes, limit is {max_bytes} bytes)")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from typing import Any
 
 import msgspec
@@ -137,6 +139,30 @@ def test_filters_that_would_be_large_programs_are_refused(pattern: str) -> None:
     with pytest.raises(ConfigError) as refused:
         compile_filter(pattern)
     assert refused.value.field == "source.channel_filter"
+
+
+def test_a_search_stops_nobody_else() -> None:
+    """R1.9: the dearest search that there is, on the longest name, while another thread goes on. Publishing and delivery are on such a
+    thread: only rules wait for a filter."""
+    dearest = compile_filter("(?:x?){600}x{600}z")
+    assert dearest is not None
+    searching, searched = threading.Event(), threading.Event()
+
+    def search() -> None:
+        searching.set()
+        for _ in range(5):
+            dearest.search("x" * MAX_NAME)
+        searched.set()
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    searching.wait()
+    steps = 0
+    while not searched.is_set():
+        steps += 1
+        time.sleep(0)
+    thread.join()
+    assert steps > 100  # if a search kept the interpreter to itself there would be one or two for each
 
 
 ATOMS = st.sampled_from(["a", ".", r"\w", r"\pL", "[^:]", "(?i)k", "x{900}", "a|b", "^", "$", ""])
