@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from core.parked import ParkedRule, summary
+from core.rules import Rule, RuleConfig
 from core.state import ParkedState
 from core.troubles import Troubles
 
 MINUTE = 60_000
-RULE = "shop/out"
+RULE = Rule("shop", msgspec.convert({"id": "out", "target": {"routing_key": "orders"}}, RuleConfig))
 
 
 def parked(topic: str = "orders", reason: str = "missing_topic") -> dict[str, Any]:
@@ -56,10 +59,10 @@ def test_topics_that_a_client_makes_up_are_one_message_a_minute() -> None:
 
 def test_records_left_out_are_told_of_while_they_grow() -> None:
     troubles = Troubles()
-    (first,) = troubles.look([], {(RULE, "too_large"): 3}, [], MINUTE)
+    (first,) = troubles.look([], {(RULE.label, "too_large"): 3}, [], MINUTE)
     assert (first.name, first.about["reason"]) == ("rule.dropped", "too_large")
-    assert troubles.look([], {(RULE, "too_large"): 3}, [], 3 * MINUTE) == []
-    (second,) = troubles.look([], {(RULE, "too_large"): 4}, [], 4 * MINUTE)
+    assert troubles.look([], {(RULE.label, "too_large"): 3}, [], 3 * MINUTE) == []
+    (second,) = troubles.look([], {(RULE.label, "too_large"): 4}, [], 4 * MINUTE)
     assert second.number != first.number
 
 
