@@ -464,6 +464,8 @@ class MappingRunner(KafkaThread):
                 raise KafkaException(error)
             elif error.code() != KafkaError._PARTITION_EOF:
                 self._complain(f"reading: {error.name()}")
+        if self.closing.is_set():  # meanwhile: whoever goes on reads them
+            return
         for place, records in batch.items():
             # A rebalance within `consume` may have taken the partition away, and its records with it.
             part = self._parts.get(place)

@@ -118,6 +118,7 @@ class MappingSet:
     def _end(self, name: Name) -> None:
         runner = self._runners.pop(name)
         del self._using[name]
+        runner.stop()
         log.info("mapping %s: ended", name[1])
 
         async def end() -> None:
