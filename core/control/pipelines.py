@@ -232,13 +232,10 @@ class Pipelines:
             return None
 
     def _rule(self, app: str, name: str, body: Body, password: str | None, begun: int = 0) -> Rule:
-        """What names a rule to other brokers is kept and means nothing in the core's own cluster: the public Terraform provider cannot
-        leave it out. Raises: Invalid."""
+        """Raises: Invalid."""
+        body = _for_own_cluster(body)
         source, target = body["source"], body["target"]
         sasl = _sasl(body)
-        own = target["brokers"] == []
-        if sasl is not None and own:
-            sasl["username"] = _or(sasl["username"], "")
         raw: Body = {
             "id": name,
             "status": body["status"],
@@ -254,14 +251,7 @@ class Pipelines:
                 "auth": None if sasl is None else {"sasl": {**sasl, "password": password or ""}},
             },
         }
-
-        def make() -> Rule:
-            config = msgspec.convert(raw, RuleConfig, dec_hook=_secret)
-            if own:
-                config = msgspec.structs.replace(config, target=msgspec.structs.replace(config.target, auth=None, tls=False))
-            return self._make_rule(app, config, begun=begun)
-
-        return _made(make)
+        return _made(lambda: self._make_rule(app, msgspec.convert(raw, RuleConfig, dec_hook=_secret), begun=begun))
 
     # --- mappings ------------------------------------------------------------------------------------------------------------------------
 
@@ -550,6 +540,18 @@ def _auth(target: Body, details: dict[str, list[str]]) -> tuple[Body | None, str
 def _sasl(body: Body) -> Body | None:
     auth = body["target"]["auth"]
     return None if auth is None else dict(auth["sasl"])
+
+
+def _for_own_cluster(body: Body) -> Body:
+    """What names a rule to brokers is kept and means nothing without brokers: the public Terraform provider cannot leave it out. It must be
+    well-formed all the same. Raises: Invalid."""
+    sasl = _sasl(body)
+    if sasl is None or body["target"]["brokers"] != []:
+        return body
+    named = {"mechanism": sasl["mechanism"], "username": _or(sasl["username"], "-"), "password": "-"}
+    checked = {"id": "-", "target": {"routing_key": "-", "auth": {"sasl": named}}}
+    _made(lambda: msgspec.convert(checked, RuleConfig, dec_hook=_secret))
+    return {**body, "target": {**body["target"], "auth": None}}
 
 
 def _rule_view(app: str, name: str, data: Body, password: str | None) -> Body:

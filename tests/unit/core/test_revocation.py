@@ -7,7 +7,7 @@ import pytest
 
 from core.events import ConfigRead
 from core.registry import Key, key_record
-from relay.link.frames import Admitted, Present, Refused, Renew, Revoke
+from relay.link.frames import Admitted, Open, Present, Refused, Renew, Revoke
 from relay.model.capability import Capability
 from relay.model.keyring import Keyring
 from tests.unit.core.dialogue import RING, SECRET, Dialogue, token
@@ -108,3 +108,52 @@ def test_a_token_that_was_issued_by_a_key_loses_what_the_key_loses(core):
     write(core, changed(capability=Capability.parse('{"chat:lobby":["subscribe"]}')))
     admitted = core.admit(issued)
     assert admitted.capability == '{"chat:lobby":["subscribe"]}'
+
+
+# --- namespaces that are closed ----------------------------------------------------------------------------------------------------------
+
+
+def close(core: Dialogue, name: str, **flags: bool) -> None:
+    core.happens(ConfigRead(f"namespace:new:{name}", msgspec.json.encode({"id": name, **flags})))
+
+
+def test_a_closed_namespace_is_told_with_each_grant_and_opens_with_the_next(core):
+    close(core, "chat", authenticated=True, tlsOnly=True)
+    close(core, "other", tlsOnly=True)
+    assert a_client(core).bars == (("chat", 40161),)
+    assert a_client(core, **{"x-ably-clientId": "bob"}).bars == ()
+    assert core.admit(token("new.k", secret=SECRET), tls=False).bars == (("chat", 40311), ("other", 40311))
+    one = a_client(core)
+    close(core, "chat", authenticated=False)
+    assert revoked(core) == {}
+    req = core.req()
+    core.edge_sends(Renew(req, one.session))
+    assert core.answer(req).bars == ()
+
+
+def test_a_namespace_that_is_closed_sends_away_only_those_it_was_open_to(core):
+    nobody, bob = a_client(core), a_client(core, **{"x-ably-clientId": "bob"})
+    reader = a_client(core, **{"x-ably-capability": '{"news":["history"]}'})
+    plain = core.admit(token("new.k", secret=SECRET, **{"x-ably-clientId": "eve"}), tls=False)
+    close(core, "chat", persisted=True)
+    assert revoked(core) == {}
+    close(core, "chat", tlsOnly=True)
+    assert revoked(core) == {plain.session: 80003}
+    close(core, "chat", authenticated=True)
+    assert revoked(core) == {nobody.session: 80003}
+    assert not {bob.session, reader.session} & revoked(core).keys()
+
+
+def test_a_grant_from_a_core_that_did_not_know_of_it_yet_is_no_way_in(core):
+    one = a_client(core)
+    other = Dialogue()
+    other.edge_up()
+    write(other, KEY)
+    other.happens(ConfigRead("app:new", b'{"name":"new"}'))
+    close(other, "chat", authenticated=True)
+    other.edge_sends(Present(one.grant))
+    req = other.req()
+    other.edge_sends(Open(req, "new", "chat:1", one.session))
+    answer = other.answer(req)
+    assert isinstance(answer, Refused)
+    assert answer.error.code == 40161
