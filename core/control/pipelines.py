@@ -300,14 +300,6 @@ class Pipelines:
         return entry
 
 
-def _name_of(body: Body, field: str) -> str:
-    """Raises: Invalid."""
-    name = body.get(field) or ""
-    if not isinstance(name, str):
-        raise Invalid({field: ["must be text"]})
-    return name
-
-
 def _deletion(kind: str, app: str, name: str, entry: Entry, before: Body, now_ms: int) -> Change:
     data = {"v": 1, "deleted": True, "modified": now_ms}
     return Change(f"{kind}.delete", {"app": app, kind: name}, before, None, entry.key, data, 204, lambda: None)
@@ -330,6 +322,14 @@ def _made(make: Callable[[], T]) -> T:
 
 def _camel(name: str) -> str:
     return re.sub(r"_([a-z])", lambda found: found.group(1).upper(), name)
+
+
+def _name_of(body: Body, field: str) -> str:
+    """Raises: Invalid."""
+    name = body.get(field) or ""
+    if not isinstance(name, str):
+        raise Invalid({field: ["must be text"]})
+    return name
 
 
 def _secret(_kind: type, value: object) -> Secret:

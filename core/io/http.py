@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from core.control.io.api import http_error
-from core.io.guard import Guard
+from core.io.hosts import Hosts
 from relay.link.calls import MemberPage
 from relay.model.errors import RelayError
 from relay.runtime.metrics import PREFIX, Metrics
@@ -70,7 +70,7 @@ def admin_app(
     ready: Callable[[], bool], status: Callable[[], dict[str, Any]], routes: Sequence[BaseRoute] = (), names: Collection[str] = ()
 ) -> Starlette:
     """`GET /v1/status` with what `status` gives as JSON, `/healthz`, `/readyz`, and what `routes` add; for browsers within the bounds of
-    `core.io.guard`, under an address or one of `names`."""
+    `core.io.hosts`, under an address or one of `names`."""
 
     async def show(_: Request) -> Response:
         return Response(msgspec.json.encode(status()), media_type="application/json")
@@ -79,7 +79,7 @@ def admin_app(
     return Starlette(
         routes=[Route("/v1/status", show), *_probes(ready), *routes],
         exception_handlers={HTTPException: http_error},
-        middleware=[Middleware(Guard, names=names)],
+        middleware=[Middleware(Hosts, names=names)],
     )
 
 

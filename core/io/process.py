@@ -44,7 +44,7 @@ from core.effects import (
 from core.events import ConfigRead, ConfigWritten, EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, OccupancyWanted, Tick
 from core.index import Index, MemoryIndex
 from core.io.congestion import Congestion
-from core.io.guard import names_of
+from core.io.hosts import names_of
 from core.io.http import admin_app, members_route, metrics_app, watch, watch_kafka
 from core.io.index import RocksIndex
 from core.io.tail import Tails
@@ -239,8 +239,8 @@ class CoreProcess:
             found = await asyncio.to_thread(self._node.channels_in_use(app, prefix, after, limit))
         return self._node.channel_details(found)
 
-    async def cluster(self) -> dict[str, Any]:
-        return await self._peers.cluster()
+    async def cluster(self, authorization: str) -> dict[str, Any]:
+        return await self._peers.cluster(authorization)
 
     async def schemas(self) -> Schemas | None:
         if self._schema_registry is None and self._config.schema_registry is not None:
