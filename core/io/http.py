@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from core.control.io.api import http_error
-from core.io.origins import Origins
+from core.io.hosts import Hosts
 from relay.link.calls import MemberPage
 from relay.model.errors import RelayError
 from relay.runtime.metrics import PREFIX, Metrics
@@ -78,7 +78,7 @@ def admin_app(
     names: Collection[str] = (),
 ) -> Starlette:
     """`GET /v1/status` with what `status` gives as JSON, `/healthz`, `/readyz`, and what `routes` add; for browsers within the bounds of
-    `core.io.origins`, under an address or one of `names`. `guard` decides who is shown the status."""
+    `core.io.hosts`, under an address or one of `names`. `guard` decides who is shown the status."""
 
     async def show(_: Request) -> Response:
         return Response(msgspec.json.encode(status()), media_type="application/json")
@@ -87,7 +87,7 @@ def admin_app(
     return Starlette(
         routes=[Route("/v1/status", guard(show)), *_probes(ready), *routes],
         exception_handlers={HTTPException: http_error},
-        middleware=[Middleware(Origins, names=names)],
+        middleware=[Middleware(Hosts, names=names)],
     )
 
 

@@ -46,9 +46,9 @@ from core.effects import (
 from core.events import ConfigRead, ConfigWritten, EdgeFrame, EdgeLost, EdgeUp, EndOffset, Event, Gap, OccupancyWanted, Tick
 from core.index import Index, MemoryIndex
 from core.io.congestion import Congestion
+from core.io.hosts import names_of
 from core.io.http import admin_app, members_route, metrics_app, watch, watch_kafka
 from core.io.index import RocksIndex
-from core.io.origins import names_of
 from core.io.tail import Tails
 from core.kafka import (
     ConfigLog,
@@ -254,7 +254,7 @@ class CoreProcess:
             found = await asyncio.to_thread(self._node.channels_in_use(app, prefix, after, limit))
         return self._node.channel_details(found)
 
-    async def cluster(self, authorization: str | None) -> dict[str, Any]:
+    async def cluster(self, authorization: str) -> dict[str, Any]:
         return await self._peers.cluster(authorization)
 
     async def schemas(self) -> Schemas | None:

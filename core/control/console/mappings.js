@@ -54,7 +54,7 @@ function stateOf(mapping, app, cores) {
   const why = lost.map(([number, what]) => `${count(number)} ${what}`).join(", ");
   const found = { why, lag: mine.length ? mine.reduce((sum, each) => sum + each.lag, 0) : null, error: last?.what, errorAt: last?.at, bad: false };
   if (mapping.status === "disabled") return { ...found, kind: "off", text: "Disabled" };
-  if (mapping.status === "paused") return { ...found, kind: "off", text: "Paused" };
+  if (mapping.paused) return { ...found, kind: "off", text: "Paused" };
   if (!mapping.running) return { ...found, kind: "busy", text: "Not running yet", why: "cores have yet to take it up" };
   const stopped = mine.flatMap((each) => each.stopped);
   if (stopped.length) {
@@ -110,7 +110,7 @@ function form(found) {
     ],
     sample,
     body: () => ({
-      status: of("status") ? (found?.status === "paused" ? "paused" : "enabled") : "disabled",
+      status: of("status") ? "enabled" : "disabled",
       topics: linesOf(of("topics")),
       topicPattern: of("topicPattern"),
       channel: of("channel"),

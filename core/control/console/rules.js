@@ -60,7 +60,7 @@ function stateOf(rule, app, cores) {
     const busy = parked.every((each) => each.catchingUp === each.partitions.length);
     return { ...found, bad: !busy, kind: busy ? "busy" : "bad", text: busy ? "Catching up" : "Parked", why: `since ${time(since)} UTC`, error: found.error ?? why, errorAt: found.errorAt };
   }
-  if (dropped > 0 && last && Date.now() - last.at < LATELY_MS) return { ...found, bad: true, kind: "busy", text: "Drops records" };
+  if (dropped > 0 && last && Date.now() - last.at < LATELY_MS) return { ...found, bad: true, kind: "bad", text: "Drops records" };
   return { ...found, kind: "good", text: "Running" };
 }
 

@@ -73,8 +73,8 @@ class Running(Protocol):
         """Channels that are open or have attachments, by name, with their occupancy. Raises: RelayError 50320."""
         ...
 
-    async def cluster(self, authorization: str | None) -> dict[str, Any]:
-        """`authorization`: of who asks; other cores are asked with it."""
+    async def cluster(self, authorization: str) -> dict[str, Any]:
+        """`authorization` is what to show other cores."""
         ...
 
     async def schemas(self) -> Schemas | None:
@@ -142,7 +142,7 @@ class ControlApi:
         async def serve(request: Request) -> Response:
             handler = methods["GET" if request.method == "HEAD" else request.method]
             if self._running >= self._limits.control_requests:
-                return problem(RelayError(50004, "Too many requests of the Control API at once; try again"))
+                return refusal(RelayError(50004, "Too many requests of the Control API at once; try again"))
             self._running += 1
             call = None
             try:
@@ -154,13 +154,13 @@ class ControlApi:
                     log.warning(
                         "request refused", method=request.method, path=path, by=who.id, of=who.type, source=call.source, code=error.code
                     )
-                return problem(error)
+                return refusal(error)
             except ClientDisconnect:
                 return Response(status_code=400)
             except Exception as error:
                 # What the request was about may be in the exception's text, so only its kind is told.
                 log.error("a request of the Control API failed", method=request.method, error=type(error).__name__)  # noqa: TRY400
-                return problem(RelayError(50000, "Internal error"))
+                return refusal(RelayError(50000, "Internal error"))
             finally:
                 self._running -= 1
 
@@ -173,12 +173,11 @@ class ControlApi:
         who = self._principal(request)
         takes_body = request.method in ("POST", "PATCH") and not request.url.path.endswith(_WITHOUT_BODY)
         body = await self._body(request) if takes_body else {}
-        return Call(request, who, request.client.host if request.client is not None else "", body)
+        return Call(request, _as_asked(request, who), request.client.host if request.client is not None else "", body)
 
     def _principal(self, request: Request) -> Principal:
         """Raises: RelayError 40100."""
-        who = principal_of(request, self._writer.control.access, self._writer.now_ms())
-        return who._replace(scopes=who.scopes - {"secrets"}) if request.headers.get(WITHOUT_SECRETS) == "none" else who
+        return principal_of(request, self._writer.control.access, self._writer.now_ms())
 
     async def _body(self, request: Request) -> dict[str, Any]:
         """Raises: RelayError 40009, 40001; Invalid."""
@@ -398,7 +397,7 @@ class ControlApi:
 
     async def _cluster(self, call: Call) -> Response:
         call.who.require(*READ)
-        return _answer(await self._core.cluster(call.request.headers.get("authorization")))
+        return _answer(await self._core.cluster(call.request.headers.get("authorization", "")))
 
     # --- access tokens, audit ------------------------------------------------------------------------------------------------------------
 
@@ -441,6 +440,11 @@ def principal_of(request: Request, access: Access, now_ms: int) -> Principal:
     return who
 
 
+def _as_asked(request: Request, who: Principal) -> Principal:
+    """Without the scope `secrets`, if the request says so."""
+    return who._replace(scopes=who.scopes - {"secrets"}) if request.headers.get(WITHOUT_SECRETS) == "none" else who
+
+
 def _limit(given: str, most: int) -> int:
     """Raises: Invalid."""
     if not given.isascii() or not given.isdecimal() or len(given) > 4 or not 1 <= int(given) <= most:
@@ -470,13 +474,12 @@ def _answer(content: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, headers=_HEADERS, media_type="application/json")
 
 
-def problem(error: RelayError) -> Response:
-    """A refusal as clients of this listener know it."""
+def refusal(error: RelayError) -> Response:
     info = error.info
-    return _problem_of(info.code, info.status_code, info.message, error.details if isinstance(error, Invalid) else None)
+    return _problem(info.code, info.status_code, info.message, error.details if isinstance(error, Invalid) else None)
 
 
-def _problem_of(code: int, status: int, message: str, details: Any = None, headers: dict[str, str] | None = None) -> Response:
+def _problem(code: int, status: int, message: str, details: Any = None, headers: dict[str, str] | None = None) -> Response:
     content = {"message": message, "code": code, "statusCode": status, "href": f"{HELP}{code}", "details": details}
     more = {"www-authenticate": "Bearer"} if status == 401 else {}
     return Response(msgspec.json.encode(content), status, headers={**_HEADERS, **more, **(headers or {})}, media_type="application/json")
@@ -486,7 +489,7 @@ async def http_error(_: Request, error: Exception) -> Response:
     """What the router itself refuses: paths and methods that are not there."""
     assert isinstance(error, HTTPException)
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
-    return _problem_of(_HTTP_CODES.get(error.status_code, 40000), error.status_code, error.detail, headers=headers)
+    return _problem(_HTTP_CODES.get(error.status_code, 40000), error.status_code, error.detail, headers=headers)
 
 
 async def _openapi(_: Request) -> Response:

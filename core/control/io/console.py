@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from core.control.io.api import problem
+from core.control.io.api import refusal
 from relay.model.errors import RelayError
 
 FILES = Path(__file__).parents[1] / "console"
@@ -58,7 +58,7 @@ def console_routes() -> list[BaseRoute]:
     async def serve(request: Request) -> Response:
         asset = assets.get(request.path_params.get("name", "index.html"))
         if asset is None:
-            return problem(RelayError(40400, "Not Found"))
+            return refusal(RelayError(40400, "Not Found"))
         headers = {**HEADERS, "etag": asset.etag}
         if asset.etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)

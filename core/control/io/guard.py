@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from core.control.access import READ, Access
-from core.control.io.api import principal_of, problem
+from core.control.io.api import principal_of, refusal
 from relay.model.errors import RelayError
 
 Page = Callable[[Request], Awaitable[Response]]
@@ -32,7 +32,7 @@ class Guard:
             try:
                 self._check(request)
             except RelayError as error:
-                return problem(error)
+                return refusal(error)
             return await page(request)
 
         return guarded

@@ -34,9 +34,9 @@ class Peers:
         self._asking: asyncio.Task[list[dict[str, Any]]] | None = None
         self._asked_at = float("-inf")
 
-    async def cluster(self, authorization: str | None = None) -> dict[str, Any]:
-        """`cores`, this one first, `edges` and `partitions`; and how many `peers` there are to ask. They are asked in the name of whoever
-        wants to know: with the same `authorization`, good for all cores; others who may read are given the same answers for a second."""
+    async def cluster(self, authorization: str = "") -> dict[str, Any]:
+        """`cores`, this one first, `edges` and `partitions`; and how many `peers` there are to ask. `authorization` is that of whoever
+        wants to know, and may: an access token counts on every core."""
         now = time.monotonic()
         if self._asking is None or (self._asking.done() and now - self._asked_at > FRESH_S):
             self._asking = asyncio.create_task(self._ask(authorization))
@@ -47,25 +47,25 @@ class Peers:
             answers.setdefault(answer.get("node") or answer["url"], answer)
         return {**together(list(answers.values())), "peers": len(self._urls)}
 
-    async def _ask(self, authorization: str | None) -> list[dict[str, Any]]:
+    async def _ask(self, authorization: str) -> list[dict[str, Any]]:
         loop = asyncio.get_running_loop()
-        asked = [loop.run_in_executor(self._threads, self._status_of, url, authorization) for url in self._urls]
-        return list(await asyncio.gather(*asked))
+        return list(await asyncio.gather(*(loop.run_in_executor(self._threads, self._status_of, url, authorization) for url in self._urls)))
 
-    def _status_of(self, url: str, authorization: str | None) -> dict[str, Any]:
+    def _status_of(self, url: str, authorization: str) -> dict[str, Any]:
         # No proxies of the environment, no redirects: these are the addresses of the configuration, and nothing else.
         handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _NoRedirect()]
         if self._context is not None:
             handlers.append(urllib.request.HTTPSHandler(context=self._context))
+        request = urllib.request.Request(f"{url}/v1/status", headers={"authorization": authorization} if authorization else {})  # noqa: S310
         try:
-            headers = {} if authorization is None else {"authorization": authorization}
-            request = urllib.request.Request(f"{url}/v1/status", headers=headers)  # noqa: S310 - the scheme is checked
             with urllib.request.build_opener(*handlers).open(request, timeout=WAIT_S) as answer:
                 found = json.loads(answer.read(MAX_BYTES))
             if not isinstance(found, dict):
                 raise ValueError("not as a core answers")  # noqa: TRY004, TRY301 - one of many ways to answer otherwise
+        except urllib.error.HTTPError as refused:
+            return {"url": url, "error": f"HTTP {refused.code}"}
         except (OSError, ValueError, http.client.HTTPException) as error:
-            return {"url": url, "error": str(getattr(error, "reason", error))}
+            return {"url": url, "error": str(getattr(error, "reason", error)) or type(error).__name__}
         return {**found, "url": url}
 
     async def close(self) -> None:

@@ -133,7 +133,7 @@ class OneCore:
         names = sorted(name for name in self.open_channels if name.startswith(prefix) and name > after)
         return [details(name, self.open_channels[name]) for name in names[:limit]]
 
-    async def cluster(self, authorization: str | None) -> dict[str, Any]:
+    async def cluster(self, authorization: str) -> dict[str, Any]:
         return await Peers(self.status).cluster(authorization)
 
     async def schemas(self) -> Schemas | None:

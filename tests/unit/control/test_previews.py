@@ -8,6 +8,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
 
 from core.control.io.peers import Peers
 from core.mappings.schemas import Unknown
@@ -198,6 +202,30 @@ def test_channels_are_listed_by_name_in_pages(core):
     assert names(prefix="chat:", limit="2", after="chat:1") == ["chat:2", "chat:3"]
     assert "other" in names()
     assert core.ask("GET", f"/apps/{app}/channels", params={"limit": "0"}).status_code == 422
+
+
+def test_other_cores_are_shown_the_token_of_who_asks_and_follow_nobody_else():
+    shown: list[str] = []
+
+    async def status(request: Request) -> Response:
+        shown.append(request.headers.get("authorization", ""))
+        if request.url.path == "/v1/status":
+            return RedirectResponse("/elsewhere")
+        return JSONResponse({"node": "elsewhere"})
+
+    async def run() -> dict[str, Any]:
+        app = Starlette(routes=[Route("/v1/status", status), Route("/elsewhere", status)])
+        listener = await Listener(context=None, app=app, make_listener=lambda *_: Refusal(404)).start("127.0.0.1", 0)
+        peers = Peers(lambda: {"node": "core-1"}, [f"http://127.0.0.1:{listener.port}"])
+        try:
+            return await peers.cluster("Bearer root.x")
+        finally:
+            await peers.close()
+            await listener.close()
+
+    found = asyncio.run(run())
+    assert shown == ["Bearer root.x"]
+    assert found["cores"][1]["error"] == "HTTP 307"
 
 
 def test_the_cluster_is_what_each_core_says_and_each_is_listed_once():

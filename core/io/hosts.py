@@ -21,14 +21,14 @@ from urllib.parse import urlsplit
 from cryptography import x509
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from core.control.io.api import problem
+from core.control.io.api import refusal
 from relay.model.errors import RelayError
 
 PROBES = ("/healthz", "/readyz")
 CONSOLE = ("/console", "/console/")
 
 
-class Origins:
+class Hosts:
     """ASGI middleware. `names`: further hosts, `*.example` for one label of anything."""
 
     def __init__(self, app: ASGIApp, names: Collection[str] = ()) -> None:
@@ -37,7 +37,7 @@ class Origins:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PROBES and (fault := self._fault(scope)) is not None:
-            await problem(fault)(scope, receive, send)
+            await refusal(fault)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

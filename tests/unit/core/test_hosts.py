@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from core.control.io.console import console_routes
+from core.io.hosts import names_of
 from core.io.http import admin_app, metrics_app
-from core.io.origins import names_of
 from relay.runtime.metrics import Metrics
 
 
