@@ -199,7 +199,7 @@ class Table(KafkaThread):
         finally:
             consumer.close()
 
-    def _fetches(self) -> dict[str, int]:
+    def _fetches(self) -> dict[str, Any]:
         """Little comes here, and nobody can wait for more of it: a fetch is answered with the first record, and is seldom repeated while
         there is none. What asks for 64 KiB within 2 ms costs 2 % of a CPU while nothing happens (measured)."""
         return {"fetch_min_bytes": 1, "fetch_wait_max_ms": 500} if self._config.capabilities.waiting_fetches else {}
