@@ -6,7 +6,7 @@ not at all, so that whoever owns the partition next goes on exactly where the la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -17,6 +17,7 @@ from core.occupancy_log import OccupancyBody, PartitionOccupancy
 from core.parked import ParkedRule, ParkedRules
 from core.presence import Change, PartitionPresence
 from core.quiet import Changes, QuietChannels, lasts
+from core.remote import Place, RemoteRules
 from core.rules import Batched, Batcher, Drop, Outcome, Output, RuleSet
 from core.state import Checkpoint, ParkedState
 from relay.model.limits import CoreLimits
@@ -69,6 +70,7 @@ class OwnedPartition:
         "position",
         "presence",
         "quiet",
+        "remote",
         "rules_from",
         "size",
         "time",
@@ -89,11 +91,12 @@ class OwnedPartition:
         now: float,
         batcher: Batcher | None = None,
         known: Mapping[str, bool] | None = None,
+        remote: Collection[str] = (),
         limits: CoreLimits | None = None,
     ) -> None:
         """`low`: the first record that the log still has. `time`: broker time of the last record before `first`, in ms; 0 if not known.
         `channels`: limit of the quiet ones. `now` is monotonic seconds. `known`: the rules that run, by label, and whether each has a
-        single topic."""
+        single topic. `remote`: those of them that write to other clusters."""
         self.number = number
         self.given_up = False
         self._stream = stream
@@ -111,6 +114,13 @@ class OwnedPartition:
         self._known = {} if known is None else known
         limits = limits or CoreLimits()
         self.parked = ParkedRules(number, most_held=limits.parked_held_bytes, most_topics=limits.parked_topics)
+        self.remote = RemoteRules(
+            number,
+            remote,
+            Batcher(limits.rule_batch_events, limits.rule_batch_bytes),
+            most_held=limits.remote_held_bytes,
+            most_topics=limits.parked_topics,
+        )
         self.forgotten: list[ParkedRule] = []
         """Cursors that were found of rules that run no more."""
         self.outputs: list[Output] = []
@@ -131,8 +141,9 @@ class OwnedPartition:
             self.lifecycle.restore(dict(found.records))
             self.occupancy.restore(dict(found.records))
             self.quiet.restore(lasts(found.records))
-            changes, self.forgotten = self.parked.restore(found.records, self._known, first)
+            changes, self.forgotten = self.parked.restore(found.records, self._known, first, remote)
             self.changes.update(changes)
+        self.remote.restore({} if found.checkpoint is None else found.records, Place(max(first, rules_from), time))
 
     def _keep_journal(self) -> None:
         self.presence.journal = self.lifecycle.journal = self.occupancy.journal = self.changes
@@ -168,6 +179,10 @@ class OwnedPartition:
         if (kind != _MESSAGE and not happened) or not rules.enabled or offset < self.rules_from:
             return []
         outcome = rules.outcome(record, happened)
+        if self.remote:
+            before = self.remote.size
+            outcome = self.remote.take(outcome)
+            self.size += self.remote.size - before
         if self.parked:
             outcome = self._without_parked(outcome, offset)
         if outcome.outputs:
@@ -217,7 +232,7 @@ class OwnedPartition:
     @property
     def writes(self) -> bool:
         """There is something to write beside the position."""
-        return bool(self.outputs or self.changes or self.batcher) and (self.committed is not None or self.moved)
+        return bool(self.outputs or self.changes or self.batcher or self.remote.size) and (self.committed is not None or self.moved)
 
     @property
     def due(self) -> bool:
@@ -266,6 +281,7 @@ class OwnedPartition:
         self._time_of_span = self.time
         self.claimed = True
         self.parked.done(self.position)
+        self.remote.hand_over(Place(self.position, self.time))
         self.outputs = []
         self.changes = {}
         self._keep_journal()

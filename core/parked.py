@@ -12,7 +12,7 @@ topics is parked for the topics that are at fault alone: a client that makes up 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from core import state
@@ -114,14 +114,17 @@ class ParkedRules:
     def __bool__(self) -> bool:
         return bool(self.rules)
 
-    def restore(self, records: Mapping[bytes, bytes], known: Mapping[str, bool], first: int) -> tuple[Changes, list[ParkedRule]]:
-        """Take over what the state says. `known` are the rules that run, by label, and `first` is the position of the owner. Returns the
-        changes that follow, and which cursors were given up because their rule runs no more."""
+    def restore(
+        self, records: Mapping[bytes, bytes], known: Mapping[str, bool], first: int, remote: Collection[str] = ()
+    ) -> tuple[Changes, list[ParkedRule]]:
+        """Take over what the state says. `known` are the rules that run, by label, those into other clusters (`remote`) among them, whose
+        cursors are none of this one's business; `first` is the position of the owner. Returns the changes that follow, and which cursors
+        were given up because their rule runs no more."""
         changes: Changes = {}
         given_up = []
         for key, value in records.items():
             match state.decode(key, value):
-                case ([_, str(rule), str(topic)], ParkedState() as at):
+                case ([_, str(rule), str(topic)], ParkedState() as at) if rule not in remote:
                     each = ParkedRule(self._number, rule, topic, at, newest=first - 1)
                     if rule in known:
                         self.rules[rule, topic] = each
@@ -129,6 +132,14 @@ class ParkedRules:
                     else:
                         changes[key] = None
                         given_up.append(each)
+        for (rule, topic), each in list(self.rules.items()):
+            whole = self.rules.get((rule, ""))
+            if topic and whole is not None:  # it wrote to another cluster until now: nothing of it is here yet
+                whole.cursor, whole.time = min((whole.cursor, whole.time), (each.cursor, each.time))
+                changes[whole.key] = whole.at(whole.cursor, whole.time)
+                changes[each.key] = None
+                each.gone = True
+                del self.rules[rule, topic]
         return changes, given_up
 
     def withholds(self, made: Made, offset: int) -> bool:

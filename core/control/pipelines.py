@@ -17,7 +17,7 @@ from core.control.fields import Invalid
 from core.control.ledger import Entry
 from core.mappings import Mapping, MappingConfig
 from core.registry import open_secret, seal_secret
-from core.rules import Rule, RuleConfig
+from core.rules import Rule, RuleConfig, Sasl
 from core.rules.checks import ConfigError
 from relay.runtime.settings import Secret
 
@@ -36,6 +36,7 @@ _MAPPING_FIELDS = {
     "dlqTopic": "dlq_topic",
 }
 """Members of a mapping and the settings of core.toml that they are."""
+_SASL_FIELDS = {"tokenEndpoint": "token_endpoint"}
 _PATH = re.compile(r"(?s)(.*?)(?: - at `\$\.?(.*)`)?")
 
 Body = dict[str, Any]
@@ -162,8 +163,11 @@ class Pipelines:
                 "format": target["format"],
                 "brokers": target["brokers"],
                 "headers": target.get("headers", []),
-                "tls": target.get("tls", False),
-                "auth": None if sasl is None else {"sasl": {**sasl, "password": password or ""}},
+                "tls": target.get("tls"),
+                "ca": target.get("ca", ""),
+                "auth": None
+                if sasl is None
+                else {"sasl": {_SASL_FIELDS.get(k, k): v for k, v in sasl.items()} | {"password": password or ""}},
             },
         }
         return _made(lambda: self._make_rule(app, msgspec.convert(raw, RuleConfig, dec_hook=_secret)))
@@ -306,7 +310,7 @@ def _rule_body(body: Body, known: Body | None) -> tuple[Body, str | None]:
             "auth": auth,
             "enveloped": _or(target.get("enveloped"), True),
             "format": _or(target.get("format"), "json"),
-            **{name: target[name] for name in ("headers", "tls") if target.get(name) is not None},
+            **{name: target[name] for name in ("headers", "tls", "ca") if target.get(name) is not None},
         },
     }
     if details:
@@ -324,7 +328,9 @@ def _auth(target: Body, details: dict[str, list[str]]) -> tuple[Body | None, str
     if password is not None and not isinstance(password, str):
         details["target.auth.sasl.password"] = ["must be text"]
         password = None
-    return {"sasl": {"mechanism": sasl.get("mechanism"), "username": sasl.get("username")}}, password
+    kept = {"mechanism": sasl.get("mechanism"), "username": sasl.get("username")}
+    kept |= {name: sasl[name] for name in ("tokenEndpoint", "scope", "extensions") if _or(sasl.get(name), None) is not None}
+    return {"sasl": kept}, password
 
 
 def _sasl(body: Body) -> Body | None:
@@ -359,15 +365,20 @@ def _static_rule(app: str, config: RuleConfig, *, secrets: bool) -> Body:
         "target": {
             "routingKey": target.routing_key,
             "brokers": target.brokers,
-            "auth": None if sasl is None else {"sasl": {"mechanism": sasl.mechanism, "username": sasl.username}},
+            "auth": None if sasl is None else {"sasl": _static_sasl(sasl)},
             "enveloped": target.enveloped,
             "format": target.format,
             "headers": [{"name": header.name, "value": header.value} for header in target.headers],
-            "tls": target.tls,
+            **{name: value for name, value in (("tls", target.tls), ("ca", target.ca or None)) if value is not None},
         },
     }
     password = sasl.password.reveal() if sasl is not None and secrets else None
     return _rule_view(app, config.id, {"body": body, "created": 0, "modified": 0}, password) | {"running": True}
+
+
+def _static_sasl(sasl: Sasl) -> Body:
+    more = {"tokenEndpoint": sasl.token_endpoint, "scope": sasl.scope, "extensions": sasl.extensions}
+    return {"mechanism": sasl.mechanism, "username": sasl.username} | {name: value for name, value in more.items() if value}
 
 
 def shows_password(view: Body) -> bool:

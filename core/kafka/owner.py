@@ -22,6 +22,7 @@ from core import state
 from core.events import Event, Owned
 from core.fold import Fold
 from core.kafka.catch_up import CatchUp
+from core.kafka.clusters import Clusters
 from core.kafka.config import SKEW_S, WINDOW_S, KafkaConfig
 from core.kafka.consumer import KafkaThread, open_consumer
 from core.kafka.logs import log
@@ -33,6 +34,7 @@ from core.kafka.topics import StreamInfo
 from core.kafka.transactions import CALL_S, MAX_REDO, Blocked, Refused, StateRecord, Transactions, again, fence, transactional_id
 from core.ownership import OwnedPartition, PartitionState
 from core.parked import ParkedRule, summary
+from core.remote import summary as remote_summary
 from core.rules import Batcher, Output, Rule, RuleSet
 from relay.model.limits import CoreLimits
 
@@ -115,6 +117,8 @@ class OwnerRunner(KafkaThread):
         """Records of the log that retention had deleted before a rule that was parked came to them, by rule."""
         self.parked: tuple[tuple[ParkedRule, OwnedPartition], ...] = ()
         """Rules that are parked on this core's partitions. Replaced as a whole."""
+        self.remote: tuple[OwnedPartition, ...] = ()
+        """The partitions, if there are rules into other clusters. Replaced as a whole."""
 
     @property
     def ready(self) -> bool:
@@ -181,6 +185,11 @@ class OwnerRunner(KafkaThread):
         """What is parked on this core's partitions, by rule and topic, for `GET /v1/status` and metrics. Any thread."""
         return summary([(each, owned.committed or 0) for each, owned in self.parked])
 
+    def remote_rules(self) -> list[dict[str, Any]]:
+        """How rules into other clusters get on with this core's partitions, by rule. Any thread."""
+        clusters = {rule.label: rule.cluster.name for rule in self.rules.enabled if rule.cluster is not None}
+        return remote_summary([(each, owned.committed or 0) for owned in self.remote for each in owned.remote.all()], clusters)
+
 
 class _Run:
     """From one start to the next: a producer, a member of the group, and what it owns."""
@@ -214,6 +223,8 @@ class _Run:
         self._owned: dict[int, OwnedPartition] = {}
         self._rules = {rule.label: rule for rule in owner.rules.enabled}
         self._known = {label: rule.topic is not None for label, rule in self._rules.items()}
+        self._remote = [label for label, rule in self._rules.items() if rule.cluster is not None]
+        self._clusters = Clusters(self._config, self._stream, self._rules, owner)
         self._catch_up: CatchUp | None = None
         """Begun when the first rule is parked."""
         self._member: Any = None
@@ -244,17 +255,20 @@ class _Run:
                     raise self._catch_up.failed
                 if not owner.ready and self._joined and all(each.committed is not None for each in self._owned.values()):
                     owner.is_ready()
+            self._settle_clusters(list(self._owned.values()))
             self._commit([partition for partition in self._owned.values() if partition.moved or partition.writes])
         finally:
             # What was committed is given up in order; what was not is dropped, and done again by whoever comes next.
             self._give_up(list(self._owned))
             if self._catch_up is not None:
                 self._catch_up.stop()
+            self._clusters.stop()
             self._consumer.close()  # first of all, so that the others can take over
             self._looks.close()
             self._transactions.close()
             if self._catch_up is not None:
                 self._catch_up.close()
+            self._clusters.close()
 
     # --- partitions come and go ------------------------------------------------------------------------------------------------------
 
@@ -265,6 +279,8 @@ class _Run:
         self._consumer.incremental_assign(places)
         if places:
             self._consumer.resume(places)  # a pause outlives an assignment (measured with librdkafka 2.16)
+        for number in starts:
+            self._clusters.watch(self._owned[number])
         self._joined = True
         self._owner.own(frozenset(self._owned))
         self._member = self._consumer.consumer_group_metadata()
@@ -287,13 +303,16 @@ class _Run:
         owner = self._owner
         if owner.parked or any(each.parked for each in self._owned.values()):
             owner.parked = tuple((rule, each) for each in self._owned.values() for rule in each.parked.rules.values())
+        if self._remote:
+            owner.remote = tuple(self._owned.values())
 
     def _revoked(self, partitions: list[TopicPartition]) -> None:
         """The others wait for this member: nobody has these partitions yet."""
         numbers = [at.partition for at in partitions]
         self._owner.own(frozenset(self._owned) - frozenset(numbers))
+        self._settle_clusters([self._owned[n] for n in numbers if n in self._owned])
         try:
-            self._commit([self._owned[n] for n in numbers if n in self._owned and self._owned[n].moved], listen=False)
+            self._commit([self._owned[n] for n in numbers if n in self._owned and (self._owned[n].moved or self._remote)], listen=False)
         except KafkaException as failed:  # the next owner does it again
             self._owner.complain("owner", f"commit before a rebalance: {failed.args[0].name()}")
         self._give_up(numbers)
@@ -319,6 +338,7 @@ class _Run:
             if partition is not None:
                 partition.given_up = True
                 partition.parked.give_up()
+                partition.remote.give_up()
             self._fold.forget(number)
         self._held = [message for message in self._held if message.partition() not in numbers]
         self._tell_parked()
@@ -387,6 +407,7 @@ class _Run:
             now=time.monotonic(),
             batcher=Batcher(self._limits.rule_batch_events, self._limits.rule_batch_bytes),
             known=self._known,
+            remote=self._remote,
             limits=self._limits,
         )
         for each in partition.forgotten:
@@ -481,10 +502,20 @@ class _Run:
             raise KafkaException(error)
         self._owner.complain("owner", f"reading the log: {error.name()}")  # librdkafka goes on by itself
 
+    def _settle_clusters(self, partitions: list[OwnedPartition]) -> None:
+        """These are given up in order: what other clusters have acknowledged by now is noted."""
+        if self._remote:
+            self._clusters.rest(partitions)
+            for each in partitions:
+                each.remote.settle(time.monotonic(), each.changes, at_once=True)
+
     # --- writing ---------------------------------------------------------------------------------------------------------------------
 
     def _commit_what_is_due(self) -> None:
         now = time.monotonic()
+        if self._remote:
+            for partition in self._owned.values():
+                partition.remote.settle(now, partition.changes)
         if now - self._swept_at >= QUIET_COMMIT_S:
             self._swept_at = now
             for partition in self._owned.values():
