@@ -299,9 +299,9 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         except ValueError as error:
             raise ValueError(f"{at}: {error}") from None
 
-    def rule(self, app: str, config: RuleConfig) -> Rule:
+    def rule(self, app: str, config: RuleConfig, begun: int = 0) -> Rule:
         """Raises: ValueError for a rule that a core could not run."""
-        return Rule(app, config, prefix=self.kafka.prefix)
+        return Rule(app, config, prefix=self.kafka.prefix, begun=begun)
 
     def mapping(self, app: str, config: MappingConfig) -> Mapping:
         """Raises: ValueError for a mapping that a core could not run."""

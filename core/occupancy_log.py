@@ -167,6 +167,8 @@ class OccupancyLog:
     def want(self, apps: Iterable[str], occupied: Iterable[tuple[int, bytes]], now: float) -> None:
         """Apps with a rule for occupancy. `occupied`: partition and key of every channel with attachments."""
         self._apps = frozenset(app.encode() for app in apps)
+        for key in [key for key in self._place if not self._concerns(key)]:
+            self._drop(key)
         self._look_at_all(self._owned, occupied, now)
 
     def restore(self, partition: int, records: dict[bytes, bytes]) -> None:

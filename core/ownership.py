@@ -6,7 +6,7 @@ not at all, so that whoever owns the partition next goes on exactly where the la
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -14,11 +14,11 @@ from core import state
 from core.lifecycle import REMEMBERED_MS, LifecycleBody, PartitionLifecycle
 from core.log import LogRecord, body_is_ephemeral
 from core.occupancy_log import OccupancyBody, PartitionOccupancy
-from core.parked import ParkedRule, ParkedRules
+from core.parked import GivenUp, ParkedRules
 from core.presence import Change, PartitionPresence
 from core.quiet import Changes, QuietChannels, lasts
 from core.remote import Place, RemoteRules
-from core.rules import Batched, Batcher, Drop, Outcome, Output, RuleSet
+from core.rules import Batched, Batcher, Drop, Outcome, Output, RuleSet, Version
 from core.state import Checkpoint, ParkedState
 from relay.model.limits import CoreLimits
 from relay.model.message import Kind
@@ -44,6 +44,11 @@ class PartitionState(msgspec.Struct, frozen=True):
     records: Mapping[bytes, bytes]
     made_anew: bool = False
 
+    @property
+    def rules(self) -> Version:
+        """What any further owner has to know of the rules."""
+        return Version() if self.checkpoint is None else Version(self.checkpoint.config, self.checkpoint.rules)
+
 
 class OwnedPartition:
     """One partition of the log, from `first` on. What lies before is read for the duplicate verdicts, and for the channels that are not yet
@@ -51,7 +56,6 @@ class OwnedPartition:
 
     __slots__ = (
         "_core",
-        "_known",
         "_read_at",
         "_stream",
         "_time_of_span",
@@ -71,7 +75,9 @@ class OwnedPartition:
         "presence",
         "quiet",
         "remote",
+        "rules",
         "rules_from",
+        "rules_said",
         "size",
         "time",
     )
@@ -90,13 +96,11 @@ class OwnedPartition:
         channels: int,
         now: float,
         batcher: Batcher | None = None,
-        known: Mapping[str, bool] | None = None,
-        remote: Collection[str] = (),
+        rules: RuleSet | None = None,
         limits: CoreLimits | None = None,
     ) -> None:
         """`low`: the first record that the log still has. `time`: broker time of the last record before `first`, in ms; 0 if not known.
-        `channels`: limit of the quiet ones. `now` is monotonic seconds. `known`: the rules that run, by label, and whether each has a
-        single topic. `remote`: those of them that write to other clusters."""
+        `channels`: limit of the quiet ones. `now` is monotonic seconds. `rules`: those that run from here on."""
         self.number = number
         self.given_up = False
         self._stream = stream
@@ -111,18 +115,20 @@ class OwnedPartition:
         """The state names this core as the owner."""
         self.time = self._time_of_span = time
         self._read_at = now
-        self._known = {} if known is None else known
+        self.rules = rules or RuleSet((), site=core)
+        """In force from the beginning of the span that is open."""
+        self.rules_said = True
+        """And the state says so."""
         limits = limits or CoreLimits()
         self.parked = ParkedRules(number, most_held=limits.parked_held_bytes, most_topics=limits.parked_topics)
         self.remote = RemoteRules(
             number,
-            remote,
             Batcher(limits.rule_batch_events, limits.rule_batch_bytes),
             most_held=limits.remote_held_bytes,
             most_topics=limits.parked_topics,
         )
-        self.forgotten: list[ParkedRule] = []
-        """Cursors that were found of rules that run no more."""
+        self.forgotten: list[GivenUp] = []
+        """Cursors that were found of rules that run no more, or route otherwise."""
         self.outputs: list[Output] = []
         self.batcher = Batcher() if batcher is None else batcher
         """What batch rules made of the span, until `combine`."""
@@ -141,9 +147,12 @@ class OwnedPartition:
             self.lifecycle.restore(dict(found.records))
             self.occupancy.restore(dict(found.records))
             self.quiet.restore(lasts(found.records))
-            changes, self.forgotten = self.parked.restore(found.records, self._known, first, remote)
+            changes, self.forgotten = self.parked.restore(found.records, self.rules.own, first)
             self.changes.update(changes)
-        self.remote.restore({} if found.checkpoint is None else found.records, Place(max(first, rules_from), time))
+        records = {} if found.checkpoint is None else found.records
+        changes, given_up = self.remote.restore(records, self.rules.remote, Place(max(first, rules_from), time))
+        self.changes.update(changes)
+        self.forgotten += given_up
 
     def _keep_journal(self) -> None:
         self.presence.journal = self.lifecycle.journal = self.occupancy.journal = self.changes
@@ -179,7 +188,7 @@ class OwnedPartition:
         if (kind != _MESSAGE and not happened) or not rules.enabled or offset < self.rules_from:
             return []
         outcome = rules.outcome(record, happened)
-        if self.remote:
+        if self.remote.rules:
             before = self.remote.size
             outcome = self.remote.take(outcome)
             self.size += self.remote.size - before
@@ -232,7 +241,8 @@ class OwnedPartition:
     @property
     def writes(self) -> bool:
         """There is something to write beside the position."""
-        return bool(self.outputs or self.changes or self.batcher or self.remote.size) and (self.committed is not None or self.moved)
+        waiting = self.outputs or self.changes or self.batcher or self.remote.size or not self.rules_said
+        return bool(waiting) and (self.committed is not None or self.moved)
 
     @property
     def due(self) -> bool:
@@ -265,21 +275,46 @@ class OwnedPartition:
         `faults` says what is wrong with each topic. Returns outputs that are dropped, as their rule has too many topics at fault."""
         start = self.rules_from if self.committed is None else self.committed
         at = ParkedState(offset=start, time=self._time_of_span, since=now_ms)
-        self.outputs, dropped, changes = self.parked.park(faults, self.outputs, self._known, at, self.position - 1)
+        self.outputs, dropped, changes = self.parked.park(faults, self.outputs, self.rules.own, at, self.position - 1)
         self.changes.update(changes)
         return dropped
 
+    def change_rules(self, rules: RuleSet) -> list[GivenUp] | None:
+        """These run from here on, where a span was committed and the next one begins. Returns which cursors are given up; None: not yet, try
+        again."""
+        assert not any((self.outputs, self.batcher, self.remote.size)), "they would be parked, if need be, as the rules say now"
+        found = self.parked.change(rules.own, self.position)
+        if found is None:
+            return None
+        changes, given_up = found
+        self.changes.update(changes)
+        changes, remotely = self.remote.change(rules.remote, Place(self.position, self.time))
+        self.changes.update(changes)
+        given_up += remotely
+        self.rules = rules
+        self.rules_said = False
+        return given_up
+
     def checkpoint(self) -> bytes:
         """To be written behind the changes of a `sweep`: what it says of quiet channels holds for all that are quiet by now."""
+        known = self.rules.version
         return state.encode(
-            Checkpoint(stream=self._stream, offset=self.position, time=self.time, quiet_from=self.quiet.known_from, core=self._core)
+            Checkpoint(
+                stream=self._stream,
+                offset=self.position,
+                time=self.time,
+                quiet_from=self.quiet.known_from,
+                core=self._core,
+                config=known.stream,
+                rules=known.position,
+            )
         )
 
     def done(self) -> None:
         """The span is committed."""
         self.committed = self.position
         self._time_of_span = self.time
-        self.claimed = True
+        self.claimed = self.rules_said = True
         self.parked.done(self.position)
         self.remote.hand_over(Place(self.position, self.time))
         self.outputs = []

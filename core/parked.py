@@ -7,17 +7,20 @@ since. So each record of the log is behind exactly one of the two positions, who
 
 A rule with a single topic is parked as a whole, so that it may be given another topic and what waits goes there. One that computes its
 topics is parked for the topics that are at fault alone: a client that makes up a channel's name holds up nobody else.
+
+When rules change, between two spans, a cursor stays with its rule as long as each record of the log is then still written by one of its
+versions only: not when the rule was disabled in between, and that of a single topic not when the rule routes otherwise.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from core import state
 from core.quiet import Changes
-from core.rules import Batched, Output
+from core.rules import Batched, Output, Rule
 from core.state import ParkedState
 
 Fault = Literal["missing_topic", "unauthorized_topic", "unavailable_topic"]
@@ -38,14 +41,19 @@ class ParkedRule:
     """
 
     __slots__ = (
-        *("catching_up", "cursor", "failures", "gone", "newest", "offered"),
-        *("partition", "reason", "retry_at", "rule", "since", "time", "topic"),
+        *("by", "catching_up", "cursor", "failures", "gone", "newest", "offered"),
+        *("partition", "reason", "retry_at", "rule", "since", "time", "topic", "tried", "writing"),
     )
 
-    def __init__(self, partition: int, rule: str, topic: str, at: ParkedState, newest: int) -> None:
+    def __init__(self, partition: int, rule: Rule, topic: str, at: ParkedState, newest: int) -> None:
         self.partition = partition
-        self.rule = rule
-        """Its label."""
+        self.rule = rule.label
+        self.by = rule
+        """As it is now. Of the owner."""
+        self.tried = rule
+        """As it was in the last attempt. Of the one who catches up, like `writing`."""
+        self.writing = False
+        """A transaction is under way that moves the cursor."""
         self.topic = topic
         """Empty: all of the rule."""
         self.since = at.since
@@ -64,7 +72,7 @@ class ParkedRule:
         self.newest = newest
         """The last record of the log that gave it something to write, or a later one. Of the owner, like `gone`."""
         self.gone = False
-        """It has rejoined, or somebody else has it now."""
+        """It has rejoined, was given up, or somebody else has it now."""
 
     @property
     def key(self) -> bytes:
@@ -72,7 +80,7 @@ class ParkedRule:
 
     def at(self, offset: int, time: int) -> bytes:
         """What the state says of it when the cursor stands there."""
-        return state.encode(ParkedState(offset=offset, time=time, since=self.since, reason=self.reason))
+        return state.encode(_parked_state(self.by, self.topic, offset=offset, time=time, since=self.since, reason=self.reason))
 
     def covers(self, made: Made) -> bool:
         return made.rule == self.rule and self.topic in ("", made.topic)
@@ -114,33 +122,47 @@ class ParkedRules:
     def __bool__(self) -> bool:
         return bool(self.rules)
 
-    def restore(
-        self, records: Mapping[bytes, bytes], known: Mapping[str, bool], first: int, remote: Collection[str] = ()
-    ) -> tuple[Changes, list[ParkedRule]]:
-        """Take over what the state says. `known` are the rules that run, by label, those into other clusters (`remote`) among them, whose
-        cursors are none of this one's business; `first` is the position of the owner. Returns the changes that follow, and which cursors
-        were given up because their rule runs no more."""
+    def restore(self, records: Mapping[bytes, bytes], rules: Mapping[str, Rule], first: int) -> tuple[Changes, list[GivenUp]]:
+        """Take over what the state says. `rules` are those that run, by label, and `first` is the position of the owner. Returns the
+        changes that follow, and which cursors were given up because what waits there is nobody's any more."""
         changes: Changes = {}
         given_up = []
         for key, value in records.items():
             match state.decode(key, value):
-                case ([_, str(rule), str(topic)], ParkedState() as at) if rule not in remote:
-                    each = ParkedRule(self._number, rule, topic, at, newest=first - 1)
-                    if rule in known:
-                        self.rules[rule, topic] = each
+                case (["parked", str(label), str(topic)], ParkedState() as at):
+                    rule = rules.get(label)
+                    if rule is not None and _goes_on(at, topic, rule):
+                        each = self.rules[label, topic] = ParkedRule(self._number, rule, topic, at, newest=first - 1)
                         self._started.append(each)
                     else:
                         changes[key] = None
-                        given_up.append(each)
-        for (rule, topic), each in list(self.rules.items()):
-            whole = self.rules.get((rule, ""))
-            if topic and whole is not None:  # it wrote to another cluster until now: nothing of it is here yet
-                whole.cursor, whole.time = min((whole.cursor, whole.time), (each.cursor, each.time))
-                changes[whole.key] = whole.at(whole.cursor, whole.time)
-                changes[each.key] = None
-                each.gone = True
-                del self.rules[rule, topic]
+                        given_up.append(GivenUp(label, topic, at.offset))
         return changes, given_up
+
+    def change(self, rules: Mapping[str, Rule], position: int) -> tuple[Changes, list[GivenUp]] | None:
+        """From `position` on, where a span ended and the next one begins, `rules` run, by label. Returns what follows, as `restore` does.
+        None: not yet, since a transaction is under way for one that is to be given up; nobody begins another one."""
+        leaving = [each for each in self.rules.values() if each.gone or not self._stays(each, rules.get(each.rule))]
+        for each in leaving:
+            each.gone = True
+        if any(each.writing for each in leaving):
+            return None
+        changes: Changes = {}
+        for each in leaving:
+            changes[each.key] = None
+            del self.rules[each.rule, each.topic]
+            self._held.pop(each, None)
+        for each in self.rules.values():
+            if each.by is not rules[each.rule]:
+                each.by = rules[each.rule]
+                each.newest = position - 1  # what it has left out so far it may want now
+                self._held.pop(each, None)
+        self._count_held()
+        return changes, [GivenUp(each.rule, each.topic, each.cursor) for each in leaving]
+
+    @staticmethod
+    def _stays(each: ParkedRule, rule: Rule | None) -> bool:
+        return rule is not None and (rule is each.by or _goes_on(_parked_state(each.by, each.topic, offset=each.cursor), each.topic, rule))
 
     def withholds(self, made: Made, offset: int) -> bool:
         """Whether this, made of the record at `offset`, is for somebody who is parked, and not for the span."""
@@ -158,11 +180,11 @@ class ParkedRules:
         return True
 
     def park(
-        self, faults: Mapping[str, str], outputs: Iterable[Output], known: Mapping[str, bool], at: ParkedState, newest: int
+        self, faults: Mapping[str, str], outputs: Iterable[Output], rules: Mapping[str, Rule], at: ParkedState, newest: int
     ) -> tuple[list[Output], list[Output], Changes]:
-        """Who writes to a topic that is at fault is parked from the beginning of the span on: `at`. `known` says of each rule whether it
-        has a single topic; `newest` is the last record of the span. Returns what is left of the span; what is dropped because its rule has
-        too many topics at fault; and changes."""
+        """Who writes to a topic that is at fault is parked from the beginning of the span on: `at`. `rules` are those that made it, by label;
+        `newest` is the last record of the span. Returns what is left of the span; what is dropped because its rule has too many topics at
+        fault; and changes."""
         kept: list[Output] = []
         dropped: list[Output] = []
         changes: Changes = {}
@@ -170,17 +192,18 @@ class ParkedRules:
             if output.topic not in faults:
                 kept.append(output)
                 continue
-            rule, topic = output.rule, output.topic
-            if (rule, "") in self.rules or (rule, topic) in self.rules:
+            label, topic = output.rule, output.topic
+            if (label, "") in self.rules or (label, topic) in self.rules:
                 continue
-            others = sum(each == rule for each, _ in self.rules)
+            rule = rules[label]
+            others = sum(each == label for each, _ in self.rules)
             if others >= self._most_topics:
                 dropped.append(output)
                 continue
-            place = (rule, "") if known.get(rule, False) and not others else (rule, topic)
-            offset, time = self._rejoined.get(place) or self._rejoined.get((rule, "")) or (at.offset, at.time)
-            begun = ParkedState(offset=offset, time=time, since=at.since, reason=faults[topic])
-            each = self.rules[place] = ParkedRule(self._number, rule, topic if place[1] else "", begun, newest)
+            place = (label, "") if rule.topic is not None and not others else (label, topic)
+            offset, time = self._rejoined.get(place) or self._rejoined.get((label, "")) or (at.offset, at.time)
+            begun = _parked_state(rule, place[1], offset=offset, time=time, since=at.since, reason=faults[topic])
+            each = self.rules[place] = ParkedRule(self._number, rule, place[1], begun, newest)
             self._started.append(each)
             changes[each.key] = state.encode(begun)
         return [output for output in kept if (output.rule, "") not in self.rules], dropped, changes
@@ -224,6 +247,9 @@ class ParkedRules:
                     spans.popleft()
             if not (each.catching_up and spans):
                 del self._held[each]
+        self._count_held()
+
+    def _count_held(self) -> None:
         self._held_size = sum(_size(one) for spans in self._held.values() for _, held in spans for one in held)
 
     def started(self) -> list[ParkedRule]:
@@ -238,6 +264,23 @@ class ParkedRules:
         self._held.clear()
 
 
+class GivenUp(NamedTuple):
+    """A cursor whose rule, or whose routing, is no more: what the rule had left to write from there on will not be written."""
+
+    rule: str
+    topic: str
+    cursor: int
+
+
+def _parked_state(rule: Rule, topic: str, **fields: Any) -> ParkedState:
+    return ParkedState(begun=rule.begun, routing=rule.routing if topic else "", **fields)
+
+
+def _goes_on(at: ParkedState, topic: str, rule: Rule) -> bool:
+    """Whether a cursor is one of this rule as it is now."""
+    return at.begun == rule.begun and (not topic or at.routing in ("", rule.routing))
+
+
 def _size(made: Made) -> int:
     """Bytes, roughly."""
     return len(made.item if isinstance(made, Batched) else made.value) + 200
@@ -245,7 +288,8 @@ def _size(made: Made) -> int:
 
 def summary(parked: Iterable[tuple[ParkedRule, int]]) -> list[dict[str, Any]]:
     """By rule and topic, in their order: why (of the last partition), since when (ms), on which partitions, on how many of them it is
-    catching up, and how many records of the log lie between it and the owner, whose position is given with each."""
+    catching up, where its cursor is on each, and how many records of the log lie between it and the owner, whose position is given with
+    each."""
     found: dict[tuple[str, str], list[tuple[ParkedRule, int]]] = {}
     for each, position in parked:
         found.setdefault((each.rule, each.topic), []).append((each, position))
@@ -256,6 +300,7 @@ def summary(parked: Iterable[tuple[ParkedRule, int]]) -> list[dict[str, Any]]:
             "reason": group[-1][0].reason,
             "since": min(each.since for each, _ in group),
             "partitions": sorted(each.partition for each, _ in group),
+            "cursors": {str(number): cursor for number, cursor in sorted((each.partition, each.cursor) for each, _ in group)},
             "catchingUp": sum(each.catching_up for each, _ in group),
             "behind": sum(max(0, position - each.cursor) for each, position in group),
         }

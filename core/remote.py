@@ -1,8 +1,8 @@
 """Rules into other clusters, which no transaction of the owner can reach. Pure; `core.kafka.clusters` sends.
 
 Such a rule always goes its own way, as a parked one does: it has a cursor on each partition, in the state. What lies before the cursor the
-other cluster has acknowledged. The owner hands over what the rule makes of each span that it has committed, and writes the cursors down with
-its own spans. What was sent and not yet written down is sent again by the next owner: at least once.
+other cluster has acknowledged. The owner hands over what the rule makes of each span that it has committed, and writes the cursors down
+with its own spans. What was sent and not yet written down is sent again by the next owner: at least once.
 
 What is handed over and not yet sent is bounded. Above the bound the owner keeps nothing for the rule until that is sent; what it made
 meanwhile is read from the log again.
@@ -21,9 +21,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from core import state
-from core.parked import FIRST_RETRY_S, LAST_RETRY_S
+from core.parked import FIRST_RETRY_S, LAST_RETRY_S, GivenUp
 from core.quiet import Changes
-from core.rules import Batcher, Outcome, Output
+from core.rules import Batcher, Outcome, Output, Rule
 from core.state import ParkedState
 
 SETTLE_S = 1.0
@@ -69,15 +69,16 @@ class RemoteRule:
 
     __slots__ = (
         *("_answered", "_asked", "_end", "_feeding", "_put", "_settled", "_settled_at", "_spans", "_taken", "_reread"),
-        *("alone", "at", "closing", "failures", "fed", "followers", "gone", "heard", "main", "partition"),
+        *("alone", "at", "by", "closing", "failures", "fed", "followers", "gone", "heard", "main", "partition"),
         *("reading", "reason", "retry_at", "rule", "sending", "sent", "since", "topic", "unreported"),
     )
 
-    def __init__(self, partition: int, rule: str, at: Place, first: Place, *, topic: str = "", main: RemoteRule | None = None) -> None:
+    def __init__(self, partition: int, rule: Rule, at: Place, first: Place, *, topic: str = "", main: RemoteRule | None = None) -> None:
         """`at` is the cursor, `first` where the owner begins to hand over. `main`: what it follows, for the one `topic`."""
         self.partition = partition
-        self.rule = rule
-        """Its label."""
+        self.by = rule
+        """A rule that is changed goes on as another one."""
+        self.rule = rule.label
         self.topic = topic
         """Empty: all topics that have no cursor of their own."""
         self.main = main
@@ -125,7 +126,7 @@ class RemoteRule:
 
     @property
     def key(self) -> bytes:
-        return state.parked_key(self.rule, self.topic)
+        return state.remote_key(self.rule, self.topic)
 
     # --- the owner's thread ------------------------------------------------------------------------------------------------------------
 
@@ -151,7 +152,9 @@ class RemoteRule:
         """Note the cursor, as of a moment ago, if it has moved and the last note is old enough."""
         if at != self._settled and (at_once or self._settled is None or now - self._settled_at >= SETTLE_S):
             self._settled, self._settled_at = at, now
-            changes[self.key] = state.encode(ParkedState(offset=at.offset, time=at.time, since=self.since, reason=self.reason))
+            routing = self.by.routing if self.topic else ""
+            noted = ParkedState(offset=at.offset, time=at.time, since=self.since, reason=self.reason, begun=self.by.begun, routing=routing)
+            changes[self.key] = state.encode(noted)
 
     # --- the thread that sends -----------------------------------------------------------------------------------------------------------
 
@@ -161,7 +164,7 @@ class RemoteRule:
         return output.topic == self.topic if self.topic else output.topic not in self.followers
 
     def gap(self, committed: int) -> int:
-        """Up to where the log has to be read before anything else is sent; `sent` if it need not be. `committed` is the owner's position."""
+        """Up to where the log has to be read before anything else is sent; `sent` if it need not be. `committed`: the owner's position."""
         if self.main is not None:
             return max(self.sent, self.main.sent)
         if self.sent < self._reread:
@@ -253,7 +256,7 @@ class RemoteRule:
 
     def follow(self, topic: str) -> RemoteRule:
         """A cursor for this topic alone, of which nothing is sent here any more. It begins where everything is acknowledged."""
-        one = RemoteRule(self.partition, self.rule, self.at, self.at, topic=topic, main=self)
+        one = RemoteRule(self.partition, self.by, self.at, self.at, topic=topic, main=self)
         self.followers[topic] = one
         for entry in self.sending:
             entry.waiting = deque(output for output in entry.waiting if output.topic != topic)
@@ -277,46 +280,91 @@ class RemoteRule:
 class RemoteRules:
     """Those of one partition. Of the owner's thread, but for `join`."""
 
-    __slots__ = ("_batcher", "_left", "_made", "_most_held", "_most_topics", "_number", "_topics", "rules", "size")
+    __slots__ = ("_batcher", "_made", "_most_held", "_most_topics", "_number", "_started", "_topics", "rules", "size")
 
-    def __init__(self, number: int, labels: Iterable[str], batcher: Batcher, *, most_held: int, most_topics: int) -> None:
-        """`labels` of the rules into other clusters. `most_held`: bytes that wait for one of them. `most_topics`: of one rule, with a cursor
-        of their own."""
+    def __init__(self, number: int, batcher: Batcher, *, most_held: int, most_topics: int) -> None:
+        """`most_held`: bytes that wait for one rule. `most_topics`: of one rule, with a cursor of their own."""
         self._number = number
         self._most_held = most_held
         self._most_topics = most_topics
         self._batcher = batcher
-        self.rules: dict[str, RemoteRule] = dict.fromkeys(labels)  # type: ignore[arg-type]  # until `restore`
+        self.rules: dict[str, RemoteRule] = {}
+        """By label."""
         self._made: dict[str, list[Output]] = {}
         """Of the span."""
         self._topics: list[RemoteRule] = []
         """Those of one topic. Appended to by the threads that send."""
-        self._left: list[RemoteRule] = []
+        self._started: list[RemoteRule] = []
         self.size = 0
         """Bytes of the span, roughly."""
 
-    def __bool__(self) -> bool:
-        return bool(self.rules)
-
-    def restore(self, records: Mapping[bytes, bytes], first: Place) -> None:
-        """Cursors as the state has them. `first` is the position of the owner: rules without a cursor begin there."""
+    def restore(self, records: Mapping[bytes, bytes], rules: Mapping[str, Rule], first: Place) -> tuple[Changes, list[GivenUp]]:
+        """Take over what the state says. `rules` are those into other clusters, by label. `first` is the position of the owner: rules
+        without a cursor begin there. Returns changes, and which cursors were given up because what waits there is nobody's any more."""
         found: dict[str, Place] = {}
         topics: list[tuple[str, str, Place]] = []
+        changes: Changes = {}
+        given_up = []
         for key, value in records.items():
             match state.decode(key, value):
-                case ([_, str(rule), str(topic)], ParkedState() as at) if rule in self.rules:
+                case (["remote", str(label), str(topic)], ParkedState() as at):
+                    rule = rules.get(label)
                     place = Place(min(at.offset, first.offset), at.time)
-                    if topic:
-                        topics.append((rule, topic, place))
+                    if rule is None or at.begun != rule.begun or (topic and at.routing != rule.routing):
+                        changes[key] = None
+                        given_up.append(GivenUp(label, topic, at.offset))
+                    elif topic:
+                        topics.append((label, topic, place))
                     else:
-                        found[rule] = place
-        for label in self.rules:
-            self.rules[label] = RemoteRule(self._number, label, found.get(label, first), first)
+                        found[label] = place
+        for label, rule in rules.items():
+            self._begin(rule, found.get(label, first), first)
         for label, topic, place in topics:
-            main = self.rules[label]
-            one = RemoteRule(self._number, label, place, place, topic=topic, main=main)
-            main.followers[topic] = one
-            self._topics.append(one)
+            self._begin_topic(self.rules[label], topic, place)
+        return changes, [each for each in given_up if each.cursor < first.offset]
+
+    def _begin(self, rule: Rule, at: Place, first: Place) -> None:
+        one = self.rules[rule.label] = RemoteRule(self._number, rule, at, first)
+        self._started.append(one)
+
+    def _begin_topic(self, main: RemoteRule, topic: str, at: Place) -> None:
+        one = main.followers[topic] = RemoteRule(self._number, main.by, at, at, topic=topic, main=main)
+        self._topics.append(one)
+        self._started.append(one)
+
+    def change(self, rules: Mapping[str, Rule], position: Place) -> tuple[Changes, list[GivenUp]]:
+        """From `position` on, where a span ended, these rules run. Those that are changed go on from their cursors, as they are now.
+        Returns what `restore` does."""
+        changes: Changes = {}
+        given_up = []
+        before, topics = self.rules, [one for one in self._topics if not one.gone]
+        self.rules = {label: one for label, one in before.items() if rules.get(label) is one.by}
+        leaving = [one for label, one in before.items() if label not in self.rules]
+        leaving += [one for one in topics if one.rule not in self.rules]
+        for one in leaving:  # the rules before their topics, which go on behind them
+            one.gone = True
+            rule = rules.get(one.rule)
+            if rule is not None and rule.begun == one.by.begun and (not one.topic or rule.routing == one.by.routing):
+                if one.topic:
+                    self._begin_topic(self.rules[one.rule], one.topic, one.at)
+                else:
+                    self._begin(rule, one.at, position)
+                continue
+            changes[one.key] = None
+            if one.at.offset < position.offset:
+                given_up.append(GivenUp(one.rule, one.topic, one.at.offset))
+        for label, rule in rules.items():
+            if label not in self.rules:
+                self._begin(rule, position, position)
+        for one in leaving:
+            if one in self._topics:
+                self._topics.remove(one)
+        return changes, given_up
+
+    def started(self) -> list[RemoteRule]:
+        """Those who begin, each once."""
+        started, self._started = self._started, []
+        return started
 
     def join(self, one: RemoteRule) -> bool:
         """One that follows; False if its rule has too many of them. Any thread."""
@@ -367,6 +415,8 @@ class RemoteRules:
     def settle(self, now: float, changes: Changes, *, at_once: bool = False) -> None:
         """Note cursors that have moved."""
         # The rules' first: one that follows is there before the cursor that it begins at has moved
+        if not self.rules and not self._topics:
+            return
         places = [(rule, rule.at) for rule in self.rules.values()]
         topics = [(one, one.at) for one in list(self._topics)]
         for one, at in places + topics:
@@ -388,9 +438,9 @@ def size_of(output: Output) -> int:
     return len(output.value) + len(output.key or b"") + 300
 
 
-def summary(rules: Iterable[tuple[RemoteRule, int]], clusters: Mapping[str, str]) -> list[dict[str, Any]]:
-    """By rule and topic, in their order: its brokers, whether it runs, catches up or is parked, why and since when (ms) on which partitions,
-    and how many records of the log lie between it and the owner, whose position is given with each."""
+def summary(rules: Iterable[tuple[RemoteRule, int]]) -> list[dict[str, Any]]:
+    """By rule and topic, in their order: its brokers, whether it runs, catches up or is parked, why and since when (ms) on which
+    partitions, and how many records of the log lie between it and the owner, whose position is given with each."""
     found: dict[tuple[str, str], list[tuple[RemoteRule, int]]] = {}
     for each, position in rules:
         found.setdefault((each.rule, each.topic), []).append((each, position))
@@ -402,7 +452,7 @@ def summary(rules: Iterable[tuple[RemoteRule, int]], clusters: Mapping[str, str]
             {
                 "rule": rule,
                 "topic": topic,
-                "cluster": clusters.get(rule, ""),
+                "cluster": group[0][0].by.cluster.name if group[0][0].by.cluster else "",
                 "state": "parked" if standing else "catching up" if reading else "running",
                 "reason": standing[-1].reason if standing else "",
                 "since": min((each.since for each in standing), default=0),

@@ -28,6 +28,9 @@ class Checkpoint(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True
 
     `quiet_from`: a channel that was quiet for a while at the checkpoint, and of which there is no `last` record, had its last record
     before that offset (`core.quiet`). `core` is the name of the owner that wrote this, whose transaction may still be open.
+
+    `rules`: what `tidegate.config` says before this position is in force from `offset` on, and no owner after this one may know less.
+    `config` is the incarnation of that topic.
     """
 
     stream: str
@@ -35,6 +38,8 @@ class Checkpoint(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True
     time: int = 0
     quiet_from: int = 0
     core: str = ""
+    config: str = ""
+    rules: int = 0
     v: int = 1
 
 
@@ -79,7 +84,8 @@ class LifecycleState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=
 
 
 class ParkedState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
-    """All that the rule makes of the log before `offset` is written. `time`: broker time of the last record before it, milliseconds."""
+    """Of a rule that is parked, or writes to another cluster. All that it makes of the log before `offset` is written. `time`: broker time
+    of the last record before it, milliseconds."""
 
     offset: int
     time: int = 0
@@ -87,6 +93,10 @@ class ParkedState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=Tru
     """Wall clock of the core that parked it, milliseconds."""
     reason: str = ""
     """Why it was."""
+    begun: int = 0
+    """That of the rule: once it has been disabled, the cursor is nobody's."""
+    routing: str = ""
+    """The routing key, if the cursor is that of a single topic: what waits for it was routed so."""
 
 
 class OccupancyState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
@@ -108,6 +118,7 @@ SHAPES: dict[str, type[Any]] = {
     "last": LastState,
     "lifecycle": LifecycleState,
     "parked": ParkedState,
+    "remote": ParkedState,
     "occupancy": OccupancyState,
 }
 
@@ -140,6 +151,10 @@ def lifecycle_key(log_key: bytes) -> bytes:
 
 def parked_key(rule: str, topic: str) -> bytes:
     return encode(["parked", rule, topic])
+
+
+def remote_key(rule: str, topic: str) -> bytes:
+    return encode(["remote", rule, topic])
 
 
 _PARKED = encode(["parked", "", ""])[:8]

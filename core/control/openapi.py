@@ -65,9 +65,12 @@ _TARGET = {
             "sasl": {
                 "type": ["object", "null"],
                 "properties": {
-                    "mechanism": {"enum": ["plain", "scram-sha-256", "scram-sha-512", "", None]},
-                    "username": {"type": ["string", "null"]},
+                    "mechanism": {"enum": ["plain", "scram-sha-256", "scram-sha-512", "oauthbearer", "", None]},
+                    "username": {"type": ["string", "null"], "description": "With oauthbearer the client's id"},
                     "password": {"type": ["string", "null"], "description": "null in answers without the scope `secrets`"},
+                    "tokenEndpoint": {"type": ["string", "null"], "description": "Of oauthbearer: https"},
+                    "scope": {"type": ["string", "null"], "description": "Of oauthbearer"},
+                    "extensions": {"type": ["string", "null"], "description": "Of oauthbearer: key=value,key=value"},
                 },
             }
         },
@@ -79,6 +82,7 @@ _TARGET = {
         "items": _object({"name": {"type": "string"}, "value": {"type": "string"}}),
     },
     "tls": _FLAG,
+    "ca": {"type": ["string", "null"], "description": "Certificates in PEM that the other cluster's are checked against"},
 }
 _RULE = {
     "ruleType": {"const": "kafka"},
@@ -103,8 +107,35 @@ _STORED = {
     "created": _TIME,
     "modified": _TIME,
     "_links": {"type": "null"},
-    "running": {"type": "boolean", "description": "Whether the core that answers runs it just so; else from its next start"},
+    "running": {"type": "boolean", "description": "Whether the core that answers has it in force just so"},
 }
+_OFFSETS = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}}
+_LIVE = _or_null(
+    _object(
+        {
+            "core": _TEXT,
+            "state": {"enum": ["running", "parked", "catching up", "stopped"]},
+            "positions": {**_OFFSETS, "description": "By partition of the log that the core owns: before it everything is written"},
+            "parked": {
+                "type": "array",
+                "items": _object(
+                    {
+                        "topic": {"type": "string", "description": "Empty: all of the rule"},
+                        "reason": _TEXT,
+                        "since": _TIME,
+                        "partitions": {"type": "array", "items": {"type": "integer"}},
+                        "cursors": _OFFSETS,
+                        "catchingUp": {"type": "integer"},
+                        "behind": {"type": "integer"},
+                    }
+                ),
+            },
+            "written": {"type": "integer"},
+            "dropped": {"type": "object", "additionalProperties": {"type": "integer"}},
+            "missed": {"type": "integer"},
+        }
+    )
+)
 SCHEMAS: dict[str, Any] = {
     "Error": _object(
         {
@@ -184,7 +215,14 @@ SCHEMAS: dict[str, Any] = {
     ),
     "RulePatch": _object({**_RULE, "source": _or_null(_object(_SOURCE, ())), "target": _or_null(_object(_TARGET, ()))}, ()),
     "Rule": _object(
-        {**_STORED, "version": {"const": "1.2"}, **_RULE, "source": _object(_SOURCE), "target": _object(_TARGET, ("routingKey", "brokers"))}
+        {
+            **_STORED,
+            "version": {"const": "1.2"},
+            **_RULE,
+            "source": _object(_SOURCE),
+            "target": _object(_TARGET, ("routingKey", "brokers")),
+            "live": _LIVE,
+        }
     ),
     "MappingBody": _object(_MAPPING, ("channel",)),
     "MappingPatch": _object(_MAPPING, ()),
@@ -292,12 +330,12 @@ PATHS: dict[str, dict[str, Any]] = {
     },
     "/apps/{app}/rules": {
         "get": _operation("All rules", _ANY, 200, "Rule", many=True),
-        "post": _operation("Make a rule; cores run it from their next start", "operator", 201, "Rule", body="RuleBody"),
+        "post": _operation("Make a rule; within two seconds it runs", "operator", 201, "Rule", body="RuleBody"),
     },
     "/apps/{app}/rules/{rule}": {
         "get": _operation("One rule", _ANY, 200, "Rule"),
-        "patch": _operation("Change a rule; cores run it so from their next start", "operator", 200, "Rule", body="RulePatch"),
-        "delete": _operation("Delete a rule; cores run it until they stop", "operator", 204),
+        "patch": _operation("Change a rule; within two seconds it runs so", "operator", 200, "Rule", body="RulePatch"),
+        "delete": _operation("Delete a rule; within two seconds it has stopped", "operator", 204),
     },
     "/apps/{app}/mappings": {
         "get": _operation("All mappings", _ANY, 200, "Mapping", many=True),

@@ -1,14 +1,15 @@
 """Rules and mappings as the Control API has them: JSON in the public API's words, checked by making what a core would run.
 
-The words are kept as they were sent, so that what comes back compares equal to what went in; passwords are taken out and sealed. Cores read
-rules and mappings at their start: what is made or changed here takes effect then, and each answer says so (`running`).
+The words are kept as they were sent, so that what comes back compares equal to what went in; passwords are taken out and sealed. Rules take
+effect as they are read (`Pipelines.rules_to_run`), mappings when a core starts; each answer says whether the core that answers has it in
+force (`running`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -36,22 +37,31 @@ _MAPPING_FIELDS = {
     "dlqTopic": "dlq_topic",
 }
 """Members of a mapping and the settings of core.toml that they are."""
-_SASL_FIELDS = {"tokenEndpoint": "token_endpoint"}
 _PATH = re.compile(r"(?s)(.*?)(?: - at `\$\.?(.*)`)?")
 
 Body = dict[str, Any]
 T = TypeVar("T")
 
 
+class _Made(NamedTuple):
+    """A rule as it was made of a record; None if it cannot run."""
+
+    entry: Entry
+    rule: Rule | None
+
+
 class Pipelines:
     """The rules and mappings of all apps. `make_rule` and `make_mapping` are those of `core.config`: they raise ValueError for what the
-    core could not run."""
+    core could not run.
+
+    `runs` says whether a rule is in force where it has to be, `live` what there is to tell of it by its label; whoever runs them sets these.
+    """
 
     def __init__(
         self,
         control: Control,
         *,
-        make_rule: Callable[[str, RuleConfig], Rule],
+        make_rule: Callable[..., Rule],
         make_mapping: Callable[[str, MappingConfig], Mapping],
         static_rules: Iterable[tuple[str, RuleConfig]] = (),
         static_mappings: Iterable[tuple[str, MappingConfig]] = (),
@@ -61,36 +71,61 @@ class Pipelines:
         self._make_mapping = make_mapping
         self._static_rules = list(static_rules)
         self._static_mappings = list(static_mappings)
+        self.runs: Callable[[Rule], bool] = lambda _: True
+        self.live: Callable[[str], Body] | None = None
+        self._made: dict[str, _Made] = {}
         self._running: dict[str, int] = {}
-        """Record key and `rev` of what this core has begun to run."""
+        """Record key and `rev` of the mappings that this core has begun to run."""
 
     # --- what a core runs ----------------------------------------------------------------------------------------------------------------
 
-    def start(self, failed: Callable[[str, str], None]) -> tuple[list[Rule], list[Mapping]]:
-        """Everything that is configured here, to be run from now on. `failed` is told the record and why of what cannot be."""
-        rules, mappings = [], []
-        ledger = self._control.ledger
-        for kind in ("rule", "mapping"):
-            for entry in ledger.of(kind):
-                app, _, name = entry.name.partition(":")
-                if ledger.get("app", app) is None:
-                    continue
+    def rules_to_run(self, failed: Callable[[str, str], None]) -> list[Rule]:
+        """All rules that are configured here, as they are now; those that are as they were are the same objects as the last time. `failed`
+        is told, once for each version, the record and why of what cannot run."""
+        ledger, known = self._control.ledger, self._made
+        self._made = {}
+        for entry in ledger.of("rule"):
+            app, _, name = entry.name.partition(":")
+            if ledger.get("app", app) is None:
+                continue
+            made = known.get(entry.key)
+            if made is None or made.entry is not entry:
                 try:
-                    if kind == "rule":
-                        rules.append(self._rule(app, name, entry.data["body"], self._password(entry)))
-                    else:
-                        mappings.append(self._mapping(app, name, entry.data["body"]))
-                except (Invalid, KeyError, TypeError) as error:
+                    rule = self._rule(app, name, entry.data["body"], self._password(entry), _begun(entry))
+                except (Invalid, KeyError, TypeError, AttributeError) as error:
                     failed(entry.key, str(error))
+                    made = _Made(entry, None)
                 else:
-                    self._running[entry.key] = entry.rev
-        return rules, mappings
+                    same = made is not None and made.rule is not None and (made.rule.config, made.rule.begun) == (rule.config, rule.begun)
+                    made = _Made(entry, made.rule if same and made is not None else rule)
+            self._made[entry.key] = made
+        return [made.rule for made in self._made.values() if made.rule is not None]
+
+    def mappings_to_run(self, failed: Callable[[str, str], None]) -> list[Mapping]:
+        """All mappings that are configured here, to be run from now on. `failed` is told the record and why of what cannot be."""
+        mappings = []
+        ledger = self._control.ledger
+        for entry in ledger.of("mapping"):
+            app, _, name = entry.name.partition(":")
+            if ledger.get("app", app) is None:
+                continue
+            try:
+                mappings.append(self._mapping(app, name, entry.data["body"]))
+            except (Invalid, KeyError, TypeError) as error:
+                failed(entry.key, str(error))
+            else:
+                self._running[entry.key] = entry.rev
+        return mappings
 
     # --- rules ---------------------------------------------------------------------------------------------------------------------------
 
     def rules(self, app: str, *, secrets: bool) -> list[Body]:
         self._control.check_app(app)
-        found = [_static_rule(app, config, secrets=secrets) for of, config in self._static_rules if of == app]
+        found = [
+            _static_rule(app, config, secrets=secrets) | {"live": self._live(app, config.id)}
+            for of, config in self._static_rules
+            if of == app
+        ]
         return found + [self._rule_view(entry, secrets=secrets) for entry in self._control.ledger.of("rule", f"{app}:")]
 
     def rule(self, app: str, rule: str, *, secrets: bool) -> Body:
@@ -104,7 +139,7 @@ class Pipelines:
         name = self._new("rule", app)
         settled, password = _rule_body(body, None)
         self._rule(app, name, settled, password)
-        data = {"v": 1, "body": settled, "created": now_ms, "modified": now_ms}
+        data = {"v": 1, "body": settled, "created": now_ms, "modified": now_ms, "begun": 1}
         return self._rule_change("rule.create", app, name, None, data, password, 201, secrets)
 
     def change_rule(self, app: str, rule: str, body: Body, now_ms: int, *, secrets: bool) -> Change:
@@ -115,11 +150,13 @@ class Pipelines:
             password = old  # sent back as it was shown, without
         self._rule(app, rule, settled, password)
         data = {**kept(entry), "body": settled, "modified": now_ms}
+        if entry.data["body"]["status"] == "disabled":
+            data["begun"] = entry.rev + 1  # that of this record: what was left to be written before is given up
         return self._rule_change("rule.change", app, rule, entry, data, password, 200, secrets)
 
     def delete_rule(self, app: str, rule: str, now_ms: int) -> Change:
         entry = self._entry("rule", app, rule)
-        return _deletion("rule", app, rule, entry, self._rule_view(entry, secrets=False), now_ms)
+        return _deletion("rule", app, rule, entry, _rule_view(app, rule, entry.data, None), now_ms)
 
     def _rule_change(
         self, action: str, app: str, name: str, entry: Entry | None, data: Body, password: str | None, status: int, secrets: bool
@@ -132,14 +169,19 @@ class Pipelines:
         after = _rule_view(app, name, data, None)
         if password != old:
             after["secretsChanged"] = ["target.auth.sasl.password"]
-        before = None if entry is None else self._rule_view(entry, secrets=False)
+        before = None if entry is None else _rule_view(app, name, entry.data, None)
         shows = target if secrets and password is not None else None
         return Change(action, target, before, after, key, data, status, lambda: self.rule(app, name, secrets=secrets), shows)
 
     def _rule_view(self, entry: Entry, *, secrets: bool) -> Body:
         app, _, name = entry.name.partition(":")
         view = _rule_view(app, name, entry.data, self._password(entry) if secrets else None)
-        return view | {"running": self._running.get(entry.key) == entry.rev}
+        made = self._made.get(entry.key)
+        running = made is not None and made.entry is entry and made.rule is not None and self.runs(made.rule)
+        return view | {"running": running, "live": self._live(app, name)}
+
+    def _live(self, app: str, rule: str) -> Body | None:
+        return None if self.live is None else self.live(f"{app}/{rule}")
 
     def _password(self, entry: Entry) -> str | None:
         sealed = entry.data.get("password")
@@ -148,10 +190,12 @@ class Pipelines:
         except ValueError:
             return None
 
-    def _rule(self, app: str, name: str, body: Body, password: str | None) -> Rule:
+    def _rule(self, app: str, name: str, body: Body, password: str | None, begun: int = 0) -> Rule:
         """Raises: Invalid."""
         source, target = body["source"], body["target"]
         sasl = _sasl(body)
+        if sasl is not None and "tokenEndpoint" in sasl:
+            sasl["token_endpoint"] = sasl.pop("tokenEndpoint")
         raw: Body = {
             "id": name,
             "status": body["status"],
@@ -165,12 +209,10 @@ class Pipelines:
                 "headers": target.get("headers", []),
                 "tls": target.get("tls"),
                 "ca": target.get("ca", ""),
-                "auth": None
-                if sasl is None
-                else {"sasl": {_SASL_FIELDS.get(k, k): v for k, v in sasl.items()} | {"password": password or ""}},
+                "auth": None if sasl is None else {"sasl": {**sasl, "password": password or ""}},
             },
         }
-        return _made(lambda: self._make_rule(app, msgspec.convert(raw, RuleConfig, dec_hook=_secret)))
+        return _made(lambda: self._make_rule(app, msgspec.convert(raw, RuleConfig, dec_hook=_secret), begun=begun))
 
     # --- mappings ------------------------------------------------------------------------------------------------------------------------
 
@@ -232,6 +274,11 @@ class Pipelines:
         if entry is None:
             raise missing(kind, name)
         return entry
+
+
+def _begun(entry: Entry) -> int:
+    begun = entry.data.get("begun")
+    return begun if type(begun) is int else 0
 
 
 def _deletion(kind: str, app: str, name: str, entry: Entry, before: Body, now_ms: int) -> Change:

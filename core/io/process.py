@@ -64,6 +64,7 @@ from core.mappings import Mapping, Schemas
 from core.node import CoreNode
 from core.ownership import PartitionState
 from core.registry import Registry, Streams
+from core.rules import Rule, Version
 from relay.link.calls import MemberPage
 from relay.link.frames import Frame, Hello, Lane, Stream
 from relay.link.io.accept import LinkServer
@@ -120,6 +121,11 @@ class CoreProcess:
         self._writer: ConfigWriter | None = None
         self._config_read = False
         """Everything that `tidegate.config` held at the start has been read."""
+        self._rules: list[Rule] = []
+        """What the owner has been given to run."""
+        self._rules_stale = False
+        """A record has been read since that may have changed them."""
+        self._static_rules = [config.rule(app.id, rule) for app in config.apps for rule in app.rules]
         self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
         self._appends: LogAppends | None = None
@@ -208,7 +214,8 @@ class CoreProcess:
             each |= {"end": end, "lag": None if end is None else max(0, end - each["position"])}
         status["mappings"] = [mapping.status() for mapping in self._mappings]
         parked = [] if self._owner is None else self._owner.parked_rules()
-        return status | {"ready": self.ready, "tails": len(self._tails), "parkedRules": parked}
+        remote = [] if self._owner is None else self._owner.remote_rules()
+        return status | {"ready": self.ready, "tails": len(self._tails), "parkedRules": parked, "remoteRules": remote}
 
     def _present(self, app: str, channel: str, after: int, limit: int) -> MemberPage:
         """Raises: RelayError."""
@@ -290,27 +297,53 @@ class CoreProcess:
 
         self._scope.spawn("configuration", writer.run())
         self._scope.on_stop("owner and mappings", self._close_runners)
-        rules, mappings = writer.pipelines.start(
-            lambda record, why: log.error("a rule or mapping of the Control API cannot run", record=record, why=why)
-        )
+        self._rules = self._rules_now()
         self._owner = owner = OwnerRunner(
             config.kafka,
             topics.log,
             topics.state,
-            [*(config.rule(app.id, rule) for app in config.apps for rule in app.rules), *rules],
+            self._rules,
             core=config.node,
             limits=limits,
             loop=loop,
             deliver=self._deliver,
             begun=all(partition.checkpoint is not None for partition in found.values()),
             create_topics=config.dev,
+            version=Version(topics.config.stream, self._config_log.position),
         )
+        writer.pipelines.runs, writer.pipelines.live = owner.runs, owner.state_of
+        self._config_log.advanced = lambda position: self._take_up_rules(Version(topics.config.stream, position))
         owner.start()
-        self._driver.post(
-            OccupancyWanted(frozenset(rule.app for rule in owner.rules.enabled if rule.config.source.type == "channel.occupancy"))
-        )
+        self._want_occupancy()
+        mappings = writer.pipelines.mappings_to_run(_cannot_run)
         self._start_mappings(appends, [*(config.mapping(app.id, each) for app in config.apps for each in app.mappings), *mappings])
         watch_kafka(self._metrics, owner, self._mappings)
+
+    def _rules_now(self) -> list[Rule]:
+        assert self._writer is not None, "it is there before Kafka is"
+        self._rules_stale = False
+        static = {rule.label for rule in self._static_rules}
+        made = self._writer.pipelines.rules_to_run(_cannot_run)
+        return self._static_rules + [rule for rule in made if rule.label not in static]
+
+    def _take_up_rules(self, version: Version) -> None:
+        """`tidegate.config` has been read up to there. Rules that it has changed are the owner's from now on."""
+        rules = self._rules_now() if self._rules_stale else self._rules
+        if [*map(id, rules)] == [*map(id, self._rules)]:
+            self._runs.change(None, version)
+            return
+        self._rules = rules
+        self._runs.change(rules, version)
+        self._want_occupancy()
+
+    @property
+    def _runs(self) -> OwnerRunner:
+        assert self._owner is not None, "asked once it is there"
+        return self._owner
+
+    def _want_occupancy(self) -> None:
+        wanted = (rule.app for rule in self._rules if rule.enabled and rule.config.source.type == "channel.occupancy")
+        self._driver.post(OccupancyWanted(frozenset(wanted)))
 
     def _start_mappings(self, appends: LogAppends, made: list[Mapping]) -> None:
         config, limits = self._config, self._config.limits
@@ -400,8 +433,10 @@ class CoreProcess:
                         self._appends.ended(event.partition, event.offset)
                 continue
             if self._writer is not None:
-                if isinstance(event, ConfigRead) and not self._writer.read(event):
-                    continue
+                if isinstance(event, ConfigRead):
+                    self._rules_stale = self._rules_stale or event.key.startswith(("rule:", "app:"))
+                    if not self._writer.read(event):
+                        continue
                 if isinstance(event, ConfigWritten | EndOffset) and self._writer.took(event):
                     continue
             self._driver.post(event)
@@ -467,6 +502,10 @@ async def _unawaited_at_the_end(work: Callable[[], T]) -> T:
 
     threading.Thread(target=run_it, name="tidegate-start", daemon=True).start()
     return await done
+
+
+def _cannot_run(record: str, why: str) -> None:
+    log.error("a rule or mapping of the Control API cannot run", record=record, why=why)
 
 
 def _no_websocket(_request: object, _info: object) -> Refusal:

@@ -72,11 +72,10 @@ class CatchUp:
     `failed` is set when it cannot be told what became of a transaction: the owner has to begin again from the state.
     """
 
-    def __init__(self, config: KafkaConfig, stream: StreamInfo, state_topic: StreamInfo, rules: dict[str, Rule], account: Account) -> None:
+    def __init__(self, config: KafkaConfig, stream: StreamInfo, state_topic: StreamInfo, account: Account) -> None:
         self._config = config
         self._stream = stream
         self._state_topic = state_topic
-        self._rules = rules
         self._account = account
         self._limits = account.limits
         self.group: Any = None
@@ -128,6 +127,9 @@ class CatchUp:
         """One rule that is due and can write catches up, as far as it gets."""
         now = time.monotonic()
         self._waiting = deque(each for each in self._waiting if not each.rule.gone)
+        for parked, _ in self._waiting:
+            if parked.tried is not parked.by:  # what was wrong with it may be right by now
+                parked.tried, parked.failures, parked.retry_at = parked.by, 0, 0.0
         due = [each for each in self._waiting if not each.rule.offered and each.rule.retry_at <= now]
         try:
             each = self._first_able(due)
@@ -207,7 +209,7 @@ class CatchUp:
 
     def _topic(self, parked: ParkedRule) -> str:
         """Empty if there may be several."""
-        return parked.topic or self._rules[parked.rule].topic or ""
+        return parked.topic or parked.by.topic or ""
 
     # --- one rule --------------------------------------------------------------------------------------------------------------------
 
@@ -216,12 +218,13 @@ class CatchUp:
         consumer, transactions = self._consumer, self._open()
         parked, owned = each
         parked.catching_up = True
-        reader = self._reader(consumer, parked, self._rules[parked.rule])
+        rule = parked.by
+        reader = self._reader(consumer, parked, rule)
         try:
             until = time.monotonic() + TURN_S
             while not (self._closing.is_set() or parked.gone):
                 self._take_in()
-                if time.monotonic() > until and len(self._waiting) > 1:
+                if parked.by is not rule or (time.monotonic() > until and len(self._waiting) > 1):
                     return
                 if parked.offered:
                     self._closing.wait(IDLE_S / 4)
@@ -273,13 +276,19 @@ class CatchUp:
         span = reader.span
         span.combine()
         outputs = [output for output in span.outputs if parked.covers(output)]
-        if outputs or span.position - reader.written >= QUIET_RECORDS:
-            states = [StateRecord(parked.partition, parked.key, parked.at(span.position, span.time))]
-            offsets = [TopicPartition(self._state_topic.topic, parked.partition, span.position)]
-            written = transactions.write(outputs, states, offsets, lambda: group)
-            self._account.wrote(written)
-            reader.written = span.position
-            parked.failures = 0
-        span.done()
-        if span.position > parked.cursor:
-            parked.cursor, parked.time = span.position, span.time
+        parked.writing = True
+        try:
+            if each.rule.gone:  # looked at once more: who gives it up waits for the end of a transaction, and lets none begin
+                return
+            if outputs or span.position - reader.written >= QUIET_RECORDS:
+                states = [StateRecord(parked.partition, parked.key, parked.at(span.position, span.time))]
+                offsets = [TopicPartition(self._state_topic.topic, parked.partition, span.position)]
+                written = transactions.write(outputs, states, offsets, lambda: group)
+                self._account.wrote(written)
+                reader.written = span.position
+                parked.failures = 0
+            span.done()
+            if span.position > parked.cursor:
+                parked.cursor, parked.time = span.position, span.time
+        finally:
+            parked.writing = False

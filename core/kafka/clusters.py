@@ -1,8 +1,8 @@
 """Rules into other clusters: a thread and a producer for each cluster, so that one that is away, slow or wrong holds up nobody else.
 
-What a rule has to send is handed over by the owner as it commits its spans, or read from the log again when that was too much to be kept. The
-driver tries each record again for as long as it takes, in order and without repeating it, so that an outage of the other cluster ends as if
-nothing had been. What is sent again is what a core that went, or was taken for dead, had not yet noted as acknowledged.
+What a rule has to send is handed over by the owner as it commits its spans, or read from the log again when that was too much to be kept.
+The driver tries each record again for as long as it takes, in order and without repeating it, so that an outage of the other cluster ends
+as if nothing had been. What is sent again is what a core that went, or was taken for dead, had not yet noted as acknowledged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from core.kafka.transactions import CALL_S, TOO_LARGE, again
 from core.ownership import OwnedPartition
 from core.parked import FIRST_RETRY_S, LAST_RETRY_S
 from core.remote import Place, RemoteRule, Sending, size_of
-from core.rules import Cluster, Output, Rule
+from core.rules import Cluster, Output
 
 ASK_S = 5.0
 """Longest wait for the other cluster to say something about its topics, in seconds."""
@@ -74,23 +74,20 @@ class OtherCluster(KafkaConfig, frozen=True, kw_only=True):
 class Clusters:
     """All that the rules of a core write to. Called by the owner's thread."""
 
-    def __init__(self, config: KafkaConfig, stream: StreamInfo, rules: dict[str, Rule], account: Account) -> None:
-        """`rules` by label; what is added to it later counts too."""
+    def __init__(self, config: KafkaConfig, stream: StreamInfo, account: Account) -> None:
         self._config = config
         self._stream = stream
-        self._rules = rules
         self._account = account
         self._writers: dict[Cluster, ClusterWriter] = {}
 
-    def watch(self, partition: OwnedPartition) -> None:
-        """The rules of this partition go on from their cursors."""
-        for one in partition.remote.all():
-            cluster = self._rules[one.rule].cluster
-            assert cluster is not None, "it is a rule into another cluster"
-            writer = self._writers.get(cluster)
-            if writer is None:
-                writer = self._writers[cluster] = ClusterWriter(cluster, self._config, self._stream, self._rules, self._account)
-            writer.watch(one, partition)
+    def watch(self, one: RemoteRule, partition: OwnedPartition) -> None:
+        """It goes on from its cursor."""
+        cluster = one.by.cluster
+        assert cluster is not None, "it is a rule into another cluster"
+        writer = self._writers.get(cluster)
+        if writer is None:
+            writer = self._writers[cluster] = ClusterWriter(cluster, self._config, self._stream, self._account)
+        writer.watch(one, partition)
 
     def rest(self, partitions: Iterable[OwnedPartition]) -> None:
         """Nothing further is sent of these; what is on its way may arrive, so that the next owner need not repeat it."""
@@ -132,11 +129,10 @@ class _Reading:
 class ClusterWriter:
     """A thread of its own. `watch`, `stop` and `close` are called by the owner's."""
 
-    def __init__(self, cluster: Cluster, config: KafkaConfig, stream: StreamInfo, rules: dict[str, Rule], account: Account) -> None:
+    def __init__(self, cluster: Cluster, config: KafkaConfig, stream: StreamInfo, account: Account) -> None:
         self._name = cluster.name
         self._config = config
         self._stream = stream
-        self._rules = rules
         self._account = account
         self._limits = account.limits
         self._other = OtherCluster(brokers=cluster.name, prefix=config.prefix, properties=dict(cluster.properties), trouble=self._trouble)
@@ -342,13 +338,8 @@ class ClusterWriter:
                 self._account.drop(output.rule, "too_large", f" ({output.topic})")
             else:
                 try:
-                    producer.produce(
-                        output.topic,
-                        output.value,
-                        output.key,
-                        headers=output.headers,
-                        on_delivery=partial(self._reported, rule, entry, output),
-                    )
+                    told = partial(self._reported, rule, entry, output)
+                    producer.produce(output.topic, output.value, output.key, headers=output.headers, on_delivery=told)
                 except BufferError:  # the producer's queue is full
                     return False
                 except KafkaException as failed:
@@ -374,12 +365,12 @@ class ClusterWriter:
             self._account.wrote([output])
 
     def _set_apart(self, each: _Watched, faults: dict[str, Any], now: float) -> bool:
-        """Topics cannot be written to. Whoever has only this one waits for it; else the topics wait, and what is for others goes on. Returns
-        whether it does."""
+        """Topics cannot be written to. Whoever has only this one waits for it; else the topics wait, and what is for others goes on.
+        Returns whether it does."""
         rule = each.rule
         found = Counter(output.topic for entry in rule.sending for output in entry.waiting)
         for topic, fault in sorted(faults.items()):
-            if rule.topic or self._rules[rule.rule].topic is not None:
+            if rule.topic or rule.by.topic is not None:
                 rule.failed(fault, now, _now_ms())
                 self._account.complain(f"rule {rule.rule}", f"is parked: {fault.replace('_', ' ')}", f" ({topic} of {self._name})")
                 return False
@@ -471,7 +462,7 @@ class ClusterWriter:
         if missed:
             self._account.lose(rule.rule, rule.partition, missed)
         return open_reader(
-            self._config, self._stream, self._consumer, self._rules[rule.rule], rule.partition, rule.sent_at,
+            self._config, self._stream, self._consumer, rule.by, rule.partition, rule.sent_at,
             low=low, core=self._account.core, limits=self._limits, closing=self._closing,
         )  # fmt: skip
 

@@ -42,8 +42,8 @@ def open_reader(
     limits: CoreLimits,
     closing: threading.Event,
 ) -> LogReader:
-    """From far enough before the cursor for the verdicts on duplicates; for presence, lifecycle and occupancy, from the beginning of the log
-    (`low`), since what an event means depends on those before it. Raises KafkaException."""
+    """From far enough before the cursor for the verdicts on duplicates; for presence, lifecycle and occupancy, from the beginning of the
+    log (`low`), since what an event means depends on those before it. Raises KafkaException."""
     topic = stream.topic
     start = low
     if cursor.time and rule.config.source.type == "channel.message" and config.capabilities.offsets_for_times:

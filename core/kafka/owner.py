@@ -33,9 +33,9 @@ from core.kafka.targets import TargetTopics
 from core.kafka.topics import StreamInfo
 from core.kafka.transactions import CALL_S, MAX_REDO, Blocked, Refused, StateRecord, Transactions, again, fence, transactional_id
 from core.ownership import OwnedPartition, PartitionState
-from core.parked import ParkedRule, summary
+from core.parked import GivenUp, ParkedRule, summary
 from core.remote import summary as remote_summary
-from core.rules import Batcher, Output, Rule, RuleSet
+from core.rules import Batcher, Output, Rule, RuleSet, Version
 from relay.model.limits import CoreLimits
 
 COMMIT_S = 0.05
@@ -52,6 +52,8 @@ GROUP_WAIT_S = 0.2
 """How long the group is listened to after it refused a transaction, before the next attempt."""
 CLOSE_S = 15.0
 """Longest wait for the thread to end."""
+STOPPED_RULES = 1_000
+"""Rules of which it is remembered where they stopped. Beyond, the first are forgotten."""
 
 _LOST_POSITION = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
@@ -75,9 +77,10 @@ class OwnerRunner(KafkaThread):
         deliver: Deliver,
         begun: bool = False,
         create_topics: bool = False,
+        version: Version = Version(),  # noqa: B008 - immutable
     ) -> None:
         """`core` is this core's name and no other core's: whoever was called so before is fenced. Records name it as their site. `begun`:
-        every partition has had an owner. `create_topics`: make target topics that are missing (dev only).
+        every partition has had an owner. `create_topics`: make target topics that are missing (dev only). `version`: of `rules`.
 
         Raises ConfigError when two rules of an app share an id.
         """
@@ -86,11 +89,15 @@ class OwnerRunner(KafkaThread):
         self.stream = stream
         self.state_topic = state_topic
         self.core = core
-        self.rules = RuleSet(rules, site=core)
+        self.rules = RuleSet(rules, site=core, version=version)
+        """The newest. Replaced as a whole, by `change`; the thread takes it up between two spans."""
+        self._known = threading.Condition()
+        self._known_to = version
+        """The rules are what `tidegate.config` says up to here, if not further."""
         self.limits = limits
         self.create_topics = create_topics
         self._ready = threading.Event()
-        if begun or not self.rules.enabled:
+        if begun:
             self._ready.set()
         self._outlet = Outlet(loop, deliver)
         self._complained: dict[tuple[str, str], float] = {}
@@ -116,14 +123,15 @@ class OwnerRunner(KafkaThread):
         self.missed: Counter[str] = Counter()
         """Records of the log that retention had deleted before a rule that was parked came to them, by rule."""
         self.parked: tuple[tuple[ParkedRule, OwnedPartition], ...] = ()
-        """Rules that are parked on this core's partitions. Replaced as a whole."""
-        self.remote: tuple[OwnedPartition, ...] = ()
-        """The partitions, if there are rules into other clusters. Replaced as a whole."""
+        """Rules that are parked on this core's partitions. Replaced as a whole, like the next."""
+        self.partitions: tuple[OwnedPartition, ...] = ()
+        self._stopped: dict[str, dict[int, int]] = {}
+        """Rule → partition → the first offset that it has left to nobody: where it was removed or disabled here."""
 
     @property
     def ready(self) -> bool:
-        """No message published from now on will be missed by the rules, whoever reads it: there are none, each partition's position is
-        known, or the group has taken this core in and the positions of what it was given are committed."""
+        """No message published from now on will be missed by the rules that there are, or will be, whoever reads it: each partition's
+        position is known, or the group has taken this core in and the positions of what it was given are committed."""
         return self._ready.is_set()
 
     async def close(self, timeout_s: float = CLOSE_S) -> None:
@@ -131,10 +139,102 @@ class OwnerRunner(KafkaThread):
         await super().close(timeout_s)
         self._outlet.close()
 
+    # --- rules come and go, on any thread ----------------------------------------------------------------------------------------------
+
+    def change(self, rules: Iterable[Rule] | None, version: Version) -> None:
+        """From now on these run; None: still those that do. `version` says how far `tidegate.config` has been read for that. They take
+        effect between two spans, within a tenth of a second if Kafka answers. Raises ConfigError as at the start: then nothing changes.
+        """
+        made = None if rules is None else RuleSet(rules, site=self.core, version=version)
+        with self._known:
+            if made is not None:
+                kept = {id(rule) for rule in made.rules}
+                changed = {rule.label for rule in self.rules.rules if id(rule) not in kept}
+                self.rules = made
+                with self._counting:
+                    for label in changed:
+                        self._rule_topics.pop(label, None)
+            self._known_to = version
+            self._known.notify_all()
+
+    def rules_since(self, version: Version) -> RuleSet:
+        """The newest rules, which are no older than `version`. Raises KafkaException if they are, after a while: begin again."""
+        with self._known:
+            if not self._known.wait_for(lambda: self.closing.is_set() or self._known_to.reaches(version), CALL_S):
+                raise again("another owner knows of newer rules than have been read here")
+            return self.rules
+
+    def stop(self) -> None:
+        super().stop()
+        with self._known:
+            self._known.notify_all()
+
+    def runs(self, rule: Rule) -> bool:
+        """Whether the rule, just so, is in force on all partitions that this core owns."""
+        label = rule.label
+        return rule in self.rules.rules and all(
+            each.rules_said and each.rules.by_label.get(label) is (rule if rule.enabled else None) for each in self.partitions
+        )
+
+    def state_of(self, label: str) -> dict[str, Any]:
+        """What this core has to say of a rule, for the Control API. `positions`: partition → offset of the log before which all that is the
+        rule's is written, of the partitions that this core owns; of a rule that has stopped, where."""
+        partitions = self.partitions
+        parked = [(each, owned.committed or 0) for each, owned in self.parked if each.rule == label]
+        behind = {each.partition: each.cursor for each, _ in parked}
+        running = {
+            str(each.number): min(each.committed, behind.get(each.number, each.committed))
+            for each in partitions
+            if label in each.rules.by_label and each.committed is not None
+        }
+        stopped = {str(number): offset for number, offset in sorted(self._stopped.get(label, {}).items())}
+        enabled = label in self.rules.by_label
+        if not enabled:
+            state = "stopped"
+        elif parked:
+            state = "catching up" if all(each.catching_up for each, _ in parked) else "parked"
+        else:
+            state = "running"
+        return {
+            "core": self.core,
+            "state": state,
+            "positions": running if enabled else stopped,
+            "parked": [{name: value for name, value in each.items() if name != "rule"} for each in summary(parked)],
+            "written": self.written[label],
+            "dropped": {reason: count for (rule, reason), count in list(self.dropped.items()) if rule == label},
+            "missed": self.missed[label],
+        }
+
     # --- the thread ------------------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         _Run(self).run()
+
+    def tell_changes(self, before: RuleSet, after: RuleSet, places: dict[int, int], given_up: dict[int, list[GivenUp]]) -> None:
+        """Log what a change of rules means on these partitions: number → the first offset for which it counts."""
+        places = dict(sorted(places.items()))
+        old, new = before.by_label, after.by_label
+        for label in sorted(old.keys() | new.keys()):
+            if old.get(label) is new.get(label):
+                continue
+            stops = label not in new
+            what = "stops" if stops else "begins" if label not in old else "is changed"
+            log.info("rule %s %s: partition and first offset %s", label, what, places)
+            if stops:
+                self._stopped.setdefault(label, {}).update(places)
+            else:
+                self._stopped.pop(label, None)
+        while len(self._stopped) > STOPPED_RULES:
+            del self._stopped[next(iter(self._stopped))]
+        for number, cursors in given_up.items():
+            self.tell_given_up(number, cursors)
+
+    def tell_given_up(self, number: int, cursors: Iterable[GivenUp]) -> None:
+        for each in cursors:
+            log.warning(
+                "rule %s%s: what was waiting on partition %d, from offset %d on, is given up",
+                each.rule, f" ({each.topic})" if each.topic else "", number, each.cursor,
+            )  # fmt: skip
 
     def is_ready(self) -> None:
         self._ready.set()
@@ -187,8 +287,7 @@ class OwnerRunner(KafkaThread):
 
     def remote_rules(self) -> list[dict[str, Any]]:
         """How rules into other clusters get on with this core's partitions, by rule. Any thread."""
-        clusters = {rule.label: rule.cluster.name for rule in self.rules.enabled if rule.cluster is not None}
-        return remote_summary([(each, owned.committed or 0) for owned in self.remote for each in owned.remote.all()], clusters)
+        return remote_summary((each, owned.committed or 0) for owned in self.partitions for each in owned.remote.all())
 
 
 class _Run:
@@ -221,10 +320,7 @@ class _Run:
         self._states = StateReader(self._config, owner.state_topic, self._stream, owner.closing)
         self._fold = Fold(self._limits.fold_ids, os.urandom(16))
         self._owned: dict[int, OwnedPartition] = {}
-        self._rules = {rule.label: rule for rule in owner.rules.enabled}
-        self._known = {label: rule.topic is not None for label, rule in self._rules.items()}
-        self._remote = [label for label, rule in self._rules.items() if rule.cluster is not None]
-        self._clusters = Clusters(self._config, self._stream, self._rules, owner)
+        self._clusters = Clusters(self._config, self._stream, owner)
         self._catch_up: CatchUp | None = None
         """Begun when the first rule is parked."""
         self._member: Any = None
@@ -249,6 +345,7 @@ class _Run:
                 [self._stream.topic], on_assign=self._assigned, on_revoke=self._guarded(self._revoked), on_lost=self._guarded(self._lost)
             )
             while not owner.closing.is_set():
+                self._take_up_rules()
                 self._read()
                 self._commit_what_is_due()
                 if self._catch_up is not None and self._catch_up.failed is not None:
@@ -279,8 +376,7 @@ class _Run:
         self._consumer.incremental_assign(places)
         if places:
             self._consumer.resume(places)  # a pause outlives an assignment (measured with librdkafka 2.16)
-        for number in starts:
-            self._clusters.watch(self._owned[number])
+        self._watch_clusters()
         self._joined = True
         self._owner.own(frozenset(self._owned))
         self._member = self._consumer.consumer_group_metadata()
@@ -293,18 +389,47 @@ class _Run:
         transactions are."""
         started = partition.parked.started()
         if started and self._catch_up is None:
-            self._catch_up = CatchUp(self._config, self._stream, self._owner.state_topic, self._rules, self._owner)
+            self._catch_up = CatchUp(self._config, self._stream, self._owner.state_topic, self._owner)
         if self._catch_up is not None:
             self._catch_up.group = self._member
             for each in started:
                 self._catch_up.watch(each, partition)
 
+    # --- rules come and go -----------------------------------------------------------------------------------------------------------
+
+    def _take_up_rules(self) -> None:
+        """Where the rules are not the newest, the span ends, and they run from there on. Raises KafkaException."""
+        rules = self._owner.rules
+        behind = [each for each in self._owned.values() if each.rules is not rules]
+        if not behind:
+            return
+        self._commit([each for each in behind if each.moved or each.writes])
+        told: dict[int, tuple[RuleSet, dict[int, int], dict[int, list[GivenUp]]]] = {}
+        for each in behind:
+            if self._owned.get(each.number) is not each:
+                continue  # somebody else has it now
+            before = each.rules
+            given_up = each.change_rules(rules)
+            if given_up is not None:
+                _, places, cursors = told.setdefault(id(before), (before, {}, {}))
+                places[each.number] = each.position
+                cursors[each.number] = given_up
+        self._watch_clusters()
+        for before, places, cursors in told.values():
+            self._owner.tell_changes(before, rules, places, cursors)
+        self._tell_parked()
+
+    def _watch_clusters(self) -> None:
+        """Rules into other clusters go on, or begin."""
+        for each in self._owned.values():
+            for one in each.remote.started():
+                self._clusters.watch(one, each)
+
     def _tell_parked(self) -> None:
         owner = self._owner
+        owner.partitions = tuple(self._owned.values())
         if owner.parked or any(each.parked for each in self._owned.values()):
             owner.parked = tuple((rule, each) for each in self._owned.values() for rule in each.parked.rules.values())
-        if self._remote:
-            owner.remote = tuple(self._owned.values())
 
     def _revoked(self, partitions: list[TopicPartition]) -> None:
         """The others wait for this member: nobody has these partitions yet."""
@@ -312,7 +437,9 @@ class _Run:
         self._owner.own(frozenset(self._owned) - frozenset(numbers))
         self._settle_clusters([self._owned[n] for n in numbers if n in self._owned])
         try:
-            self._commit([self._owned[n] for n in numbers if n in self._owned and (self._owned[n].moved or self._remote)], listen=False)
+            self._commit(
+                [self._owned[n] for n in numbers if n in self._owned and (self._owned[n].moved or self._owned[n].changes)], listen=False
+            )
         except KafkaException as failed:  # the next owner does it again
             self._owner.complain("owner", f"commit before a rebalance: {failed.args[0].name()}")
         self._give_up(numbers)
@@ -358,12 +485,17 @@ class _Run:
             found |= self._states.read(behind, fence)
             if self._owner.closing.is_set():
                 return {}
+        rules = self._owner.rules
+        for number in numbers:
+            rules = self._owner.rules_since(found[number].rules)
+        if self._owner.closing.is_set():
+            return {}
         low: dict[int, int] = {}
         seen: dict[int, int] = {}
         for number in numbers:
             bottom, top = self._consumer.get_watermark_offsets(TopicPartition(self._stream.topic, number), timeout=CALL_S)
             low[number] = bottom
-            self._owned[number] = partition = self._begin(number, found[number], committed[number], bottom, top)
+            self._owned[number] = partition = self._begin(number, found[number], committed[number], bottom, top, rules)
             self._fold.forget(number)
             seen[number] = partition.time if partition.first > bottom else 0
         return self._look_back(seen, low)
@@ -376,7 +508,7 @@ class _Run:
                 raise KafkaException(at.error)
         return {at.partition: _position(at, self._stream.stream) for at in found}
 
-    def _begin(self, number: int, found: PartitionState, committed: int | None, low: int, top: int) -> OwnedPartition:
+    def _begin(self, number: int, found: PartitionState, committed: int | None, low: int, top: int, rules: RuleSet) -> OwnedPartition:
         """`committed` is the group's position in this stream; it says no more than the checkpoint, unless there is none."""
         owner, checkpoint = self._owner, found.checkpoint
         if checkpoint is None:
@@ -406,15 +538,10 @@ class _Run:
             channels=self._limits.quiet_channels // self._stream.partitions,
             now=time.monotonic(),
             batcher=Batcher(self._limits.rule_batch_events, self._limits.rule_batch_bytes),
-            known=self._known,
-            remote=self._remote,
+            rules=rules,
             limits=self._limits,
         )
-        for each in partition.forgotten:
-            log.warning(
-                "rule %s runs no more: what it had left to write of partition %d, from offset %d on, is given up",
-                each.rule, number, each.cursor,
-            )  # fmt: skip
+        owner.tell_given_up(number, partition.forgotten)
         return partition
 
     def _look_back(self, seen: dict[int, int], low: dict[int, int]) -> dict[int, int]:
@@ -489,7 +616,7 @@ class _Run:
             owner.records += 1
             owner.duplicates += duplicate
             size = partition.size
-            for drop in partition.take(record, duplicate=duplicate, rules=owner.rules, now=now):
+            for drop in partition.take(record, duplicate=duplicate, rules=partition.rules, now=now):
                 owner.drop(drop.rule, drop.reason)
             if partition.size != size:
                 self._open_size += partition.size - size
@@ -504,18 +631,16 @@ class _Run:
 
     def _settle_clusters(self, partitions: list[OwnedPartition]) -> None:
         """These are given up in order: what other clusters have acknowledged by now is noted."""
-        if self._remote:
-            self._clusters.rest(partitions)
-            for each in partitions:
-                each.remote.settle(time.monotonic(), each.changes, at_once=True)
+        self._clusters.rest(partitions)
+        for each in partitions:
+            each.remote.settle(time.monotonic(), each.changes, at_once=True)
 
     # --- writing ---------------------------------------------------------------------------------------------------------------------
 
     def _commit_what_is_due(self) -> None:
         now = time.monotonic()
-        if self._remote:
-            for partition in self._owned.values():
-                partition.remote.settle(now, partition.changes)
+        for partition in self._owned.values():
+            partition.remote.settle(now, partition.changes)
         if now - self._swept_at >= QUIET_COMMIT_S:
             self._swept_at = now
             for partition in self._owned.values():

@@ -76,6 +76,8 @@ class Table(KafkaThread):
         """Heap of (offset to reach, ticket)."""
         self._writes: dict[int, asyncio.TimerHandle] = {}
         self._target: int | None = None
+        self.advanced: Callable[[int], None] = lambda _: None
+        """Told how far the topic has been read, after all that was."""
 
     # --- on the loop --------------------------------------------------------------------------------------------------------------
 
@@ -90,6 +92,11 @@ class Table(KafkaThread):
 
     async def ready(self) -> None:
         await asyncio.shield(self._ready)
+
+    @property
+    def position(self) -> int:
+        """Everything before it has been delivered."""
+        return self._position
 
     def ask_end(self, ask: int) -> None:
         self._ends.ask(ask, PARTITION)
@@ -141,6 +148,7 @@ class Table(KafkaThread):
             else:
                 events.append(notice)
         self._answer(events + self._reached())
+        self.advanced(self._position)
         if self._target is not None and self._position >= self._target and not self._ready.done():
             self._ready.set_result(None)
 

@@ -33,8 +33,9 @@ class TargetTopics:
     def __init__(
         self, config: KafkaConfig, client: confluent_kafka.Consumer | None, *, create: bool, written: bool = False, timeout_s: float = 10.0
     ) -> None:
-        """`client` may be left out where topics can be described. It must not create topics by asking for them, which a consumer does not; nor may it be the one whose callback this is used
-        in. `create`: missing topics are made (dev). `written`: they must be there to be written to, not only to be seen."""
+        """`client` may be left out where topics can be described. It must not create topics by asking for them, which a consumer does not;
+        nor may it be the one whose callback this is used in. `create`: missing topics are made (dev). `written`: they must be there to be
+        written to, not only to be seen."""
         self._config = config
         self._client = client
         self._admin: AdminClient | None = None

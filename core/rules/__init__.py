@@ -14,6 +14,7 @@ from core.rules.rule import (
     RuleSource,
     RuleTarget,
     Sasl,
+    Version,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "RuleSource",
     "RuleTarget",
     "Sasl",
+    "Version",
 ]

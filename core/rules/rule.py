@@ -205,11 +205,12 @@ class Rule:
 
     __slots__ = (
         *("_filter", "_headers", "_own_headers", "_reserved", "_routing"),
-        *("app", "cluster", "config", "enabled", "id", "label", "topic"),
+        *("app", "begun", "cluster", "config", "enabled", "id", "label", "topic"),
     )
 
-    def __init__(self, app: str, config: RuleConfig, *, prefix: str = "tidegate") -> None:
-        """`prefix` is that of Tidegate's own topics, which no rule may write to. Raises ConfigError."""
+    def __init__(self, app: str, config: RuleConfig, *, prefix: str = "tidegate", begun: int = 0) -> None:
+        """`prefix` is that of Tidegate's own topics, which no rule may write to. `begun` tells a rule from itself before it was disabled:
+        the revision of its record since which it is enabled; 0 for those of core.toml. Raises ConfigError."""
         check_id(config.id)
         try:
             self._routing = Template(config.target.routing_key)
@@ -217,6 +218,7 @@ class Rule:
             raise ConfigError("target.routing_key", str(wrong)) from wrong
         self.app = app
         self.id = config.id
+        self.begun = begun
         self.label = f"{app}/{config.id}"
         """For counters and logs; ids are unique within an app only."""
         self.config = config
@@ -236,6 +238,10 @@ class Rule:
             self.topic = topic = static.partition(":")[0]
             if wrong_topic := topic_fault(topic, prefix):
                 raise ConfigError("target.routing_key", f"{topic!r} cannot be written to ({wrong_topic.replace('_', ' ')})")
+
+    @property
+    def routing(self) -> str:
+        return self.config.target.routing_key
 
     def matches(self, app: str, channel: str) -> bool:
         """Whether events of the channel are this rule's. Metachannels and other qualified names never are."""
@@ -370,15 +376,32 @@ class _Matched(NamedTuple):
     occupancy: tuple[Rule, ...]
 
 
+class Version(NamedTuple):
+    """How new a set of rules is: it has all that `tidegate.config`, in this incarnation of the topic, says before `position`. Every core
+    that has read so far has the same set. Those of core.toml alone have no stream."""
+
+    stream: str = ""
+    position: int = 0
+
+    def reaches(self, other: Version) -> bool:
+        """Whether everything that `other` knows of is known here. What another incarnation of the topic said is over."""
+        return self.stream != other.stream or self.position >= other.position
+
+
 class RuleSet:
-    """All rules of a core. Not thread-safe: it belongs to the thread of its runner."""
+    """All rules of a core, as of one version of the configuration. Not thread-safe: it belongs to the thread of its runner."""
 
-    __slots__ = ("_cache", "_site", "enabled", "rules")
+    __slots__ = ("_cache", "_site", "by_label", "enabled", "own", "remote", "rules", "version")
 
-    def __init__(self, rules: Iterable[Rule], *, site: str) -> None:
+    def __init__(self, rules: Iterable[Rule], *, site: str, version: Version = Version()) -> None:  # noqa: B008 - immutable
         """`site` is what records carry as their place of origin. Raises ConfigError when two rules of an app share an id."""
         self.rules = tuple(rules)
+        self.version = version
         self.enabled = tuple(rule for rule in self.rules if rule.enabled)
+        self.by_label = {rule.label: rule for rule in self.enabled}
+        """Those that are enabled, as in the next two: those into the core's own cluster, and into others."""
+        self.own = {label: rule for label, rule in self.by_label.items() if rule.cluster is None}
+        self.remote = {label: rule for label, rule in self.by_label.items() if rule.cluster is not None}
         seen: set[tuple[str, str]] = set()
         for rule in self.rules:
             if (rule.app, rule.id) in seen:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from core.mappings import MappingConfig
+from core.registry import seal_secret
 from core.rules import RuleConfig
 from core.rules import rule as rules
 from tests.unit.control.cores import OneCore, Topic
@@ -135,7 +136,8 @@ def test_a_core_runs_at_its_start_what_is_there_then(core, app, foreign):
     core.ask("DELETE", f"/apps/{gone}")
     next_start = OneCore(core.topic, "core-2")
     failures: list[Any] = []
-    (ran,), (mapped,) = next_start.pipelines.start(lambda *failure: failures.append(failure))
+    (ran,) = next_start.pipelines.rules_to_run(lambda *failure: failures.append(failure))
+    (mapped,) = next_start.pipelines.mappings_to_run(lambda *failure: failures.append(failure))
     assert (ran.app, ran.id, ran.config.target.auth.sasl.password.reveal()) == (app, rule, "hush-hush")
     assert (mapped.app, mapped.id, mapped.config.start, mapped.config.topics) == (app, mapping, "earliest", ["orders"])
     assert failures == []
@@ -146,13 +148,55 @@ def test_a_core_runs_at_its_start_what_is_there_then(core, app, foreign):
     assert next_start.ask("GET", f"/apps/{app}/rules/{rule}").json()["running"] is False, "it still runs what it was"
 
 
+def test_what_a_core_runs_follows_the_records_and_stays_the_same_where_they_do(core, app):
+    other = OneCore(core.topic, "core-2")
+    made = [core.made(f"/apps/{app}/rules", RULE)["id"] for _ in range(3)]
+    before = other.pipelines.rules_to_run(print)
+    assert [(rule.id, rule.begun, rule.enabled) for rule in before] == [(name, 1, True) for name in made]
+    path = f"/apps/{app}/rules/{made[0]}"
+    core.ask("PATCH", path, {"ruleType": "kafka", "target": {"routingKey": "t"}})
+    core.ask("DELETE", f"/apps/{app}/rules/{made[1]}")
+    now = other.pipelines.rules_to_run(print)
+    assert [(rule.id, rule.routing) for rule in now] == [(made[0], "t"), (made[2], RULE["target"]["routingKey"])]
+    assert now[1] is before[2]
+    assert other.ask("GET", path).json()["running"]
+    other.pipelines.runs = lambda rule: rule is not now[0]
+    assert not other.ask("GET", path).json()["running"], "not in force everywhere yet"
+    other.pipelines.live = lambda label: {"core": "core-2", "label": label}
+    assert other.ask("GET", path).json()["live"] == {"core": "core-2", "label": f"{app}/{made[0]}"}
+    assert "live" not in json.dumps(core.audit()), "what is live is no part of a change"
+    core.ask("DELETE", f"/apps/{app}")
+    assert other.pipelines.rules_to_run(print) == []
+
+
+def test_a_rule_that_was_disabled_is_another_one_when_it_is_enabled_again(core, app):
+    path = f"/apps/{app}/rules/{core.made(f'/apps/{app}/rules', RULE)['id']}"
+    begun = []
+    for status in ("enabled", "disabled", "disabled", "enabled", "enabled"):
+        core.ask("PATCH", path, {"ruleType": "kafka", "status": status})
+        (rule,) = core.pipelines.rules_to_run(print)
+        begun.append(rule.begun)
+    assert begun == [1, 1, 4, 5, 5]
+
+
+def test_a_new_seal_is_no_new_rule(core, app, foreign):
+    core.made(f"/apps/{app}/rules", FOREIGN)
+    ((name, key),) = [*core.control.ledger._entries["rule"].items()]
+    (before,) = core.pipelines.rules_to_run(print)
+    data = {**key.data, "password": seal_secret(core.control.keyring, key.key, "hush-hush")}
+    core.reads(f"rule:{name}", core.control.ledger.next(key.key, data, "x"))
+    (after,) = core.pipelines.rules_to_run(print)
+    assert after is before
+
+
 def test_a_record_that_cannot_run_keeps_no_core_from_starting(core, app):
     core.made(f"/apps/{app}/rules", RULE)
     core.reads(f"rule:{app}:new", b'{"v":1,"rev":1,"body":{"requestMode":"of a later version"}}')
     failures: list[str] = []
-    rules_, _ = core.pipelines.start(lambda record, why: failures.append(record))
+    rules_ = core.pipelines.rules_to_run(lambda record, why: failures.append(record))
     assert len(rules_) == 1
-    assert failures == [f"rule:{app}:new"]
+    core.pipelines.rules_to_run(lambda record, why: failures.append(record))
+    assert failures == [f"rule:{app}:new"], "said once"
 
 
 def test_a_mapping_comes_changes_and_goes(core, app):

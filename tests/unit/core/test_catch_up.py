@@ -20,7 +20,7 @@ from core.kafka.records import headers
 from core.kafka.transactions import Blocked, Refused, StateRecord
 from core.ownership import OwnedPartition, PartitionState
 from core.parked import ParkedRule
-from core.rules import Output, Rule, RuleConfig
+from core.rules import Output, Rule, RuleConfig, RuleSet
 from core.state import Checkpoint, ParkedState
 from relay.model.limits import CoreLimits
 from relay.model.message import Kind
@@ -91,7 +91,7 @@ class World:
         found = PartitionState(Checkpoint(stream=STREAM, offset=COMMITTED), {key: state.encode(ParkedState(offset=cursor))})
         self.owned = OwnedPartition(
             1, found, stream=STREAM, core="core-1", low=0, first=COMMITTED, rules_from=COMMITTED, time=0, channels=0, now=0.0,
-            known={RULE.label: True},
+            rules=RuleSet([RULE], site="core-1"),
         )  # fmt: skip
         (self.parked,) = self.owned.parked.rules.values()
         self.lost: list[int] = []
@@ -101,7 +101,6 @@ class World:
         run._config = SimpleNamespace(capabilities=REAL)
         run._stream = SimpleNamespace(topic="t.log", stream=STREAM)
         run._state_topic = SimpleNamespace(topic="t.state")
-        run._rules = {RULE.label: RULE}
         run._account = SimpleNamespace(
             core="core-1", wrote=lambda _: None, complain=lambda *_: None, lose=lambda _rule, _number, count: self.lost.append(count)
         )
@@ -194,13 +193,13 @@ def test_refused_by_the_group_it_tries_again_with_what_the_group_says_then() -> 
 def test_the_metadata_is_older_than_the_look_at_whose_the_partition_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was given up while the log was read, and the group has gone on: what is sent, if anything, is of the generation before."""
     world = World()
-    read = module._Reader.read
+    read = module.LogReader.read
 
     def given_up_meanwhile(reader: Any, to: int, enough: Callable[[], bool]) -> None:
         read(reader, to, enough)
         world.run.group = "generation 8"
 
-    monkeypatch.setattr(module._Reader, "read", given_up_meanwhile)
+    monkeypatch.setattr(module.LogReader, "read", given_up_meanwhile)
     world.turn()
     assert [group for *_, group in world.transactions.written] == ["generation 7"]
 

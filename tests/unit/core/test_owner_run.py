@@ -158,6 +158,7 @@ def make_run(clock: Clock, states: States) -> tuple[Any, Consumer, Transactions]
     run._owner = SimpleNamespace(
         closing=threading.Event(), core="core-1", lost=0, records=0, duplicates=0, refused=0, states=0, commits=0, parked=(),
         rules=RuleSet([], site="core-1"), complain=lambda *_: None, own=lambda _: None, drop=lambda *_: None, wrote=lambda _: None,
+        rules_since=lambda _: run._owner.rules, tell_given_up=lambda *_: None, tell_changes=lambda *_: None,
     )  # fmt: skip
     run._config = SimpleNamespace(capabilities=REAL)
     run._stream = SimpleNamespace(topic=TOPIC, stream=STREAM, partitions=4)
@@ -169,7 +170,7 @@ def make_run(clock: Clock, states: States) -> tuple[Any, Consumer, Transactions]
     run._open_records = run._open_size = 0
     run._committed_at = run._swept_at = 0.0
     run._joined = False
-    run._rules, run._known, run._catch_up, run._member, run._fenced = {}, {}, None, None, Counter()
+    run._catch_up, run._member, run._fenced = None, None, Counter()
     return run, consumer, transactions
 
 

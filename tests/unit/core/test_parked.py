@@ -34,10 +34,6 @@ def rule(name: str, routing_key: str, **fields: Any) -> Rule:
     return Rule("app", msgspec.convert({"id": name, "target": {"routing_key": routing_key}, **fields}, RuleConfig))
 
 
-def known(rules: RuleSet) -> dict[str, bool]:
-    return {each.label: each.topic is not None for each in rules.enabled}
-
-
 def rule_set(*rules: Rule) -> RuleSet:
     return RuleSet(rules, site="core-1")
 
@@ -53,7 +49,7 @@ def owner(
     found = PartitionState(Checkpoint(stream=STREAM, offset=first, time=time), records or {})
     return OwnedPartition(
         3, found, stream=STREAM, core="core-1", low=0, first=first, rules_from=first, time=time, channels=10, now=0.0,
-        known=known(rules), limits=limits,
+        rules=rules, limits=limits,
     )  # fmt: skip
 
 
@@ -254,7 +250,8 @@ def test_what_status_and_metrics_say() -> None:
     two.partition, two.since, two.catching_up = 1, 4_000, True
     assert summary([(one, 15), (two, 22)]) == [
         {
-            "rule": "app/bad", "topic": "", "reason": "missing_topic", "since": 4_000, "partitions": [1, 3], "catchingUp": 1, "behind": 7,
+            "rule": "app/bad", "topic": "", "reason": "missing_topic", "since": 4_000, "partitions": [1, 3],
+            "cursors": {"1": 20, "3": 10}, "catchingUp": 1, "behind": 7,
         }
     ]  # fmt: skip
     shown = summary([(one, 15), (two, 22)])
