@@ -117,7 +117,7 @@ class OwnedPartition:
         self._read_at = now
         self.rules = rules or RuleSet((), site=core)
         """In force from the beginning of the span that is open."""
-        self.rules_said = True
+        self.rules_said = found.rules == self.rules.version
         """And the state says so."""
         limits = limits or CoreLimits()
         self.parked = ParkedRules(number, most_held=limits.parked_held_bytes, most_topics=limits.parked_topics)
@@ -280,8 +280,8 @@ class OwnedPartition:
         return dropped
 
     def change_rules(self, rules: RuleSet) -> list[GivenUp] | None:
-        """These run from here on, where a span was committed and the next one begins. Returns which cursors are given up; None: not yet, try
-        again."""
+        """These run from here on, where a span was committed and the next one begins. Returns which cursors are given up; None: not yet,
+        try again."""
         assert not any((self.outputs, self.batcher, self.remote.size)), "they would be parked, if need be, as the rules say now"
         found = self.parked.change(rules.own, self.position)
         if found is None:
@@ -291,8 +291,8 @@ class OwnedPartition:
         changes, remotely = self.remote.change(rules.remote, Place(self.position, self.time))
         self.changes.update(changes)
         given_up += remotely
-        self.rules = rules
         self.rules_said = False
+        self.rules = rules
         return given_up
 
     def checkpoint(self) -> bytes:

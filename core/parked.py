@@ -182,9 +182,9 @@ class ParkedRules:
     def park(
         self, faults: Mapping[str, str], outputs: Iterable[Output], rules: Mapping[str, Rule], at: ParkedState, newest: int
     ) -> tuple[list[Output], list[Output], Changes]:
-        """Who writes to a topic that is at fault is parked from the beginning of the span on: `at`. `rules` are those that made it, by label;
-        `newest` is the last record of the span. Returns what is left of the span; what is dropped because its rule has too many topics at
-        fault; and changes."""
+        """Who writes to a topic that is at fault is parked from the beginning of the span on: `at`. `rules`, by label, are those that made
+        it; `newest` is the last record of the span. Returns what is left of the span; what is dropped because its rule has too many topics
+        at fault; and changes."""
         kept: list[Output] = []
         dropped: list[Output] = []
         changes: Changes = {}

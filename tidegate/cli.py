@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
@@ -239,6 +240,7 @@ def token(
 Cores = Annotated[list[str] | None, typer.Option("--core", help="Admin address of a core, `http://HOST:PORT`. Repeatable.")]
 CoreConfigs = Annotated[list[Path] | None, typer.Option("--config", "-c", help="A `core.toml` that says it. Repeatable.")]
 StateDirectory = Annotated[Path | None, typer.Option("--state", help="The state directory of a `tidegate dev`.")]
+TokenFile = Annotated[Path | None, typer.Option(help="File with an access token that may read; or set $TIDEGATE_ACCESS_TOKEN.")]
 
 
 @app.command()
@@ -246,6 +248,7 @@ def status(
     core: Cores = None,
     config: CoreConfigs = None,
     state: StateDirectory = None,
+    token_file: TokenFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
     """Show cores, edges, who owns which partition, and how far behind the log they are.
@@ -258,7 +261,7 @@ def status(
 
     from tidegate.operators import ask_status, show_status
 
-    found = ask_status(_cores(core, config, state))
+    found = ask_status(_cores(core, config, state), _access_token(token_file))
     if as_json:
         typer.echo(json.dumps(found))
     else:
@@ -273,6 +276,7 @@ def tail(
     core: Cores = None,
     config: CoreConfigs = None,
     state: StateDirectory = None,
+    token_file: TokenFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Print what happens on a channel as it happens: messages, presence, lifecycle, occupancy. Payloads included; Ctrl-C ends it.
@@ -281,9 +285,9 @@ def tail(
     """
     from tidegate.operators import Unfound, as_text, follow
 
-    chosen = _cores(core, config, state)[0]
+    chosen, token = _cores(core, config, state)[0], _access_token(token_file)
     try:
-        for event in follow(chosen, of_app, channel):
+        for event in follow(chosen, of_app, channel, token):
             typer.echo(json.dumps(event) if as_json else as_text(event))
             sys.stdout.flush()
     except Unfound as error:
@@ -305,6 +309,16 @@ def _cores(core: list[str] | None, config: list[Path] | None, state: Path | None
         return find_cores(core or [], config or [], state)
     except (Unfound, SettingsError) as error:
         fail(error)
+
+
+def _access_token(file: Path | None) -> str | None:
+    try:
+        token = file.read_text().strip() if file is not None else os.environ.get("TIDEGATE_ACCESS_TOKEN")
+    except (OSError, ValueError) as error:
+        fail(error)
+    if token and not token.isprintable():
+        fail("the access token has control characters")
+    return token or None
 
 
 @config_app.command("check")

@@ -75,13 +75,13 @@ class ControlClient:
         request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 - the scheme is checked
         # No redirects: they would take the token elsewhere. No proxies of the environment: these are inside addresses.
         opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), _NoRedirect(), *([urllib.request.HTTPSHandler(context=c)] if (c := self._context()) else [])
+            urllib.request.ProxyHandler({}), NoRedirect(), *([urllib.request.HTTPSHandler(context=c)] if (c := self._context()) else [])
         )
         try:
             with opener.open(request, timeout=WAIT_S) as answer:
                 content = answer.read()
         except urllib.error.HTTPError as refused:
-            raise ControlError(_refusal(refused)) from None
+            raise ControlError(why_refused(refused)) from None
         except OSError as error:
             raise ControlError(f"{self.url} does not answer: {getattr(error, 'reason', error)}") from None
         try:
@@ -93,20 +93,21 @@ class ControlClient:
         return str(self.ask("GET", "me")["account"]["id"])
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
+class NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
-def _refusal(refused: urllib.error.HTTPError) -> str:
+def why_refused(refused: urllib.error.HTTPError) -> str:
+    """In one line."""
     try:
         problem = json.load(refused)
-        text = f"{problem['message']} ({problem['code']})"
+        text = problem["error"] if "error" in problem else f"{problem['message']} ({problem['code']})"
     except (ValueError, KeyError, TypeError):
         text = f"HTTP {refused.code}"
     if refused.code == 401:
         text += ": set TIDEGATE_ACCESS_TOKEN, or pass --token-file"
-    return _plain(text)
+    return _plain(str(text))
 
 
 # --- tables ------------------------------------------------------------------------------------------------------------------------------

@@ -172,7 +172,8 @@ def free_port() -> int:
 class LocalKafka:
     """One broker on 127.0.0.1. With `directory` its data is kept there and found again by the next start; without, it goes with `stop`.
 
-    `port` 0: any free one. `extra` are further lines of its settings, with the placeholders of `PROPERTIES`. All calls block; `start` takes 2 to 3 s once Kafka is fetched.
+    `port` 0: any free one. `extra` are further lines of its settings, with the placeholders of `PROPERTIES`. All calls block; `start` takes
+    2 to 3 s once Kafka is fetched.
     """
 
     def __init__(self, port: int = 0, directory: Path | None = None, extra: str = "") -> None:

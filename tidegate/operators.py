@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from core.config import CoreConfig
 from relay.runtime.settings import load
+from tidegate.control import NoRedirect, why_refused
 
 WAIT_S = 5.0
 SILENT_S = 15.0
@@ -96,17 +98,26 @@ def _lives(pid: int) -> bool:
 # --- status ------------------------------------------------------------------------------------------------------------------------------
 
 
-def ask_status(cores: Sequence[str]) -> dict[str, Any]:
+def ask_status(cores: Sequence[str], token: str | None = None) -> dict[str, Any]:
     """What all of them say, put together: `cores`, `edges`, `partitions`. A core that does not answer has an `error`."""
     with ThreadPoolExecutor(max_workers=min(16, len(cores))) as pool:
-        answers = list(pool.map(_status_of, cores))
+        answers = list(pool.map(partial(_status_of, token=token), cores))
     return {"cores": answers, "edges": _edges(answers), "partitions": _partitions(answers)}
 
 
-def _status_of(core: str) -> dict[str, Any]:
+def _open(url: str, token: str | None, timeout_s: float) -> Any:
+    """The answer to a GET. Raises: OSError."""
+    request = urllib.request.Request(url, headers={} if token is None else {"authorization": f"Bearer {token}"})  # noqa: S310
+    # No redirects: they would take the token elsewhere. No proxies of the environment: these are inside addresses.
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect()).open(request, timeout=timeout_s)
+
+
+def _status_of(core: str, token: str | None) -> dict[str, Any]:
     try:
-        with urllib.request.urlopen(f"{core}/v1/status", timeout=WAIT_S) as answer:  # noqa: S310 - the scheme is checked
+        with _open(f"{core}/v1/status", token, WAIT_S) as answer:
             return {"url": core, **json.load(answer)}
+    except urllib.error.HTTPError as refused:
+        return {"url": core, "error": why_refused(refused)}
     except (OSError, ValueError) as error:
         return {"url": core, "error": str(getattr(error, "reason", error))}
 
@@ -203,17 +214,13 @@ def _ranges(numbers: Iterable[int]) -> str:
 # --- tail --------------------------------------------------------------------------------------------------------------------------------
 
 
-def follow(core: str, app: str, channel: str) -> Iterator[dict[str, Any]]:
+def follow(core: str, app: str, channel: str, token: str | None = None) -> Iterator[dict[str, Any]]:
     """The events of a channel as they come, until the core stops. Raises: Unfound; OSError when the core is lost."""
     query = urllib.parse.urlencode({"app": app, "channel": channel})
     try:
-        answer = urllib.request.urlopen(f"{core}/v1/tail?{query}", timeout=SILENT_S)  # noqa: S310 - the scheme is checked
+        answer = _open(f"{core}/v1/tail?{query}", token, SILENT_S)
     except urllib.error.HTTPError as refused:
-        try:
-            why = json.load(refused)["error"]
-        except (ValueError, KeyError):
-            why = f"HTTP {refused.code}"
-        raise Unfound(f"{core}: {why}") from None
+        raise Unfound(f"{core}: {why_refused(refused)}") from None
     except OSError as error:
         raise Unfound(f"{core} does not answer: {getattr(error, 'reason', error)}") from None
     with answer:

@@ -83,6 +83,10 @@ class Access:
     def static(self) -> Iterable[StaticToken]:
         return self._static.values()
 
+    def configured(self, now_ms: int) -> bool:
+        """Whether there is anybody who could ask. O(access tokens) at worst."""
+        return bool(self._static or self._certificates) or any(holds(entry, now_ms) for entry in self._ledger.of("token"))
+
     def is_static(self, token_id: str) -> bool:
         return token_id in self._static
 

@@ -130,6 +130,21 @@ _LIVE = _or_null(
                     }
                 ),
             },
+            "remote": {
+                "type": "array",
+                "description": "Of a rule into another cluster",
+                "items": _object(
+                    {
+                        "topic": {"type": "string", "description": "Empty: all topics without a line of their own"},
+                        "cluster": _TEXT,
+                        "state": {"enum": ["running", "parked", "catching up"]},
+                        "reason": _TEXT,
+                        "since": _TIME,
+                        "partitions": {"type": "array", "items": {"type": "integer"}, "description": "That are parked"},
+                        "behind": {"type": "integer"},
+                    }
+                ),
+            },
             "written": {"type": "integer"},
             "dropped": {"type": "object", "additionalProperties": {"type": "integer"}},
             "missed": {"type": "integer"},

@@ -54,7 +54,7 @@ class Pipelines:
     """The rules and mappings of all apps. `make_rule` and `make_mapping` are those of `core.config`: they raise ValueError for what the
     core could not run.
 
-    `runs` says whether a rule is in force where it has to be, `live` what there is to tell of it by its label; whoever runs them sets these.
+    `runs` says whether a rule is in force where it has to be, `live` what there is to tell of it by its label: set by whoever runs them.
     """
 
     def __init__(

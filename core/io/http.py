@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -64,17 +64,26 @@ _COUNTERS = {
 }
 
 
-def admin_app(ready: Callable[[], bool], status: Callable[[], dict[str, Any]], routes: Sequence[BaseRoute] = ()) -> Starlette:
-    """`GET /v1/status` with what `status` gives as JSON, `/healthz`, `/readyz`, and what `routes` add."""
+Page = Callable[[Request], Awaitable[Response]]
+
+
+def admin_app(
+    ready: Callable[[], bool],
+    status: Callable[[], dict[str, Any]],
+    routes: Sequence[BaseRoute] = (),
+    guard: Callable[[Page], Page] = lambda page: page,
+) -> Starlette:
+    """`GET /v1/status` with what `status` gives as JSON, `/healthz`, `/readyz`, and what `routes` add. `guard` decides who is shown the
+    status."""
 
     async def show(_: Request) -> Response:
         return Response(msgspec.json.encode(status()), media_type="application/json")
 
     # Of what no route has: the Control API's shape of errors goes for the whole listener.
-    return Starlette(routes=[Route("/v1/status", show), *_probes(ready), *routes], exception_handlers={HTTPException: http_error})
+    return Starlette(routes=[Route("/v1/status", guard(show)), *_probes(ready), *routes], exception_handlers={HTTPException: http_error})
 
 
-def members_route(present: Callable[[str, str, int, int], MemberPage]) -> Route:
+def members_route(present: Callable[[str, str, int, int], MemberPage], guard: Callable[[Page], Page] = lambda page: page) -> Route:
     """`GET /v1/members?app=…&channel=…`: who is present, as this core by itself has it; `after` and `limit` for the next page. Never their
     data. 404 where the core has no such channel."""
 
@@ -93,7 +102,7 @@ def members_route(present: Callable[[str, str, int, int], MemberPage]) -> Route:
             msgspec.json.encode({"serial": page.serial, "members": members, "after": page.after}), media_type="application/json"
         )
 
-    return Route("/v1/members", show)
+    return Route("/v1/members", guard(show))
 
 
 def metrics_app(metrics: Metrics, ready: Callable[[], bool]) -> Starlette:

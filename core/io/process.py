@@ -14,6 +14,7 @@ import contextlib
 import os
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ import structlog
 from core.config import CoreConfig
 from core.control.control import Control
 from core.control.io.api import ControlApi
+from core.control.io.guard import Guard
 from core.control.io.writer import ConfigWriter
 from core.control.pipelines import Pipelines
 from core.effects import (
@@ -125,7 +127,8 @@ class CoreProcess:
         """What the owner has been given to run."""
         self._rules_stale = False
         """A record has been read since that may have changed them."""
-        self._static_rules = [config.rule(app.id, rule) for app in config.apps for rule in app.rules]
+        self._static_rules: list[Rule] = []
+        """Those of core.toml."""
         self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
         self._appends: LogAppends | None = None
@@ -140,8 +143,19 @@ class CoreProcess:
         admin_context = None
         if admin.certificate is not None and admin.private_key is not None:
             admin_context = tls.admin_context(admin.certificate, admin.private_key, admin.client_ca)
+        keyring = config.ring()
+        control = Control(
+            keyring=keyring,
+            limits=config.limits,
+            random=os.urandom,
+            core=config.node,
+            account=(admin.account_id, admin.account_name),
+            static=config.static_apps(),
+            tokens=config.static_tokens(),
+            certificates=config.admin_clients(),
+        )
         self._tails = Tails(config.node, config.limits)
-        await self._serve_http(admin_context)
+        await self._serve_http(admin_context, Guard(control.access, lambda: time.time_ns() // 1_000_000, everybody=config.dev))
         topics = await self._reach_kafka()
         if topics is None:
             return
@@ -150,7 +164,6 @@ class CoreProcess:
 
         self._index = RocksIndex(Path(config.index_dir)) if config.index_dir else MemoryIndex()
         stream = Stream(topics.log.stream, topics.log.partitions, (0, topics.log.partitions - 1))
-        keyring = config.ring()
         self._node = CoreNode(
             name=config.node,
             streams=Streams([stream]),
@@ -161,16 +174,6 @@ class CoreProcess:
             limits=config.limits,
             dev=config.dev,
             sandbox=config.sandbox,
-        )
-        control = Control(
-            keyring=keyring,
-            limits=config.limits,
-            random=os.urandom,
-            core=config.node,
-            account=(admin.account_id, admin.account_name),
-            static=config.static_apps(),
-            tokens=config.static_tokens(),
-            certificates=config.admin_clients(),
         )
         pipelines = Pipelines(
             control,
@@ -229,12 +232,12 @@ class CoreProcess:
 
     # --- parts ---------------------------------------------------------------------------------------------------------------------
 
-    async def _serve_http(self, admin_context: ssl.SSLContext | None) -> None:
+    async def _serve_http(self, admin_context: ssl.SSLContext | None, guard: Guard) -> None:
         """Admin and metrics: inside addresses, each a listener of its own."""
         control = ControlApi(lambda: self._writer if self._config_read else None, self._config.limits)
-        routes = [self._tails.route(), members_route(self._present), *control.routes()]
+        routes = [self._tails.route(guard), members_route(self._present, guard), *control.routes()]
         for name, context, listen, app in (
-            ("admin", admin_context, self._config.admin, admin_app(lambda: self.ready, self.status, routes)),
+            ("admin", admin_context, self._config.admin, admin_app(lambda: self.ready, self.status, routes, guard)),
             ("metrics", None, self._config.metrics, metrics_app(self._metrics, lambda: self.ready)),
         ):
             listener = await Listener(context=context, app=app, make_listener=_no_websocket).start(listen.host, listen.port)
@@ -297,6 +300,7 @@ class CoreProcess:
 
         self._scope.spawn("configuration", writer.run())
         self._scope.on_stop("owner and mappings", self._close_runners)
+        self._static_rules = [config.rule(app.id, rule) for app in config.apps for rule in app.rules]
         self._rules = self._rules_now()
         self._owner = owner = OwnerRunner(
             config.kafka,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -26,6 +26,8 @@ from relay.model.limits import CoreLimits
 from relay.model.message import Kind, PresenceAction, RecordBody
 from relay.model.occupancy import metrics
 from relay.model.serials import Serial
+
+Page = Callable[[Request], Awaitable[Response]]
 
 BEAT_S = 5.0
 """An empty line after so much silence, so that both ends notice when the other is gone."""
@@ -77,8 +79,8 @@ class Tails:
     def __len__(self) -> int:
         return sum(map(len, self._readers.values()))
 
-    def route(self) -> Route:
-        return Route("/v1/tail", self._tail)
+    def route(self, guard: Callable[[Page], Page] = lambda page: page) -> Route:
+        return Route("/v1/tail", guard(self._tail))
 
     # --- what the node shows -----------------------------------------------------------------------------------------------------------
 

@@ -181,7 +181,13 @@ class OwnerRunner(KafkaThread):
         rule's is written, of the partitions that this core owns; of a rule that has stopped, where."""
         partitions = self.partitions
         parked = [(each, owned.committed or 0) for each, owned in self.parked if each.rule == label]
-        behind = {each.partition: each.cursor for each, _ in parked}
+        remote = [(each, owned.committed or 0) for owned in partitions for each in owned.remote.all() if each.rule == label]
+        behind: dict[int, int] = {}
+        for number, cursor in [
+            *((each.partition, each.cursor) for each, _ in parked),
+            *((each.partition, each.at.offset) for each, _ in remote),
+        ]:
+            behind[number] = min(cursor, behind.get(number, cursor))
         running = {
             str(each.number): min(each.committed, behind.get(each.number, each.committed))
             for each in partitions
@@ -191,6 +197,9 @@ class OwnerRunner(KafkaThread):
         enabled = label in self.rules.by_label
         if not enabled:
             state = "stopped"
+        elif remote:
+            states = [each["state"] for each in remote_summary(remote)]
+            state = next((each for each in ("parked", "catching up") if each in states), "running")
         elif parked:
             state = "catching up" if all(each.catching_up for each, _ in parked) else "parked"
         else:
@@ -200,6 +209,7 @@ class OwnerRunner(KafkaThread):
             "state": state,
             "positions": running if enabled else stopped,
             "parked": [{name: value for name, value in each.items() if name != "rule"} for each in summary(parked)],
+            "remote": [{name: value for name, value in each.items() if name != "rule"} for each in remote_summary(remote)],
             "written": self.written[label],
             "dropped": {reason: count for (rule, reason), count in list(self.dropped.items()) if rule == label},
             "missed": self.missed[label],
@@ -221,7 +231,7 @@ class OwnerRunner(KafkaThread):
             what = "stops" if stops else "begins" if label not in old else "is changed"
             log.info("rule %s %s: partition and first offset %s", label, what, places)
             if stops:
-                self._stopped.setdefault(label, {}).update(places)
+                self._stopped[label] = self._stopped.get(label, {}) | places
             else:
                 self._stopped.pop(label, None)
         while len(self._stopped) > STOPPED_RULES:

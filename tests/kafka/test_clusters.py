@@ -69,7 +69,7 @@ def assert_in_order(messages: list[Any]) -> None:
 
 
 def test_logins_tls_and_what_is_wrong_with_them(kafka_brokers: str, other: OtherCluster) -> None:
-    """R6.2, R6.4: side by side each way to log in, a wrong password, a certificate that nobody knows, and a port where nobody is."""
+    """R7.2, R7.4: side by side each way to log in, a wrong password, a certificate that nobody knows, and a port where nobody is."""
 
     async def story() -> None:
         async with kafka(kafka_brokers) as world:
@@ -117,7 +117,7 @@ def test_logins_tls_and_what_is_wrong_with_them(kafka_brokers: str, other: Other
 
 
 def test_an_outage_of_the_other_cluster_delays_and_repeats_nothing(kafka_brokers: str, other: OtherCluster) -> None:
-    """R6.4: frozen until it counts as away, then killed and started again: no record is missing, none there twice, and all are in order."""
+    """R7.4: frozen until it counts as away, then killed and started again: no record is missing, none there twice, and all are in order."""
 
     async def story() -> None:
         async with kafka(kafka_brokers) as world:
@@ -148,7 +148,7 @@ def test_an_outage_of_the_other_cluster_delays_and_repeats_nothing(kafka_brokers
 
 
 def test_a_topic_that_is_missing_there_waits_alone(kafka_brokers: str, other: OtherCluster) -> None:
-    """R6.6: of a rule that has one topic all waits; of one that computes its topics, what is for that topic. In the
+    """R7.6: of a rule that has one topic all waits; of one that computes its topics, what is for that topic. In the
     end all is there once."""
 
     async def story() -> None:
@@ -200,7 +200,7 @@ def test_a_topic_that_is_missing_there_waits_alone(kafka_brokers: str, other: Ot
 
 
 def test_what_a_killed_owner_had_sent_is_sent_again_under_the_same_id(kafka_brokers: str, other: OtherCluster) -> None:
-    """R6.3, R6.5, R6.8"""
+    """R7.3, R7.5, R7.8"""
 
     async def story() -> None:
         async with kafka(kafka_brokers) as world:

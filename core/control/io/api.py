@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from core.control.access import READ, Principal
+from core.control.access import READ, Access, Principal
 from core.control.control import Change
 from core.control.fields import Invalid, object_of
 from core.control.io.writer import ConfigWriter
@@ -106,7 +106,7 @@ class ControlApi:
         async def serve(request: Request) -> Response:
             handler = methods["GET" if request.method == "HEAD" else request.method]
             if self._running >= self._limits.control_requests:
-                return _error(RelayError(50004, "Too many requests of the Control API at once; try again"))
+                return refusal(RelayError(50004, "Too many requests of the Control API at once; try again"))
             self._running += 1
             call = None
             try:
@@ -118,13 +118,13 @@ class ControlApi:
                     log.warning(
                         "request refused", method=request.method, path=path, by=who.id, of=who.type, source=call.source, code=error.code
                     )
-                return _error(error)
+                return refusal(error)
             except ClientDisconnect:
                 return Response(status_code=400)
             except Exception as error:
                 # What the request was about may be in the exception's text, so only its kind is told.
                 log.error("a request of the Control API failed", method=request.method, error=type(error).__name__)  # noqa: TRY400
-                return _error(RelayError(50000, "Internal error"))
+                return refusal(RelayError(50000, "Internal error"))
             finally:
                 self._running -= 1
 
@@ -134,23 +134,10 @@ class ControlApi:
         """Raises: RelayError."""
         if self._find() is None:
             raise RelayError(50320, "The core is starting; try again")
-        who = self._principal(request)
+        who = principal_of(request, self._writer.control.access, self._writer.now_ms())
         takes_body = request.method in ("POST", "PATCH") and not request.url.path.endswith(_WITHOUT_BODY)
         body = await self._body(request) if takes_body else {}
         return Call(request, who, request.client.host if request.client is not None else "", body)
-
-    def _principal(self, request: Request) -> Principal:
-        """Raises: RelayError 40100."""
-        access, now_ms = self._writer.control.access, self._writer.now_ms()
-        given = request.headers.getlist("authorization")
-        scheme, _, credential = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        who = access.bearer(credential.strip(), now_ms) if scheme.lower() == "bearer" else None
-        # Browsers show a certificate with whatever a page of anybody asks of them; a token they do not.
-        if who is None and not given and not any(name in request.headers for name in ("origin", "sec-fetch-site")):
-            who = access.certificate(_certificate_names(request.scope.get("state", {}).get("tls")))
-        if who is None:
-            raise RelayError(40100, "Access denied", 401)
-        return who
 
     async def _body(self, request: Request) -> dict[str, Any]:
         """Raises: RelayError 40009, 40001; Invalid."""
@@ -354,6 +341,19 @@ class ControlApi:
         return _answer(found)
 
 
+def principal_of(request: Request, access: Access, now_ms: int) -> Principal:
+    """Whose access token comes with a request, or, without any, whose client certificate. Raises: RelayError 40100."""
+    given = request.headers.getlist("authorization")
+    scheme, _, credential = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    who = access.bearer(credential.strip(), now_ms) if scheme.lower() == "bearer" else None
+    # Browsers show a certificate with whatever a page of anybody asks of them; a token they do not.
+    if who is None and not given and not any(name in request.headers for name in ("origin", "sec-fetch-site")):
+        who = access.certificate(_certificate_names(request.scope.get("state", {}).get("tls")))
+    if who is None:
+        raise RelayError(40100, "Access denied", 401)
+    return who
+
+
 def _certificate_names(tls: Any) -> list[str]:
     """The names (URI, DNS, mail) of the certificate that the other end of the connection has presented and the listener has checked."""
     der = tls.getpeercert(True) if tls is not None else None
@@ -376,7 +376,7 @@ def _answer(content: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, headers=_HEADERS, media_type="application/json")
 
 
-def _error(error: RelayError) -> Response:
+def refusal(error: RelayError) -> Response:
     info = error.info
     return _problem(info.code, info.status_code, info.message, error.details if isinstance(error, Invalid) else None)
 

@@ -111,6 +111,22 @@ class World:
         return found
 
 
+def test_an_app_whose_rule_is_gone_is_left_alone_with_what_is_on_its_way_and_looked_at_anew_when_it_is_back() -> None:
+    world = World()
+    world.own(0)
+    world.becomes(1)
+    world.cores[0].want([], world.occupied(), world.now)
+    world.wait(60.0)
+    assert [number for _, number in world.said()] == [1], "and not once more because nobody has taken note of it"
+    assert len(world.cores[0]) == 0
+    world.becomes(5)
+    world.wait(10.0)
+    assert len(world.log) == 1
+    world.cores[0].want(["shop"], world.occupied(), world.now)
+    world.wait(10.0)
+    assert [number for _, number in world.said()] == [1, 5]
+
+
 def test_zero_and_not_zero_at_once_others_once_a_second_and_the_last_state_always() -> None:
     world = World()
     world.own(0)

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from core.events import EdgeFrame, EdgeLost, EndOffset, Event, Tailed
+from core.events import ConfigRead, EdgeFrame, EdgeLost, EndOffset, Event, OccupancyWanted, Tailed
 from core.io.process import PROBE, SILENT_S, CoreProcess
+from core.rules import Rule, RuleConfig, Version
 from relay.link.frames import Depart
 from relay.runtime.driver import Driver
 from relay.runtime.shutdown import FAILED, Scope
@@ -94,5 +96,28 @@ def test_a_core_that_kafka_does_not_answer_is_not_ready() -> None:
         assert not process.ready
         process._deliver([EndOffset(PROBE, 0, 5)])
         assert node.events == []
+
+    in_process(Tailed, story)
+
+
+def test_the_owner_is_told_of_rules_once_they_are_read_and_of_how_far_that_is() -> None:
+    def rule(app: str, name: str, source: str = "channel.message") -> Rule:
+        return Rule(app, msgspec.convert({"id": name, "source": {"type": source}, "target": {"routing_key": "t"}}, RuleConfig))
+
+    def story(process: CoreProcess, scope: Scope, node: Node, links: Links) -> None:
+        static, one, other = rule("file", "s"), rule("web", "r"), rule("web", "o", "channel.occupancy")
+        found = [one]
+        told: list[tuple[Any, int]] = []
+        process._static_rules = process._rules = [static]
+        process._owner = SimpleNamespace(change=lambda rules, version: told.append((rules, version.position)))  # type: ignore[assignment]
+        pipelines = SimpleNamespace(rules_to_run=lambda _: [*found, rule("file", "s")])
+        process._writer = SimpleNamespace(read=lambda _: False, pipelines=pipelines)  # type: ignore[assignment]
+        for position, key in enumerate(["audit:1", "rule:web:r", "audit:2", "key:web.k", "rule:web:o", "app:web"], 1):
+            if key == "rule:web:o":
+                found.append(other)
+            process._deliver([ConfigRead(key, b"")])
+            process._take_up_rules(Version("c", position))
+        assert told == [(None, 1), ([static, one], 2), (None, 3), (None, 4), ([static, one, other], 5), (None, 6)]
+        assert node.events == [OccupancyWanted(frozenset()), OccupancyWanted(frozenset({"web"}))]
 
     in_process(Tailed, story)

@@ -146,7 +146,7 @@ def test_cursors_go_on_begin_now_or_are_given_up() -> None:
 
 
 def test_a_changed_rule_goes_on_from_its_cursor_and_one_that_moves_begins_anew() -> None:
-    """R6.7"""
+    """R7.7"""
     old = remote()
     partition = owned({state.remote_key("app/far", ""): cursor(4)}, [old])
     one = partition.remote.rules["app/far"]

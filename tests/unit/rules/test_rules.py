@@ -142,7 +142,7 @@ def elsewhere(**target: Any) -> Rule:
     ],
 )
 def test_another_cluster_that_cannot_be_meant_is_refused(target: dict[str, Any], field: str) -> None:
-    """R6.1"""
+    """R7.1"""
     with pytest.raises(ConfigError) as refused:
         elsewhere(**target)
     assert refused.value.field == f"target.{field}"
@@ -184,7 +184,7 @@ def test_another_cluster_that_cannot_be_meant_is_refused(target: dict[str, Any],
     ],
 )
 def test_how_a_rule_reaches_another_cluster(target: dict[str, Any], expected: dict[str, str]) -> None:
-    """R6.2"""
+    """R7.2"""
     made = elsewhere(**target)
     assert made.cluster is not None
     assert made.cluster.properties == expected
@@ -195,7 +195,7 @@ def test_how_a_rule_reaches_another_cluster(target: dict[str, Any], expected: di
 
 
 def test_records_for_another_cluster_say_which_event_they_are() -> None:
-    """R6.5"""
+    """R7.5"""
     message = record(Message(data="hello"))
     (single,) = outcome(message, elsewhere()).outputs
     name, value = single.headers[-1]
