@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -79,6 +79,8 @@ class Clusters:
         self._stream = stream
         self._account = account
         self._writers: dict[Cluster, ClusterWriter] = {}
+        self._leaving: list[ClusterWriter] = []
+        """No rule names their clusters any more: their threads end by themselves."""
 
     def watch(self, one: RemoteRule, partition: OwnedPartition) -> None:
         """It goes on from its cursor."""
@@ -88,6 +90,14 @@ class Clusters:
         if writer is None:
             writer = self._writers[cluster] = ClusterWriter(cluster, self._config, self._stream, self._account)
         writer.watch(one, partition)
+
+    def keep(self, clusters: Collection[Cluster]) -> None:
+        """These are named by some rule. The others are left alone from now on."""
+        self._leaving = [writer for writer in self._leaving if writer.running]
+        for cluster in self._writers.keys() - set(clusters):
+            writer = self._writers.pop(cluster)
+            writer.stop()
+            self._leaving.append(writer)
 
     def rest(self, partitions: Iterable[OwnedPartition]) -> None:
         """Nothing further is sent of these; what is on its way may arrive, so that the next owner need not repeat it."""
@@ -104,7 +114,7 @@ class Clusters:
 
     def close(self) -> None:
         self.stop()
-        for writer in self._writers.values():
+        for writer in (*self._writers.values(), *self._leaving):
             writer.close()
 
 
@@ -159,6 +169,10 @@ class ClusterWriter:
     def watch(self, rule: RemoteRule, owned: OwnedPartition) -> None:
         self._inbox.put(_Watched(rule, owned))
 
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """Asks the thread to end."""
         self._closing.set()
@@ -188,6 +202,8 @@ class ClusterWriter:
 
     def _start_anew(self) -> None:
         """Whatever was wrong: with another producer, from what is acknowledged."""
+        for rule, _ in self._watched:
+            rule.stands("client_failed", _now_ms())
         self._drop_producer()
         self._stop_reading()
         self._closing.wait(1.0)

@@ -431,6 +431,7 @@ class _Run:
 
     def _watch_clusters(self) -> None:
         """Rules into other clusters go on, or begin."""
+        self._clusters.keep({rule.cluster for rule in self._owner.rules.remote.values() if rule.cluster is not None})
         for each in self._owned.values():
             for one in each.remote.started():
                 self._clusters.watch(one, each)
