@@ -214,6 +214,7 @@ def test_what_a_killed_owner_had_sent_is_sent_again_under_the_same_id(kafka_brok
                     second = world.owner([remote("there", routing(there), other.target())], core="core-2")
                     await settled(second)
                     await until(lambda: second.written["app/there"] > 400)
+                await asyncio.sleep(0.5)  # the last of it is committed by now
                 await until(lambda: all(each["behind"] == 0 for each in second.remote_rules()))
                 await second.close()
             found = await asyncio.to_thread(committed, other.plain, there)
