@@ -345,6 +345,8 @@ def _rule_body(body: Body, known: Body | None) -> tuple[Body, str | None]:
         details["source.type"] = ["is required"]
     if _or(target.get("routingKey"), None) is None and "target" not in details:
         details["target.routingKey"] = ["is required"]
+    if target.get("schema") is not None:
+        details["target.schema"] = ["not supported: payloads are written as they are"]
     auth, password = _auth(target, details)
     settled = {
         "ruleType": "kafka",

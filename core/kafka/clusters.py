@@ -156,6 +156,8 @@ class ClusterWriter:
         self._abandoned: deque[RemoteRule] = deque()
         """Somebody else's by now, with records that the driver still has."""
         self._targets = TargetTopics(self._other, None, create=False, written=True, timeout_s=ASK_S)
+        self._solo: RemoteRule | None = None
+        """Who sends its records one by one, while the others wait."""
         self._away_until = 0.0
         self._failures = 0
         self._producer: confluent_kafka.Producer | None = None
@@ -225,6 +227,7 @@ class ClusterWriter:
             if each.rule.caught_up():
                 log.info("rule %s: caught up on topic %s", each.rule.rule, each.rule.topic)
         self._let_go()
+        self._solo = next((each.rule for each in self._watched if each.rule.alone), None)
         busy = False
         if now >= self._away_until:
             try:
@@ -320,7 +323,7 @@ class ClusterWriter:
             if not rule.unreported:
                 self._recover(each, now)
             return False
-        if rule.retry_at > now or any(other.alone and other is not rule and not other.gone for other, _ in self._watched):
+        if rule.retry_at > now or self._solo not in (None, rule):
             return False
         for entry in rule.sending:
             if entry.waiting and not self._send(each, entry, now):

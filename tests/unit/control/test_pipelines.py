@@ -78,6 +78,7 @@ def test_what_the_public_tools_leave_out_has_defaults(core, app):
         (("target", "routingKey"), None, "target.routingKey"),
         (("target", "brokers"), "a:1", "target.brokers"),
         (("target", "format"), "xml", "target.format"),
+        (("target", "schema"), {"subject": "orders-value"}, "target.schema"),
         (("target", "enveloped"), "yes", "target.enveloped"),
         (("target", "headers"), [{"name": 1}], "target.headers[0].name"),
         (("target", "auth"), {"sasl": {"mechanism": "gssapi", "username": "u", "password": "p"}}, "target.auth.sasl.mechanism"),
