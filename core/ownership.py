@@ -7,6 +7,7 @@ not at all, so that whoever owns the partition next goes on exactly where the la
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import msgspec
 
@@ -270,12 +271,13 @@ class OwnedPartition:
                     self.outputs.append(each)
         self.outputs += self.batcher.flush()
 
-    def park(self, faults: Mapping[str, str], now_ms: int) -> list[Output]:
-        """Leave the rules that write to these topics out of the span, which is combined: they go their own way from where it began.
-        `faults` says what is wrong with each topic. Returns outputs that are dropped, as their rule has too many topics at fault."""
+    def park(self, faults: Mapping[str, str], now_ms: int, at_fault: Mapping[str, str] = MappingProxyType({})) -> list[Output]:
+        """Leave rules that cannot write out of the span, which is combined: they go their own way from where it began. `faults` says what
+        is wrong with a topic, `at_fault` with a rule, by label. Returns outputs that are dropped, as their rule has too many topics at
+        fault."""
         start = self.rules_from if self.committed is None else self.committed
         at = ParkedState(offset=start, time=self._time_of_span, since=now_ms)
-        self.outputs, dropped, changes = self.parked.park(faults, self.outputs, self.rules.own, at, self.position - 1)
+        self.outputs, dropped, changes = self.parked.park(faults, self.outputs, self.rules.own, at, self.position - 1, at_fault)
         self.changes.update(changes)
         return dropped
 

@@ -82,6 +82,17 @@ _TARGET = {
         "items": _object({"name": {"type": "string"}, "value": {"type": "string"}}),
     },
     "tls": _FLAG,
+    "schema": {
+        "type": ["object", "null"],
+        "description": "Of Schema Registry; payloads are checked and encoded by it. Plain records of one topic",
+        "properties": {
+            "format": {"enum": ["avro", "protobuf", "json_schema"]},
+            "subject": {"type": "string", "minLength": 1},
+            "version": {"type": "integer", "minimum": 0, "description": "0: the latest"},
+            "onInvalid": {"enum": ["drop", "dlq"]},
+            "dlqTopic": {"type": "string"},
+        },
+    },
     "ca": {"type": ["string", "null"], "description": "Certificates in PEM that the other cluster's are checked against"},
 }
 _RULE = {

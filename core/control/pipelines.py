@@ -20,6 +20,7 @@ from core.mappings import Mapping, MappingConfig
 from core.registry import open_secret, seal_secret
 from core.rules import Rule, RuleConfig, Sasl
 from core.rules.checks import ConfigError
+from core.rules.schema import RuleSchema
 from relay.runtime.settings import Secret
 
 RULE_VERSION = "1.2"
@@ -37,6 +38,7 @@ _MAPPING_FIELDS = {
     "dlqTopic": "dlq_topic",
 }
 """Members of a mapping and the settings of core.toml that they are."""
+_SCHEMA_FIELDS = {"onInvalid": "on_invalid", "dlqTopic": "dlq_topic"}
 _PATH = re.compile(r"(?s)(.*?)(?: - at `\$\.?(.*)`)?")
 
 Body = dict[str, Any]
@@ -209,6 +211,7 @@ class Pipelines:
                 "headers": target.get("headers", []),
                 "tls": target.get("tls"),
                 "ca": target.get("ca", ""),
+                "schema": _schema(target.get("schema")),
                 "auth": None if sasl is None else {"sasl": {**sasl, "password": password or ""}},
             },
         }
@@ -345,8 +348,6 @@ def _rule_body(body: Body, known: Body | None) -> tuple[Body, str | None]:
         details["source.type"] = ["is required"]
     if _or(target.get("routingKey"), None) is None and "target" not in details:
         details["target.routingKey"] = ["is required"]
-    if target.get("schema") is not None:
-        details["target.schema"] = ["not supported: payloads are written as they are"]
     auth, password = _auth(target, details)
     settled = {
         "ruleType": "kafka",
@@ -359,7 +360,7 @@ def _rule_body(body: Body, known: Body | None) -> tuple[Body, str | None]:
             "auth": auth,
             "enveloped": _or(target.get("enveloped"), True),
             "format": _or(target.get("format"), "json"),
-            **{name: target[name] for name in ("headers", "tls", "ca") if target.get(name) is not None},
+            **{name: target[name] for name in ("headers", "tls", "ca", "schema") if target.get(name) is not None},
         },
     }
     if details:
@@ -418,11 +419,29 @@ def _static_rule(app: str, config: RuleConfig, *, secrets: bool) -> Body:
             "enveloped": target.enveloped,
             "format": target.format,
             "headers": [{"name": header.name, "value": header.value} for header in target.headers],
-            **{name: value for name, value in (("tls", target.tls), ("ca", target.ca or None)) if value is not None},
+            **{
+                name: value
+                for name, value in (("tls", target.tls), ("ca", target.ca or None), ("schema", _static_schema(target.schema)))
+                if value is not None
+            },
         },
     }
     password = sasl.password.reveal() if sasl is not None and secrets else None
     return _rule_view(app, config.id, {"body": body, "created": 0, "modified": 0}, password) | {"running": True}
+
+
+def _schema(asked: Any) -> Any:
+    """With the names of core.toml."""
+    if not isinstance(asked, dict):
+        return asked
+    return {_SCHEMA_FIELDS.get(name, name): value for name, value in asked.items() if value is not None}
+
+
+def _static_schema(schema: RuleSchema | None) -> Body | None:
+    if schema is None:
+        return None
+    named = {setting: name for name, setting in _SCHEMA_FIELDS.items()}
+    return {named.get(setting, setting): value for setting, value in msgspec.to_builtins(schema).items()}
 
 
 def _static_sasl(sasl: Sasl) -> Body:

@@ -67,6 +67,7 @@ from core.node import CoreNode
 from core.ownership import PartitionState
 from core.registry import Registry, Streams
 from core.rules import Rule, Version
+from core.rules.schema import Encodings
 from relay.link.calls import MemberPage
 from relay.link.frames import Frame, Hello, Lane, Stream
 from relay.link.io.accept import LinkServer
@@ -129,6 +130,8 @@ class CoreProcess:
         """A record has been read since that may have changed them."""
         self._static_rules: list[Rule] = []
         """Those of core.toml."""
+        self._rule_schemas: Encodings | None = None
+        """If rules need it."""
         self._owner: OwnerRunner | None = None
         self._mappings: list[MappingRunner] = []
         self._appends: LogAppends | None = None
@@ -317,6 +320,7 @@ class CoreProcess:
         )
         writer.pipelines.runs, writer.pipelines.live = owner.runs, owner.state_of
         self._config_log.advanced = lambda position: self._take_up_rules(Version(topics.config.stream, position))
+        owner.schemas = self._rule_schemas
         owner.start()
         self._want_occupancy()
         mappings = writer.pipelines.mappings_to_run(_cannot_run)
@@ -328,11 +332,27 @@ class CoreProcess:
         self._rules_stale = False
         static = {rule.label for rule in self._static_rules}
         made = self._writer.pipelines.rules_to_run(_cannot_run)
-        return self._static_rules + [rule for rule in made if rule.label not in static]
+        rules = self._static_rules + [rule for rule in made if rule.label not in static]
+        if self._rule_schemas is None and any(rule.config.target.schema is not None for rule in rules):
+            self._rule_schemas = self._encodings()
+        for schema in [rule.config.target.schema for rule in rules if rule.enabled]:
+            if schema is not None and self._rule_schemas is not None:  # asked for before the first record needs it
+                self._rule_schemas.find_subject(schema.format, schema.subject, schema.version)
+        return rules
+
+    def _encodings(self) -> Encodings:
+        from core.kafka.schema_registry import SchemaRegistry  # noqa: PLC0415 - only who needs it pays, as below
+
+        assert self._config.schema_registry is not None, "the rules were checked"
+        registry = SchemaRegistry(self._config.schema_registry, self._config.limits)
+        registry.start()
+        self._scope.on_stop("schemas of rules", registry.close)
+        return registry
 
     def _take_up_rules(self, version: Version) -> None:
         """`tidegate.config` has been read up to there. Rules that it has changed are the owner's from now on."""
         rules = self._rules_now() if self._rules_stale else self._rules
+        self._runs.schemas = self._rule_schemas
         if [*map(id, rules)] == [*map(id, self._rules)]:
             self._runs.change(None, version)
             return

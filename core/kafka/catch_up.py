@@ -24,7 +24,7 @@ from core.kafka.targets import TargetTopics
 from core.kafka.topics import StreamInfo
 from core.kafka.transactions import CALL_S, Blocked, Refused, StateRecord, Transactions, again, transactional_id
 from core.ownership import OwnedPartition
-from core.parked import ParkedRule
+from core.parked import Fault, ParkedRule
 from core.remote import Place
 from core.rules import Output, Rule
 from relay.model.limits import CoreLimits
@@ -64,6 +64,8 @@ class Account(Protocol):
     def within_topics(self, output: Output) -> bool: ...
 
     def complain(self, who: str, what: str, detail: str = "") -> None: ...
+
+    def encode(self, output: Output) -> Output | Fault | None: ...
 
 
 class CatchUp:
@@ -145,8 +147,8 @@ class CatchUp:
         try:
             self._attempt(each)
         except Blocked as blocked:
-            topic, fault = next(iter(sorted(blocked.faults.items())))
-            self._blocked(each, fault, f" ({topic})")
+            at, fault = next(iter(sorted([*blocked.faults.items(), *blocked.rules.items()])))
+            self._blocked(each, fault, f" ({at})")
         except Refused as refused:
             self._unknown(refused.error)
             if refused.final:
@@ -184,6 +186,7 @@ class CatchUp:
                 drop=lambda output, reason, detail: account.drop(output.rule, reason, detail),
                 admit=account.within_topics,
                 say=lambda what: account.complain("parked rules", what),
+                encode=account.encode,
                 checked_last=True,
             )
             transactions.open()

@@ -30,6 +30,7 @@ from core.ownership import OwnedPartition
 from core.parked import FIRST_RETRY_S, LAST_RETRY_S
 from core.remote import Place, RemoteRule, Sending, size_of
 from core.rules import Cluster, Output
+from core.rules.schema import INVALID
 
 ASK_S = 5.0
 """Longest wait for the other cluster to say something about its topics, in seconds."""
@@ -341,6 +342,8 @@ class ClusterWriter:
         """Give the driver what waits; False if some of it has to wait further."""
         rule, producer = each.rule, self._producer
         assert producer is not None
+        if rule.by.config.target.schema is not None and not self._encode(rule, entry, now):
+            return False
         faults = self._targets.faults({output.topic for output in entry.waiting})
         self._answered()
         if faults and not self._set_apart(each, faults, now):
@@ -371,6 +374,25 @@ class ClusterWriter:
                     rule.unreported += 1
                     entry.unreported += 1
             entry.waiting.popleft()
+        return True
+
+    def _encode(self, rule: RemoteRule, entry: Sending, now: float) -> bool:
+        """What waits, by its schema; False if that has to wait. Those that are not valid are dropped, or become dead letters."""
+        made: deque[Output] = deque()
+        invalid = []
+        for output in entry.waiting:
+            encoded = output if output.schema is None else self._account.encode(output)
+            if isinstance(encoded, str):
+                rule.failed(encoded, now, _now_ms())
+                self._account.complain(f"rule {rule.rule}", f"is parked: {encoded.replace('_', ' ')}")
+                return False
+            if encoded is None:
+                invalid.append(output)
+            else:
+                made.append(encoded)
+        entry.waiting = made
+        for output in invalid:
+            self._account.drop(output.rule, INVALID)
         return True
 
     def _answered(self) -> None:

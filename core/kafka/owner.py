@@ -33,9 +33,10 @@ from core.kafka.targets import TargetTopics
 from core.kafka.topics import StreamInfo
 from core.kafka.transactions import CALL_S, MAX_REDO, Blocked, Refused, StateRecord, Transactions, again, fence, transactional_id
 from core.ownership import OwnedPartition, PartitionState
-from core.parked import GivenUp, ParkedRule, summary
+from core.parked import Fault, GivenUp, ParkedRule, summary
 from core.remote import summary as remote_summary
 from core.rules import Batcher, Output, Rule, RuleSet, Version
+from core.rules.schema import Encodings, encoded
 from relay.model.limits import CoreLimits
 
 COMMIT_S = 0.05
@@ -96,6 +97,8 @@ class OwnerRunner(KafkaThread):
         """The rules are what `tidegate.config` says up to here, if not further."""
         self.limits = limits
         self.create_topics = create_topics
+        self.schemas: Encodings | None = None
+        """Set before rules that need them."""
         self._ready = threading.Event()
         if begun:
             self._ready.set()
@@ -281,6 +284,9 @@ class OwnerRunner(KafkaThread):
                 topics.add(output.topic)
             return True
 
+    def encode(self, output: Output) -> Output | Fault | None:
+        return encoded(output, self.schemas)
+
     def wrote(self, outputs: Iterable[Output]) -> None:
         with self._counting:
             self.written.update(output.rule for output in outputs)
@@ -302,6 +308,9 @@ class OwnerRunner(KafkaThread):
 
 class _Run:
     """From one start to the next: a producer, a member of the group, and what it owns."""
+
+    _clusters: Clusters | None = None
+    """Begun with the first rule into another cluster."""
 
     def __init__(self, owner: OwnerRunner) -> None:
         self._owner = owner
@@ -326,11 +335,11 @@ class _Run:
             drop=lambda output, reason, detail: owner.drop(output.rule, reason, detail),
             admit=owner.within_topics,
             say=lambda what: owner.complain("owner", what),
+            encode=lambda output: encoded(output, owner.schemas),
         )
         self._states = StateReader(self._config, owner.state_topic, self._stream, owner.closing)
         self._fold = Fold(self._limits.fold_ids, os.urandom(16))
         self._owned: dict[int, OwnedPartition] = {}
-        self._clusters = Clusters(self._config, self._stream, owner)
         self._catch_up: CatchUp | None = None
         """Begun when the first rule is parked."""
         self._member: Any = None
@@ -369,13 +378,15 @@ class _Run:
             self._give_up(list(self._owned))
             if self._catch_up is not None:
                 self._catch_up.stop()
-            self._clusters.stop()
+            if self._clusters is not None:
+                self._clusters.stop()
             self._consumer.close()  # first of all, so that the others can take over
             self._looks.close()
             self._transactions.close()
             if self._catch_up is not None:
                 self._catch_up.close()
-            self._clusters.close()
+            if self._clusters is not None:
+                self._clusters.close()
 
     # --- partitions come and go ------------------------------------------------------------------------------------------------------
 
@@ -431,9 +442,12 @@ class _Run:
 
     def _watch_clusters(self) -> None:
         """Rules into other clusters go on, or begin."""
-        self._clusters.keep({rule.cluster for rule in self._owner.rules.remote.values() if rule.cluster is not None})
+        if self._clusters is not None:
+            self._clusters.keep({rule.cluster for rule in self._owner.rules.remote.values() if rule.cluster is not None})
         for each in self._owned.values():
             for one in each.remote.started():
+                if self._clusters is None:
+                    self._clusters = Clusters(self._config, self._stream, self._owner)
                 self._clusters.watch(one, each)
 
     def _tell_parked(self) -> None:
@@ -642,6 +656,8 @@ class _Run:
 
     def _settle_clusters(self, partitions: list[OwnedPartition]) -> None:
         """These are given up in order: what other clusters have acknowledged by now is noted."""
+        if self._clusters is None:
+            return
         self._clusters.rest(partitions)
         for each in partitions:
             each.remote.settle(time.monotonic(), each.changes, at_once=True)
@@ -712,12 +728,12 @@ class _Run:
                     self._consumer.consumer_group_metadata,
                 )
             except Blocked as blocked:
-                for output in [output for each in partitions for output in each.outputs if output.topic in blocked.faults]:
-                    fault = blocked.faults[output.topic].replace("_", " ")
+                for output in [output for each in partitions for output in each.outputs if blocked.of(output) is not None]:
+                    fault = str(blocked.of(output)).replace("_", " ")
                     self._owner.complain(f"rule {output.rule}", f"is parked: {fault}", f" ({output.topic})")
                 for each in partitions:
-                    for output in each.park(blocked.faults, _now_ms()):
-                        self._owner.drop(output.rule, blocked.faults[output.topic], f" ({output.topic})")
+                    for output in each.park(blocked.faults, _now_ms(), blocked.rules):
+                        self._owner.drop(output.rule, str(blocked.of(output)), f" ({output.topic})")
 
     def _positions(self, partitions: list[OwnedPartition]) -> list[TopicPartition]:
         topic, stream = self._stream.topic, self._stream.stream

@@ -15,6 +15,7 @@ from core.presence import Change
 from core.rules.batch import Batched, Output
 from core.rules.checks import ConfigError, check_id, compile_filter, static_headers, topic_fault
 from core.rules.envelope import PRESENCE_ACTIONS, Event, Format, Headers, SourceType, batch_item, enveloped, headers_of, plain
+from core.rules.schema import RuleSchema, check_schema
 from core.rules.template import Template, TemplateError
 from relay.model.message import Kind, Message, RecordBody
 from relay.model.occupancy import METRICS, metrics
@@ -96,6 +97,8 @@ class RuleTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """For another cluster. Left out: if there is `auth`, whose passwords would otherwise cross the network in clear."""
     ca: str = ""
     """Certificates in PEM that the other cluster's are checked against; empty: those that the machine trusts."""
+    schema: RuleSchema | None = None
+    """Of Schema Registry, by which payloads are checked and encoded; of plain records."""
 
 
 class RuleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -208,9 +211,10 @@ class Rule:
         *("app", "begun", "cluster", "config", "enabled", "id", "label", "topic"),
     )
 
-    def __init__(self, app: str, config: RuleConfig, *, prefix: str = "tidegate", begun: int = 0) -> None:
+    def __init__(self, app: str, config: RuleConfig, *, prefix: str = "tidegate", begun: int = 0, registry: bool = False) -> None:
         """`prefix` is that of Tidegate's own topics, which no rule may write to. `begun` tells a rule from itself before it was disabled:
-        the revision of its record since which it is enabled; 0 for those of core.toml. Raises ConfigError."""
+        the revision of its record since which it is enabled; 0 for those of core.toml. `registry`: there is a Schema Registry. Raises
+        ConfigError."""
         check_id(config.id)
         try:
             self._routing = Template(config.target.routing_key)
@@ -238,6 +242,10 @@ class Rule:
             self.topic = topic = static.partition(":")[0]
             if wrong_topic := topic_fault(topic, prefix):
                 raise ConfigError("target.routing_key", f"{topic!r} cannot be written to ({wrong_topic.replace('_', ' ')})")
+
+        if config.target.schema is not None:
+            plainly = not config.target.enveloped and config.request_mode == "single"
+            check_schema(config.target.schema, prefix, registry=registry, plain=plainly, topic=self.topic)
 
     @property
     def routing(self) -> str:
@@ -279,7 +287,7 @@ class Rule:
             return Drop(self.label, "unencodable")
         if self.cluster is not None:
             headers = [*headers, (EVENT_ID, event.serial.encode())]
-        return Output(self.label, topic, key, value, headers)
+        return Output(self.label, topic, key, value, headers, target.schema)
 
 
 # --- events --------------------------------------------------------------------------------------------------------------------------
