@@ -56,8 +56,8 @@ def test_a_registry_that_is_away_delays_and_loses_nothing(kafka_brokers: str) ->
 
                 some(0, 300)
                 await until(lambda: owner.written["app/good"] == 300)
-                waiting = {each["rule"]: each["reason"] for each in owner.parked_rules() + owner.remote_rules()}
-                assert waiting == {f"app/{name}": "unavailable_schema" for name in (*SOURCES, "away")}
+                reasons = {f"app/{name}": "unavailable_schema" for name in (*SOURCES, "away")}
+                await until(lambda: {each["rule"]: each["reason"] for each in owner.parked_rules() + owner.remote_rules()} == reasons)
                 assert not owner.dropped
                 registry.up()
                 await until(lambda: all(owner.written[f"app/{name}"] == 270 for name in ("protobuf", "json_schema", "away")), 40)
