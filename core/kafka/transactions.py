@@ -204,9 +204,9 @@ class Transactions:
         if refused:
             raise KafkaException(next(iter(refused.values())))
         if self._config.capabilities.fencing:
-            self._producer.send_offsets_to_transaction(offsets, group(), CALL_S)
+            _insist(lambda: self._producer.send_offsets_to_transaction(offsets, group(), CALL_S))
         self.committing = True
-        self._producer.commit_transaction(CALL_S)
+        _insist(lambda: self._producer.commit_transaction(CALL_S))
         self.committing = False
 
     def _refused(self, error: KafkaError) -> Refused:
@@ -317,6 +317,17 @@ class Transactions:
                 if time.monotonic() > give_up:
                     raise again("the producer's queue does not drain") from None
                 self._producer.poll(0.05)
+
+
+def _insist(call: Callable[[], Any]) -> None:
+    """Once more, if it has only taken too long. A process that was frozen finds its time-out over before it hears that its place is
+    somebody else's by now; who calls again is told. Raises KafkaException."""
+    try:
+        call()
+    except KafkaException as failed:
+        if not failed.args[0].retriable():
+            raise
+        call()
 
 
 def again(reason: str) -> KafkaException:
