@@ -122,7 +122,7 @@ class Cores:
         """Which, from when on it may be asked whether it is ready, and whether it has to be woken up then."""
         self.due_at = time.monotonic() + chance.uniform(*BETWEEN_S)
 
-    def turn(self, *, freeze: bool, may_begin: bool) -> None:
+    def turn(self, *, freeze_s: float, may_begin: bool) -> None:
         now = time.monotonic()
         if self._down is not None:
             number, at, frozen = self._down
@@ -138,8 +138,8 @@ class Cores:
             return
         if may_begin and now >= self.due_at:
             number = self._chance.randrange(CORES)
-            if freeze:
-                self._freeze(number)
+            if freeze_s:
+                self._freeze(number, freeze_s)
             else:
                 self._relay.kill("core", number)
                 self._figures.faults["SIGKILL"] += 1
@@ -150,10 +150,10 @@ class Cores:
         until = time.monotonic() + READY_WITHIN_S + FREEZE_S
         while self._down is not None:
             assert time.monotonic() < until, f"not ready again: {self._down}"
-            self.turn(freeze=False, may_begin=False)
+            self.turn(freeze_s=0.0, may_begin=False)
             time.sleep(0.2)
 
-    def _freeze(self, number: int) -> None:
+    def _freeze(self, number: int, freeze_s: float) -> None:
         """In the middle of a transaction, which shows in the state: records behind its last stable offset."""
         owned = [each["partition"] for each in self._status(number).get("partitions", []) if each["owned"]]
         if not owned:
@@ -164,13 +164,17 @@ class Cores:
                 self._figures.in_a_transaction += 1
                 self._figures.faults["SIGSTOP"] += 1
                 self._say(f"core {number + 1} is frozen in a transaction")
-                self._down = (number, time.monotonic() + FREEZE_S, True)
+                self._down = (number, time.monotonic() + freeze_s, True)
                 return
             self._relay.kill("core", number, signal.SIGCONT)
             time.sleep(self._chance.uniform(0.005, 0.08))
 
     def _in_a_transaction(self, owned: list[int]) -> bool:
-        time.sleep(0.01)  # what it has sent is with the broker
+        """What it has sent is with the broker after a moment; should that be the end of the transaction, so is that."""
+        return all(self._is_open(owned, after) for after in (0.01, 0.3))
+
+    def _is_open(self, owned: list[int], after_s: float) -> bool:
+        time.sleep(after_s)
         asked = {TopicPartition("tidegate.state", each): OffsetSpec.latest() for each in owned}  # type: ignore[no-untyped-call]
         ends = []
         for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED):
@@ -189,7 +193,7 @@ class Cores:
 
 
 def rules(
-    messages: int, seed: int, kafka: str, say: Callable[[str], None] = print, *, freeze: bool = False, rate: float = 500.0
+    messages: int, seed: int, kafka: str, say: Callable[[str], None] = print, *, freeze_s: float = 0.0, rate: float = 500.0
 ) -> Figures:
     """One run; `kafka` is host:port of a broker with ACLs. Raises AssertionError when things do not come to rest."""
     figures = Figures(seed, messages)
@@ -221,7 +225,7 @@ def rules(
                 _, gives = changes.pop(0)
                 right.give() if gives else right.take()
                 tell(f"{sent} messages: the rule {'may' if gives else 'must not'} write to {sometimes}")
-            cores.turn(freeze=freeze, may_begin=sent < 0.95 * messages)
+            cores.turn(freeze_s=freeze_s, may_begin=sent < 0.95 * messages)
             figures.parked_seen += any(each.get("parkedRules") for each in cores.status_of_all())
             time.sleep(0.2)
         figures.publish_s = round(time.monotonic() - began, 1)
@@ -295,14 +299,20 @@ def main() -> int:
     parser.add_argument("--messages", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
     parser.add_argument("--rate", type=float, default=500.0, help="messages a second")
-    parser.add_argument("--freeze", action="store_true", help="cores are stopped for a minute instead of killed")
+    parser.add_argument("--freeze", action="store_true", help="cores are stopped instead of killed")
+    parser.add_argument("--freeze-s", type=float, default=FREEZE_S, help="for so long, in seconds")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     broker = LocalKafka(extra=ACLS)
     kafka = broker.start()
     try:
         figures = rules(
-            options.messages, options.seed, kafka, lambda text: print(text, flush=True), freeze=options.freeze, rate=options.rate
+            options.messages,
+            options.seed,
+            kafka,
+            lambda text: print(text, flush=True),
+            freeze_s=options.freeze_s if options.freeze else 0.0,
+            rate=options.rate,
         )
     finally:
         broker.stop()
