@@ -226,3 +226,25 @@ def test_what_a_killed_owner_had_sent_is_sent_again_under_the_same_id(kafka_brok
             assert_in_order(found)
 
     asyncio.run(story())
+
+
+def test_a_record_that_is_too_large_there_is_dropped_alone(kafka_brokers: str, other: OtherCluster) -> None:
+    """Two rules share a topic that takes little, and so batches: what one of them cannot write costs neither of them anything else."""
+
+    async def story() -> None:
+        async with kafka(kafka_brokers) as world:
+            there = other.create(topic_name(), **{"max.message.bytes": "3000"})
+            owner = world.owner([remote(name, routing(there), other.target()) for name in ("one", "two")])
+            await settled(owner)
+            producer: LogProducer = world.start(LogProducer)
+            for number in range(200):
+                data = f"{number:05000d}" if number % 50 == 7 else str(number)
+                publish(world, producer, number, channel=f"chat:{number % CHANNELS}", data=data)
+            await until(lambda: all(owner.written[f"app/{name}"] == 196 for name in ("one", "two")))
+            await until(lambda: all(owner.dropped[f"app/{name}", "too_large"] == 4 for name in ("one", "two")))
+            await until(lambda: all(each["behind"] == 0 for each in owner.remote_rules()))
+            await owner.close()
+            found = await asyncio.to_thread(committed, other.plain, there)
+            assert sorted(numbers(found)) == sorted(2 * [number for number in range(200) if number % 50 != 7])
+
+    asyncio.run(story())
