@@ -363,6 +363,10 @@ class Balancer:
         self._ports.append(port)
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
         self._writers += [writer, inner_writer]
+        if not self._server.is_serving():  # closed meanwhile
+            writer.close()
+            inner_writer.close()
+            return
         for source, target in ((reader, inner_writer), (inner_reader, writer)):
             self._pipes.add(asyncio.create_task(self._pipe(source, target)))
 
