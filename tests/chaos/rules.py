@@ -303,6 +303,7 @@ def main() -> int:
     parser.add_argument("--freeze-s", type=float, default=FREEZE_S, help="for so long, in seconds")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nothing is left running
     broker = LocalKafka(extra=ACLS)
     kafka = broker.start()
     try:
