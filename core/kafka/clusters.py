@@ -428,7 +428,7 @@ class ClusterWriter:
 
     def _recover(self, each: _Watched, now: float) -> None:
         """All that was sent was reported on, and some of it was refused."""
-        rule = each.rule
+        rule, alone = each.rule, each.rule.alone
         for entry in rule.sending:
             refused, entry.refused = entry.refused, []
             back = []
@@ -436,7 +436,7 @@ class ClusterWriter:
                 if not rule.covers(output):
                     continue  # somebody follows for its topic
                 if error.code() in TOO_LARGE:
-                    if rule.alone or size_of(output) > BATCH_BYTES:
+                    if alone or size_of(output) > BATCH_BYTES:
                         self._targets.refuse_size(output.topic, size_of(output))
                     else:
                         rule.alone = True
