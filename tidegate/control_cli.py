@@ -102,6 +102,8 @@ def _cell(row: dict[str, Any], member: str) -> object:
     value = row[member]
     if member in ("created", "modified", "expires"):
         return when(value)
+    if member == "live":
+        return None if value is None else value["state"]
     if member == "status" and isinstance(value, int):
         return "revoked" if value else "enabled"
     return value
@@ -284,7 +286,11 @@ def delete_namespace(context: typer.Context, app: App, namespace: NamespaceId) -
 
 # --- rules, mappings ---------------------------------------------------------------------------------------------------------------------
 
-_RULE = {"id": "id", "status": "status", "source": "source", "target": "target", "running": "running", "modified": "modified"}
+_RULE = {"id": "id", "status": "status", "source": "source", "target": "target"} | {
+    "running": "running",
+    "state": "live",
+    "modified": "modified",
+}
 _MAPPING = {"id": "id", "status": "status", "topics": "topics", "pattern": "topicPattern", "channel": "channel"} | {
     "running": "running",
     "modified": "modified",
@@ -318,11 +324,14 @@ def add_commands(group: typer.Typer, kind: str, columns: dict[str, str]) -> None
     def show_one(context: typer.Context, app: App, name: Id) -> None:
         typer.echo(json.dumps(_ask(context, "GET", "apps", app, many, name), indent=2))
 
-    @group.command("create", help=f"Make a {kind}. Cores run it from their next start.")
+    @group.command("create", help=f"Make a {kind}. `running` in the list says whether the core that answers has it in force.")
     def create(context: typer.Context, app: App, content: Content = "-", as_json: AsJson = False) -> None:
         _say(_ask(context, "POST", "apps", app, many, body=_content(content)), as_json, kind.capitalize(), columns)
 
-    @group.command("change", help=f"Change what the JSON names of a {kind}. Cores run it so from their next start.")
+    @group.command(
+        "change",
+        help=f"Change what the JSON names of a {kind}. `running` in the list says whether the core that answers has it in force so.",
+    )
     def change(context: typer.Context, app: App, name: Id, content: Content = "-", as_json: AsJson = False) -> None:
         # The public API wants the type of a rule with every change.
         body = ({"ruleType": "kafka"} if kind == "rule" else {}) | _content(content)

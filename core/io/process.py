@@ -356,8 +356,8 @@ class CoreProcess:
         if [*map(id, rules)] == [*map(id, self._rules)]:
             self._runs.change(None, version)
             return
-        self._rules = rules
         self._runs.change(rules, version)
+        self._rules = rules
         self._want_occupancy()
 
     @property

@@ -53,8 +53,6 @@ GROUP_WAIT_S = 0.2
 """How long the group is listened to after it refused a transaction, before the next attempt."""
 CLOSE_S = 15.0
 """Longest wait for the thread to end."""
-STOPPED_RULES = 1_000
-"""Rules of which it is remembered where they stopped. Beyond, the first are forgotten."""
 
 _LOST_POSITION = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
@@ -237,7 +235,7 @@ class OwnerRunner(KafkaThread):
                 self._stopped[label] = self._stopped.get(label, {}) | places
             else:
                 self._stopped.pop(label, None)
-        while len(self._stopped) > STOPPED_RULES:
+        while len(self._stopped) > self.limits.stopped_rules:
             del self._stopped[next(iter(self._stopped))]
         for number, cursors in given_up.items():
             self.tell_given_up(number, cursors)

@@ -393,6 +393,8 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     more until some are; a span of the log's owner that was begun is sent as a whole."""
     remote_queue_bytes: int = 67_108_864
     """The same for all rules into one cluster, in bytes. At it: they wait."""
+    stopped_rules: int = 1_000
+    """Rules of which a core remembers where they stopped on its partitions. Above it: those that stopped first are forgotten."""
     rule_batch_events: int = 1_000
     """Events in one record of a rule in batch mode. At it: the next record begins."""
     rule_batch_bytes: int = 524_288

@@ -38,7 +38,7 @@ class Run:
         body = {"ruleType": "kafka", "requestMode": "single", "source": {"channelFilter": "^out:", "type": "channel.message"}}
         self.rule = self.api.made(f"/apps/{self.app}/rules", body | {"target": {"routingKey": self.routing(self.topics[0])}})["id"]
         until(lambda: all(self.ask(core)["running"] for core in (0, 1)), 10.0)
-        self.stream = Stream(relay, self.app, key)
+        self.stream = Stream(relay, self.app, key, threads=4)
         self.done: Counter[str] = Counter()
         self.took: list[float] = []
 
@@ -83,34 +83,42 @@ class Run:
         self.took.append(time.monotonic() - asked)
 
     def round(self, number: int) -> None:
-        """One core is harmed, and about then the rule changes through the other, two or three times, now and then to a topic that takes
-        nothing."""
+        """One core is harmed, and about then the rule changes through the other, two or three times, often to a topic that takes nothing:
+        there it waits until the topic does, or until it is sent elsewhere."""
         harmed = self.chance.randrange(2)
         other, how = 1 - harmed, self.chance.choice(HOW)
         pid = self.relay.pids("core")[harmed]
         plan, closed = self.chance.sample(self.topics, k=2), ""
-        if self.chance.random() < 0.6:
+        if self.chance.random() < 0.7:
             closed = self.create(f"chaos-{number}-closed", replicas=2)
-            self.topics.append(closed)
             plan.append(closed)
-        self.chance.shuffle(plan)
-        at = self.chance.randrange(len(plan))
-        for step, topic in enumerate(plan):
-            if step == at and how != "nothing":
-                os.kill(pid, {"kill": signal.SIGKILL, "end": signal.SIGTERM, "freeze": signal.SIGSTOP}[how])
-                self.done[how] += 1
+        at = self.chance.randrange(len(plan) + 1)
+        for step, topic in enumerate([*plan, ""]):
             time.sleep(self.chance.random() * 0.3)
-            self.change(topic, other)
+            if step == at:
+                self.harm(pid, how)
+            if topic:
+                self.change(topic, other)
+            if topic == closed != "":
+                until(lambda: self.ask(other)["live"]["state"] != "running", 60.0)
+                self.done["parked"] += 1
         if closed:
-            time.sleep(self.chance.random() * 8)  # it takes 5 s until a topic is known to take nothing
-            self.done["parked"] += self.ask(other)["live"]["state"] != "running"
+            if self.chance.random() < 0.5:
+                self.change(self.chance.choice(self.topics), other)
+                self.done["moved"] += 1
+            self.topics.append(closed)
             self.release(closed)
         if how == "freeze":
             time.sleep(FROZEN_S)
             os.kill(pid, signal.SIGCONT)
         elif how != "nothing":
             self.relay.wait_restarted("core", harmed, pid, within_s=30)
-        until(self.settled, 60.0)
+        until(self.settled, 90.0)
+
+    def harm(self, pid: int, how: str) -> None:
+        if how != "nothing":
+            os.kill(pid, {"kill": signal.SIGKILL, "end": signal.SIGTERM, "freeze": signal.SIGSTOP}[how])
+        self.done[how] += 1
 
     def settled(self) -> bool:
         try:

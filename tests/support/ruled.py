@@ -50,20 +50,21 @@ def records_of(brokers: str, topic: str, begin: dict[int, int]) -> Iterator[Any]
 
 
 class Stream:
-    """Messages on some channels of an app, one after the other, until `stop`."""
+    """Messages on some channels of an app until `stop`; each thread sends one after the other, on channels of its own."""
 
-    def __init__(self, relay: Product, app: str, key: str) -> None:
+    def __init__(self, relay: Product, app: str, key: str, *, threads: int = 1) -> None:
         self.relay, self.app, self.key = relay, app, key
         self.asked = 0
         self._began = ends_of(relay.kafka, "tidegate.log")
         self._go_on = True
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, args=(n, threads), daemon=True) for n in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
-    def _run(self) -> None:
+    def _run(self, number: int, step: int) -> None:
         world = RealWorld(self.relay)
         while self._go_on:
-            number = self.asked
+            number += step
             self.asked += 1
             try:
                 world.rest("POST", f"/channels/out:{number % CHANNELS}/messages", {"data": str(number)}, edge=number, credential=self.key)
@@ -73,7 +74,8 @@ class Stream:
 
     def stop(self) -> None:
         self._go_on = False
-        self._thread.join(30)
+        for thread in self._threads:
+            thread.join(30)
 
     def log(self) -> dict[str, list[Place]]:
         """What Kafka has of it, by channel: repeated publishes once, in the order of the log."""
