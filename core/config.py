@@ -334,7 +334,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def rule(self, app: str, config: RuleConfig, begun: int = 0) -> Rule:
         """Raises: ValueError for a rule that a core could not run."""
-        return Rule(app, config, prefix=self.kafka.prefix, begun=begun)
+        return Rule(app, config, prefix=self.kafka.prefix, begun=begun, registry=self.schema_registry is not None)
 
     def mapping(self, app: str, config: MappingConfig) -> Mapping:
         """Raises: ValueError for a mapping that a core could not run."""

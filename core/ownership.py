@@ -7,6 +7,7 @@ not at all, so that whoever owns the partition next goes on exactly where the la
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import msgspec
 
@@ -19,6 +20,7 @@ from core.occupancy_log import OccupancyBody, PartitionOccupancy
 from core.parked import GivenUp, ParkedRules
 from core.presence import Change, PartitionPresence
 from core.quiet import Changes, QuietChannels, lasts
+from core.remote import Place, RemoteRules
 from core.rules import Batched, Batcher, Drop, Outcome, Output, RuleSet, Version
 from core.state import Checkpoint, ParkedState
 from relay.model.limits import CoreLimits
@@ -76,6 +78,7 @@ class OwnedPartition:
         "position",
         "presence",
         "quiet",
+        "remote",
         "rules",
         "rules_from",
         "rules_said",
@@ -122,6 +125,12 @@ class OwnedPartition:
         """And the state says so."""
         limits = limits or CoreLimits()
         self.parked = ParkedRules(number, most_held=limits.parked_held_bytes, most_topics=limits.parked_topics)
+        self.remote = RemoteRules(
+            number,
+            Batcher(limits.rule_batch_events, limits.rule_batch_bytes),
+            most_held=limits.remote_held_bytes,
+            most_topics=limits.parked_topics,
+        )
         self.forgotten: list[GivenUp] = []
         """Cursors that were found of rules that run no more, or route otherwise."""
         self.outputs: list[Output] = []
@@ -143,8 +152,12 @@ class OwnedPartition:
             self.lifecycle.restore(dict(found.records))
             self.occupancy.restore(dict(found.records))
             self.quiet.restore(lasts(found.records))
-            changes, self.forgotten = self.parked.restore(found.records, self.rules.by_label, first)
+            changes, self.forgotten = self.parked.restore(found.records, self.rules.own, first)
             self.changes.update(changes)
+        records = {} if found.checkpoint is None else found.records
+        changes, given_up = self.remote.restore(records, self.rules.remote, Place(max(first, rules_from), time))
+        self.changes.update(changes)
+        self.forgotten += given_up
 
     def _keep_journal(self) -> None:
         self.presence.journal = self.lifecycle.journal = self.occupancy.journal = self.changes
@@ -185,6 +198,10 @@ class OwnedPartition:
         if (kind != _MESSAGE and not happened) or not rules.enabled or offset < self.rules_from:
             return []
         outcome = rules.outcome(record, happened)
+        if self.remote.rules:
+            before = self.remote.size
+            outcome = self.remote.take(outcome)
+            self.size += self.remote.size - before
         if self.parked:
             outcome = self._without_parked(outcome, offset)
         if outcome.outputs:
@@ -236,7 +253,8 @@ class OwnedPartition:
     @property
     def writes(self) -> bool:
         """There is something to write beside the position."""
-        return bool(self.outputs or self.changes or self.batcher or not self.rules_said) and (self.committed is not None or self.moved)
+        waiting = self.outputs or self.changes or self.batcher or self.remote.size or not self.rules_said
+        return bool(waiting) and (self.committed is not None or self.moved)
 
     @property
     def due(self) -> bool:
@@ -264,25 +282,28 @@ class OwnedPartition:
                     self.outputs.append(each)
         self.outputs += self.batcher.flush()
 
-    def park(self, faults: Mapping[str, str], now_ms: int) -> list[Output]:
-        """Leave the rules that write to these topics out of the span, which is combined: they go their own way from where it began.
-        `faults` says what is wrong with each topic. Returns outputs that are dropped, as their rule has too many topics at fault."""
+    def park(self, faults: Mapping[str, str], now_ms: int, at_fault: Mapping[str, str] = MappingProxyType({})) -> list[Output]:
+        """Leave rules that cannot write out of the span, which is combined: they go their own way from where it began. `faults` says what
+        is wrong with a topic, `at_fault` with a rule, by label. Returns outputs that are dropped, as their rule has too many topics at
+        fault."""
         start = self.rules_from if self.committed is None else self.committed
         at = ParkedState(offset=start, time=self._time_of_span, since=now_ms)
-        self.outputs, dropped, changes = self.parked.park(faults, self.outputs, self.rules.by_label, at, self.position - 1)
+        self.outputs, dropped, changes = self.parked.park(faults, self.outputs, self.rules.own, at, self.position - 1, at_fault)
         self.changes.update(changes)
         return dropped
 
     def change_rules(self, rules: RuleSet) -> list[GivenUp] | None:
         """These run from here on, where a span was committed and the next one begins. Returns which cursors are given up; None: not yet,
         try again."""
-        assert not self.outputs, "they would be parked, if need be, as the rules say now"
-        assert not self.batcher
-        found = self.parked.change(rules.by_label, self.position)
+        assert not any((self.outputs, self.batcher, self.remote.size)), "they would be parked, if need be, as the rules say now"
+        found = self.parked.change(rules.own, self.position)
         if found is None:
             return None
         changes, given_up = found
         self.changes.update(changes)
+        changes, remotely = self.remote.change(rules.remote, Place(self.position, self.time))
+        self.changes.update(changes)
+        given_up += remotely
         self.rules_said = False
         self.rules = rules
         return given_up
@@ -308,6 +329,7 @@ class OwnedPartition:
         self._time_of_span = self.time
         self.claimed = self.rules_said = True
         self.parked.done(self.position)
+        self.remote.hand_over(Place(self.position, self.time))
         self.outputs = []
         self.changes = {}
         self._keep_journal()

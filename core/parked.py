@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from core import state
@@ -23,8 +24,9 @@ from core.quiet import Changes
 from core.rules import Batched, Output, Rule
 from core.state import ParkedState
 
-Fault = Literal["missing_topic", "unauthorized_topic", "unavailable_topic"]
-"""What is wrong with a topic: not there; no permission to write; some partition of it has no leader, or takes nothing."""
+Fault = Literal["missing_topic", "unauthorized_topic", "unavailable_topic", "unavailable_schema", "unknown_schema"]
+"""What is wrong with a topic: not there; no permission to write; some partition of it has no leader, or takes nothing. Or with the schema
+of a rule: the registry does not answer; it has no such schema, or none that can be used."""
 
 FIRST_RETRY_S = 1.0
 """Time from the first failure to the first attempt at catching up, in seconds; doubled with each further one."""
@@ -129,7 +131,7 @@ class ParkedRules:
         given_up = []
         for key, value in records.items():
             match state.decode(key, value):
-                case ([_, str(label), str(topic)], ParkedState() as at):
+                case (["parked", str(label), str(topic)], ParkedState() as at):
                     rule = rules.get(label)
                     if rule is not None and _goes_on(at, topic, rule):
                         each = self.rules[label, topic] = ParkedRule(self._number, rule, topic, at, newest=first - 1)
@@ -180,16 +182,23 @@ class ParkedRules:
         return True
 
     def park(
-        self, faults: Mapping[str, str], outputs: Iterable[Output], rules: Mapping[str, Rule], at: ParkedState, newest: int
+        self,
+        faults: Mapping[str, str],
+        outputs: Iterable[Output],
+        rules: Mapping[str, Rule],
+        at: ParkedState,
+        newest: int,
+        at_fault: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[list[Output], list[Output], Changes]:
-        """Who writes to a topic that is at fault is parked from the beginning of the span on: `at`. `rules`, by label, are those that made
-        it; `newest` is the last record of the span. Returns what is left of the span; what is dropped because its rule has too many topics
-        at fault; and changes."""
+        """Who cannot write is parked from the beginning of the span on: `at`. `faults` says what is wrong with a topic, `at_fault` with a
+        rule, by label. `rules`, by label, are those that made it; `newest` is the last record of the span. Returns what is left of the
+        span; what is dropped because its rule has too many topics at fault; and changes."""
         kept: list[Output] = []
         dropped: list[Output] = []
         changes: Changes = {}
         for output in outputs:
-            if output.topic not in faults:
+            fault = at_fault.get(output.rule) or faults.get(output.topic)
+            if fault is None:
                 kept.append(output)
                 continue
             label, topic = output.rule, output.topic
@@ -202,7 +211,7 @@ class ParkedRules:
                 continue
             place = (label, "") if rule.topic is not None and not others else (label, topic)
             offset, time = self._rejoined.get(place) or self._rejoined.get((label, "")) or (at.offset, at.time)
-            begun = _parked_state(rule, place[1], offset=offset, time=time, since=at.since, reason=faults[topic])
+            begun = _parked_state(rule, place[1], offset=offset, time=time, since=at.since, reason=fault)
             each = self.rules[place] = ParkedRule(self._number, rule, place[1], begun, newest)
             self._started.append(each)
             changes[each.key] = state.encode(begun)

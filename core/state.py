@@ -93,7 +93,8 @@ class LifecycleState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=
 
 
 class ParkedState(msgspec.Struct, rename="camel", omit_defaults=True, frozen=True):
-    """All that the rule makes of the log before `offset` is written. `time`: broker time of the last record before it, milliseconds."""
+    """Of a rule that is parked, or writes to another cluster. All that it makes of the log before `offset` is written. `time`: broker time
+    of the last record before it, milliseconds."""
 
     offset: int
     time: int = 0
@@ -127,6 +128,7 @@ SHAPES: dict[str, type[Any]] = {
     "kept": KeptState,
     "lifecycle": LifecycleState,
     "parked": ParkedState,
+    "remote": ParkedState,
     "occupancy": OccupancyState,
 }
 
@@ -171,6 +173,10 @@ def lifecycle_key(log_key: bytes) -> bytes:
 
 def parked_key(rule: str, topic: str) -> bytes:
     return encode(["parked", rule, topic])
+
+
+def remote_key(rule: str, topic: str) -> bytes:
+    return encode(["remote", rule, topic])
 
 
 _PARKED = encode(["parked", "", ""])[:8]

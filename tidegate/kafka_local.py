@@ -172,7 +172,8 @@ def free_port() -> int:
 class LocalKafka:
     """One broker on 127.0.0.1. With `directory` its data is kept there and found again by the next start; without, it goes with `stop`.
 
-    `port` 0: any free one. `extra` are further lines of its settings. All calls block; `start` takes 2 to 3 s once Kafka is fetched.
+    `port` 0: any free one. `extra` are further lines of its settings, with the placeholders of `PROPERTIES`. All calls block; `start` takes
+    2 to 3 s once Kafka is fetched.
     """
 
     def __init__(self, port: int = 0, directory: Path | None = None, extra: str = "") -> None:
@@ -201,7 +202,8 @@ class LocalKafka:
         self._port = self._port or free_port()
         self._controller = self._controller or free_port()
         settings = directory / "server.properties"
-        settings.write_text(PROPERTIES.format(port=self._port, controller=self._controller, directory=directory) + self._extra)
+        here = {"port": self._port, "controller": self._controller, "directory": directory}
+        settings.write_text((PROPERTIES + self._extra).format(**here))
         (directory / "log4j2.yaml").write_text(LOG4J)
         options = [
             *("-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"),

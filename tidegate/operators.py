@@ -160,6 +160,14 @@ def show_status(status: dict[str, Any], console: Console) -> None:
             why = each["reason"].replace("_", " ") + (", catching up" if each["catchingUp"] else "")
             rules.add_row(each["rule"], each["topic"] or "all", why, since, node, _ranges(each["partitions"]), str(each["behind"]))
         console.print(rules)
+    remote = [(core["node"], each) for core in status["cores"] for each in core.get("remoteRules", ())]
+    if remote:
+        rules = Table("rule", "topic", "cluster", "state", "core", "partitions", "behind", title="Rules into other clusters")
+        for node, each in sorted(remote, key=lambda one: (one[1]["rule"], one[1]["topic"], one[0])):
+            found = each["state"] + (f": {each['reason'].replace('_', ' ')}" if each["reason"] else "")
+            where = each["topic"] or "all"
+            rules.add_row(each["rule"], where, each["cluster"], found, node, _ranges(each["partitions"]), str(each["behind"]))
+        console.print(rules)
 
 
 def _ranges(numbers: Iterable[int]) -> str:

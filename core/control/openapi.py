@@ -66,9 +66,12 @@ _TARGET = {
             "sasl": {
                 "type": ["object", "null"],
                 "properties": {
-                    "mechanism": {"enum": ["plain", "scram-sha-256", "scram-sha-512", "", None]},
-                    "username": {"type": ["string", "null"]},
+                    "mechanism": {"enum": ["plain", "scram-sha-256", "scram-sha-512", "oauthbearer", "", None]},
+                    "username": {"type": ["string", "null"], "description": "With oauthbearer the client's id"},
                     "password": {"type": ["string", "null"], "description": "null in answers without the scope `secrets`"},
+                    "tokenEndpoint": {"type": ["string", "null"], "description": "Of oauthbearer: https"},
+                    "scope": {"type": ["string", "null"], "description": "Of oauthbearer"},
+                    "extensions": {"type": ["string", "null"], "description": "Of oauthbearer: key=value,key=value"},
                 },
             }
         },
@@ -80,6 +83,18 @@ _TARGET = {
         "items": _object({"name": {"type": "string"}, "value": {"type": "string"}}),
     },
     "tls": _FLAG,
+    "schema": {
+        "type": ["object", "null"],
+        "description": "Of Schema Registry; payloads are checked and encoded by it. Plain records of one topic",
+        "properties": {
+            "format": {"enum": ["avro", "protobuf", "json_schema"]},
+            "subject": {"type": "string", "minLength": 1},
+            "version": {"type": "integer", "minimum": 0, "description": "0: the latest"},
+            "onInvalid": {"enum": ["drop", "dlq"]},
+            "dlqTopic": {"type": "string"},
+        },
+    },
+    "ca": {"type": ["string", "null"], "description": "Certificates in PEM that the other cluster's are checked against"},
 }
 _RULE = {
     "ruleType": {"const": "kafka"},
@@ -124,6 +139,21 @@ _LIVE = _or_null(
                         "partitions": {"type": "array", "items": {"type": "integer"}},
                         "cursors": _OFFSETS,
                         "catchingUp": {"type": "integer"},
+                        "behind": {"type": "integer"},
+                    }
+                ),
+            },
+            "remote": {
+                "type": "array",
+                "description": "Of a rule into another cluster",
+                "items": _object(
+                    {
+                        "topic": {"type": "string", "description": "Empty: all topics without a line of their own"},
+                        "cluster": _TEXT,
+                        "state": {"enum": ["running", "parked", "catching up"]},
+                        "reason": _TEXT,
+                        "since": _TIME,
+                        "partitions": {"type": "array", "items": {"type": "integer"}, "description": "That are parked"},
                         "behind": {"type": "integer"},
                     }
                 ),

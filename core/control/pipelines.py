@@ -22,10 +22,11 @@ from core.mappings import Mapping, MappingConfig, Schemas, Seek, Steering, Wante
 from core.mappings.preview import preview as preview_mapping
 from core.mappings.preview import read_sample as read_record
 from core.registry import open_secret, seal_secret
-from core.rules import Rule, RuleConfig
+from core.rules import Rule, RuleConfig, Sasl
 from core.rules.checks import ConfigError
 from core.rules.preview import convert_sample as convert_rule_sample
 from core.rules.preview import preview as preview_rules
+from core.rules.schema import RuleSchema
 from relay.runtime.settings import Secret
 
 PREVIEW_ID = "preview"
@@ -49,6 +50,7 @@ _MAPPING_FIELDS = {
 MAPPING_RECORDS = ("mapping:", "steering:", "app:")
 """What the keys of records begin with that say which mappings run, and how."""
 _SEEK_FIELDS = ("to", "topic", "partition", "offset")
+_SCHEMA_FIELDS = {"onInvalid": "on_invalid", "dlqTopic": "dlq_topic"}
 _PATH = re.compile(r"(?s)(.*?)(?: - at `\$\.?(.*)`)?")
 
 Body = dict[str, Any]
@@ -236,6 +238,8 @@ class Pipelines:
         body = _for_own_cluster(body)
         source, target = body["source"], body["target"]
         sasl = _sasl(body)
+        if sasl is not None and "tokenEndpoint" in sasl:
+            sasl["token_endpoint"] = sasl.pop("tokenEndpoint")
         raw: Body = {
             "id": name,
             "status": body["status"],
@@ -247,7 +251,9 @@ class Pipelines:
                 "format": target["format"],
                 "brokers": target["brokers"],
                 "headers": target.get("headers", []),
-                "tls": target.get("tls", False),
+                "tls": target.get("tls"),
+                "ca": target.get("ca", ""),
+                "schema": _schema(target.get("schema")),
                 "auth": None if sasl is None else {"sasl": {**sasl, "password": password or ""}},
             },
         }
@@ -516,7 +522,7 @@ def _rule_body(body: Body, known: Body | None) -> tuple[Body, str | None]:
             "auth": auth,
             "enveloped": _or(target.get("enveloped"), True),
             "format": _or(target.get("format"), "json"),
-            **{name: target[name] for name in ("headers", "tls") if target.get(name) is not None},
+            **{name: target[name] for name in ("headers", "tls", "ca", "schema") if target.get(name) is not None},
         },
     }
     if details:
@@ -534,7 +540,9 @@ def _auth(target: Body, details: dict[str, list[str]]) -> tuple[Body | None, str
     if password is not None and not isinstance(password, str):
         details["target.auth.sasl.password"] = ["must be text"]
         password = None
-    return {"sasl": {"mechanism": sasl.get("mechanism"), "username": sasl.get("username")}}, password
+    kept = {"mechanism": sasl.get("mechanism"), "username": sasl.get("username")}
+    kept |= {name: sasl[name] for name in ("tokenEndpoint", "scope", "extensions") if _or(sasl.get(name), None) is not None}
+    return {"sasl": kept}, password
 
 
 def _sasl(body: Body) -> Body | None:
@@ -581,15 +589,38 @@ def _static_rule(app: str, config: RuleConfig, *, secrets: bool) -> Body:
         "target": {
             "routingKey": target.routing_key,
             "brokers": target.brokers,
-            "auth": None if sasl is None else {"sasl": {"mechanism": sasl.mechanism, "username": sasl.username}},
+            "auth": None if sasl is None else {"sasl": _static_sasl(sasl)},
             "enveloped": target.enveloped,
             "format": target.format,
             "headers": [{"name": header.name, "value": header.value} for header in target.headers],
-            "tls": target.tls,
+            **{
+                name: value
+                for name, value in (("tls", target.tls), ("ca", target.ca or None), ("schema", _static_schema(target.schema)))
+                if value is not None
+            },
         },
     }
     password = sasl.password.reveal() if sasl is not None and secrets else None
     return _rule_view(app, config.id, {"body": body, "created": 0, "modified": 0}, password) | {"running": True}
+
+
+def _schema(asked: Any) -> Any:
+    """With the names of core.toml."""
+    if not isinstance(asked, dict):
+        return asked
+    return {_SCHEMA_FIELDS.get(name, name): value for name, value in asked.items() if value is not None}
+
+
+def _static_schema(schema: RuleSchema | None) -> Body | None:
+    if schema is None:
+        return None
+    named = {setting: name for name, setting in _SCHEMA_FIELDS.items()}
+    return {named.get(setting, setting): value for setting, value in msgspec.to_builtins(schema).items()}
+
+
+def _static_sasl(sasl: Sasl) -> Body:
+    more = {"tokenEndpoint": sasl.token_endpoint, "scope": sasl.scope, "extensions": sasl.extensions}
+    return {"mechanism": sasl.mechanism, "username": sasl.username} | {name: value for name, value in more.items() if value}
 
 
 def shows_password(view: Body) -> bool:

@@ -155,6 +155,8 @@ class OwnerNumbers(Protocol):
 
     def parked_rules(self) -> list[dict[str, Any]]: ...
 
+    def remote_rules(self) -> list[dict[str, Any]]: ...
+
 
 def watch_kafka(metrics: Metrics, owner: OwnerNumbers, mappings: Iterable[MappingNumbers]) -> None:
     """Show what the owner of partitions, rules and mappings have done. Once for each core."""
@@ -229,13 +231,18 @@ class _RunnerNumbers(Collector):
         for each in owner.parked_rules():
             partitions[each["rule"], each["reason"]] += len(each["partitions"])
             behind[each["rule"]] += each["behind"]
+        for each in owner.remote_rules():
+            behind[each["rule"]] += each["behind"]
+            if each["reason"]:
+                partitions[each["rule"], each["reason"]] += len(each["partitions"])
         parked = GaugeMetricFamily(
             f"{PREFIX}rule_parked", "Partitions on which a rule waits or catches up, by reason", labels=["rule", "reason"]
         )
         for labels, count in sorted(partitions.items()):
             parked.add_metric(labels, count)
         yield parked
-        records = GaugeMetricFamily(f"{PREFIX}rule_behind", "Records of the log between a parked rule and the owner", labels=["rule"])
+        text = "Records of the log between the owner and a rule that is parked, or writes to another cluster"
+        records = GaugeMetricFamily(f"{PREFIX}rule_behind", text, labels=["rule"])
         for label, count in sorted(behind.items()):
             records.add_metric([label], count)
         yield records

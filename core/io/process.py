@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -71,6 +71,7 @@ from core.node import CoreNode
 from core.ownership import PartitionState
 from core.registry import Registry, Streams
 from core.rules import Rule, Version
+from core.rules.schema import Encodings
 from core.troubles import Troubles
 from relay.link.calls import MemberPage
 from relay.link.frames import Frame, Hello, Lane, Stream
@@ -82,6 +83,9 @@ from relay.runtime.driver import Driver
 from relay.runtime.listener import Listener, Refusal
 from relay.runtime.metrics import Metrics
 from relay.runtime.shutdown import FAILED, Scope, run
+
+if TYPE_CHECKING:
+    from core.kafka.schema_registry import SchemaRegistry
 
 log = structlog.get_logger("core")
 
@@ -136,9 +140,11 @@ class CoreProcess:
         """A record has been read since that may have changed them."""
         self._static_rules: list[Rule] = []
         """Those of core.toml."""
+        self._rule_schemas: Encodings | None = None
+        """If rules need it."""
         self._owner: OwnerRunner | None = None
         self._mappings: MappingSet | None = None
-        self._schema_registry: Schemas | None = None
+        self._schema_registry: SchemaRegistry | None = None
         self._appends: LogAppends | None = None
         self._tails: Tails
         self._peers: Peers
@@ -232,7 +238,8 @@ class CoreProcess:
         status["mappings"] = [] if self._mappings is None else self._mappings.status()
         parked = [] if self._owner is None else self._owner.parked_rules()
         rules = [] if self._owner is None else self._owner.status()
-        return status | {"ready": self.ready, "tails": len(self._tails), "parkedRules": parked, "rules": rules}
+        remote = [] if self._owner is None else self._owner.remote_rules()
+        return status | {"ready": self.ready, "tails": len(self._tails), "parkedRules": parked, "rules": rules, "remoteRules": remote}
 
     def _present(self, app: str, channel: str, after: int, limit: int) -> MemberPage:
         """Raises: RelayError."""
@@ -355,6 +362,7 @@ class CoreProcess:
         )
         writer.pipelines.runs, writer.pipelines.live = owner.runs, owner.state_of
         self._config_log.advanced = lambda position: self._take_up_rules(Version(topics.config.stream, position))
+        owner.schemas = self._rule_schemas
         owner.start()
         self._want_occupancy()
         self._mappings = MappingSet(config.kafka, appends, limits=limits, loop=loop, schemas=self._schemas, create_topics=config.dev)
@@ -376,11 +384,18 @@ class CoreProcess:
         self._rules_stale = False
         static = {rule.label for rule in self._static_rules}
         made = self._writer.pipelines.rules_to_run(_cannot_run)
-        return self._static_rules + [rule for rule in made if rule.label not in static]
+        rules = self._static_rules + [rule for rule in made if rule.label not in static]
+        if self._rule_schemas is None and any(rule.config.target.schema is not None for rule in rules):
+            self._rule_schemas = self._registry_of_schemas()
+        for schema in [rule.config.target.schema for rule in rules if rule.enabled]:
+            if schema is not None and self._rule_schemas is not None:  # asked for before the first record needs it
+                self._rule_schemas.find_subject(schema.format, schema.subject, schema.version)
+        return rules
 
     def _take_up_rules(self, version: Version) -> None:
         """`tidegate.config` has been read up to there. Rules that it has changed are the owner's from now on."""
         rules = self._rules_now() if self._rules_stale else self._rules
+        self._runs.schemas = self._rule_schemas
         if [*map(id, rules)] == [*map(id, self._rules)]:
             self._runs.change(None, version)
             return
@@ -404,17 +419,20 @@ class CoreProcess:
         self._mappings.want(self._writer.pipelines.mappings_to_run(_cannot_run))
 
     async def _schemas(self) -> Schemas:
-        """One for all, made for the first that needs it."""
-        # The client, with its HTTP library and three decoders, costs a second: only who needs it pays, and beside the loop
-        module = await asyncio.to_thread(importlib.import_module, "core.kafka.schema_registry")
+        await asyncio.to_thread(importlib.import_module, "core.kafka.schema_registry")
+        return self._registry_of_schemas()
+
+    def _registry_of_schemas(self) -> SchemaRegistry:
+        """One for rules and mappings, made for the first that needs it."""
         if self._schema_registry is None:
+            # The client, with its HTTP library and three decoders, costs a second: only who needs it pays
+            from core.kafka.schema_registry import SchemaRegistry  # noqa: PLC0415
+
             assert self._config.schema_registry is not None, "the configuration was checked"
-            registry = module.SchemaRegistry(self._config.schema_registry, self._config.limits)
-            registry.start()
-            self._scope.on_stop("schemas", registry.close)
-            self._schema_registry = registry
-        found: Schemas = self._schema_registry
-        return found
+            self._schema_registry = SchemaRegistry(self._config.schema_registry, self._config.limits)
+            self._schema_registry.start()
+            self._scope.on_stop("schemas", self._schema_registry.close)
+        return self._schema_registry
 
     async def _close_runners(self) -> None:
         """All at once: with a broker that hangs each of them takes its time."""

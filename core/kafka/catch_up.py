@@ -8,27 +8,25 @@ owns the partition next finds it in the state, and waits for its end or ends it.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from core.fold import Fold
-from core.kafka.config import SKEW_S, WINDOW_S, KafkaConfig
-from core.kafka.consumer import open_consumer, read_batch
+from core.kafka.config import KafkaConfig
+from core.kafka.consumer import open_consumer
+from core.kafka.log_reader import LogReader, open_reader
 from core.kafka.logs import log
-from core.kafka.records import log_record
 from core.kafka.targets import TargetTopics
 from core.kafka.topics import StreamInfo
 from core.kafka.transactions import CALL_S, Blocked, Refused, StateRecord, Transactions, again, transactional_id
-from core.ownership import OwnedPartition, PartitionState
-from core.parked import ParkedRule
-from core.rules import Batcher, Output, Rule, RuleSet
+from core.ownership import OwnedPartition
+from core.parked import Fault, ParkedRule
+from core.remote import Place
+from core.rules import Output, Rule
 from relay.model.limits import CoreLimits
 
 IDLE_S = 0.02
@@ -37,15 +35,10 @@ TURN_S = 5.0
 """How long one rule on one partition catches up while others wait for their turn, in seconds."""
 RETENTION_LOOK_S = 10.0
 """Time between two looks at what retention has left of a partition, in seconds, for rules that wait."""
-BATCH = 1_000
 QUIET_RECORDS = 20_000
 """Records of the log that gave the rule nothing to write, after which its cursor is written all the same."""
-SILENT_S = 10.0
-"""An attempt fails when nothing of the log has come for so long, in seconds."""
 CLOSE_S = 12.0
 """Longest wait for the thread to end, in seconds: as long as one call to Kafka."""
-
-_LOST_POSITION = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
 class Parked(NamedTuple):
@@ -71,6 +64,8 @@ class Account(Protocol):
     def within_topics(self, output: Output) -> bool: ...
 
     def complain(self, who: str, what: str, detail: str = "") -> None: ...
+
+    def encode(self, output: Output) -> Output | Fault | None: ...
 
 
 class CatchUp:
@@ -152,8 +147,8 @@ class CatchUp:
         try:
             self._attempt(each)
         except Blocked as blocked:
-            topic, fault = next(iter(sorted(blocked.faults.items())))
-            self._blocked(each, fault, f" ({topic})")
+            at, fault = next(iter(sorted([*blocked.faults.items(), *blocked.rules.items()])))
+            self._blocked(each, fault, f" ({at})")
         except Refused as refused:
             self._unknown(refused.error)
             if refused.final:
@@ -191,6 +186,7 @@ class CatchUp:
                 drop=lambda output, reason, detail: account.drop(output.rule, reason, detail),
                 admit=account.within_topics,
                 say=lambda what: account.complain("parked rules", what),
+                encode=account.encode,
                 checked_last=True,
             )
             transactions.open()
@@ -265,34 +261,13 @@ class CatchUp:
             self._account.lose(parked.rule, number, lost)
         return low
 
-    def _reader(self, consumer: Any, parked: ParkedRule, rule: Rule) -> _Reader:
-        """From far enough before the cursor for the verdicts on duplicates; for presence and lifecycle, from the beginning of the log,
-        since what an event means depends on those before it."""
-        number, topic = parked.partition, self._stream.topic
-        low = start = self._look_at_retention(parked, 0.0)
-        if parked.time and rule.config.source.type == "channel.message" and self._config.capabilities.offsets_for_times:
-            asked = TopicPartition(topic, number, max(0, parked.time - int((WINDOW_S + SKEW_S) * 1000)))
-            (at,) = consumer.offsets_for_times([asked], timeout=CALL_S)
-            if at.error is not None:
-                raise KafkaException(at.error)
-            start = parked.cursor if at.offset < 0 else max(low, min(at.offset, parked.cursor))
-        consumer.assign([TopicPartition(topic, number, start)])
-        span = OwnedPartition(
-            number,
-            PartitionState(None, {}),
-            stream=self._stream.stream,
-            core=self._account.core,
-            low=low,
-            first=start,
-            rules_from=parked.cursor,
-            time=0,
-            channels=0,
-            now=time.monotonic(),
-            batcher=Batcher(self._limits.rule_batch_events, self._limits.rule_batch_bytes),
-        )
-        return _Reader(consumer, self._stream.stream, span, RuleSet([rule], site=self._account.core), self._limits, self._closing)
+    def _reader(self, consumer: Any, parked: ParkedRule, rule: Rule) -> LogReader:
+        return open_reader(
+            self._config, self._stream, consumer, rule, parked.partition, Place(parked.cursor, parked.time),
+            low=self._look_at_retention(parked, 0.0), core=self._account.core, limits=self._limits, closing=self._closing,
+        )  # fmt: skip
 
-    def _step(self, each: Parked, reader: _Reader, transactions: Transactions, to: int) -> None:
+    def _step(self, each: Parked, reader: LogReader, transactions: Transactions, to: int) -> None:
         """Read on, at most up to `to`, and write what there is. Raises like `Transactions.write`."""
         parked, owned = each
         group = self.group
@@ -320,57 +295,3 @@ class CatchUp:
                 parked.cursor, parked.time = span.position, span.time
         finally:
             parked.writing = False
-
-
-class _Reader:
-    """One partition of the log, from far enough back on, through the eyes of one rule."""
-
-    def __init__(
-        self, consumer: Any, stream: str, span: OwnedPartition, rules: RuleSet, limits: CoreLimits, closing: threading.Event
-    ) -> None:
-        self._consumer = consumer
-        self._stream = stream
-        self.span = span
-        self.written = span.rules_from
-        """Where the cursor stands in the state."""
-        self._rules = rules
-        self._limits = limits
-        self._closing = closing
-        self._fold = Fold(limits.fold_ids, os.urandom(16))
-        self._ahead: deque[Any] = deque()
-
-    def read(self, to: int, enough: Callable[[], bool]) -> None:
-        """Up to offset `to`, or as much as belongs into one transaction. Raises KafkaException."""
-        span, limits = self.span, self._limits
-        heard = time.monotonic()
-        records = 0
-        while span.position < to and records < limits.owner_span_records and span.size < limits.owner_span_bytes:
-            if self._closing.is_set() or enough():
-                return
-            if not self._ahead:
-                self._ahead.extend(read_batch(self._consumer, BATCH, 0.1))
-                now = time.monotonic()
-                if self._ahead:
-                    heard = now
-                elif now - heard > SILENT_S:
-                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "reading the log"))
-                continue
-            message = self._ahead[0]
-            error = message.error()
-            if error is not None:
-                self._ahead.popleft()
-                if error.fatal() or error.code() in _LOST_POSITION:
-                    raise KafkaException(error)
-                continue
-            if message.partition() != span.number or message.offset() < span.position:
-                self._ahead.popleft()
-                continue
-            if message.offset() >= to:
-                span.position = to
-                return
-            self._ahead.popleft()
-            record = log_record(message, self._stream)
-            duplicate = self._fold.see(record.partition, record.key, record.id, record.timestamp, record.offset) is not None
-            size = span.size
-            span.take(record, duplicate=duplicate, rules=self._rules, now=heard)  # what it cannot write was counted by the owner
-            records += span.size != size

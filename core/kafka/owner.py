@@ -22,6 +22,7 @@ from core import state
 from core.events import Event, Owned
 from core.fold import Fold
 from core.kafka.catch_up import CatchUp
+from core.kafka.clusters import Clusters
 from core.kafka.config import SKEW_S, WINDOW_S, KafkaConfig
 from core.kafka.consumer import KafkaThread, open_consumer
 from core.kafka.logs import log
@@ -32,8 +33,10 @@ from core.kafka.targets import TargetTopics
 from core.kafka.topics import StreamInfo
 from core.kafka.transactions import CALL_S, MAX_REDO, Blocked, Refused, StateRecord, Transactions, again, fence, transactional_id
 from core.ownership import OwnedPartition, PartitionState
-from core.parked import GivenUp, ParkedRule, summary
+from core.parked import Fault, GivenUp, ParkedRule, summary
+from core.remote import summary as remote_summary
 from core.rules import Batcher, Output, Rule, RuleSet, Version
+from core.rules.schema import Encodings, encoded
 from relay.model.limits import CoreLimits
 
 COMMIT_S = 0.05
@@ -94,6 +97,8 @@ class OwnerRunner(KafkaThread):
         """The rules are what `tidegate.config` says up to here, if not further."""
         self.limits = limits
         self.create_topics = create_topics
+        self.schemas: Encodings | None = None
+        """Set before rules that need them."""
         self._ready = threading.Event()
         if begun:
             self._ready.set()
@@ -181,7 +186,13 @@ class OwnerRunner(KafkaThread):
         rule's is written, of the partitions that this core owns; of a rule that has stopped, where."""
         partitions = self.partitions
         parked = [(each, owned.committed or 0) for each, owned in self.parked if each.rule == label]
-        behind = {each.partition: min(one.cursor for one, _ in parked if one.partition == each.partition) for each, _ in parked}
+        remote = [(each, owned.committed or 0) for owned in partitions for each in owned.remote.all() if each.rule == label]
+        behind: dict[int, int] = {}
+        for number, cursor in [
+            *((each.partition, each.cursor) for each, _ in parked),
+            *((each.partition, each.at.offset) for each, _ in remote),
+        ]:
+            behind[number] = min(cursor, behind.get(number, cursor))
         running = {
             str(each.number): min(each.committed, behind.get(each.number, each.committed))
             for each in partitions
@@ -191,6 +202,9 @@ class OwnerRunner(KafkaThread):
         enabled = label in self.rules.by_label
         if not enabled:
             state = "stopped"
+        elif remote:
+            states = [each["state"] for each in remote_summary(remote)]
+            state = next((each for each in ("parked", "catching up") if each in states), "running")
         elif parked:
             state = "catching up" if all(each.catching_up for each, _ in parked) else "parked"
         else:
@@ -200,6 +214,7 @@ class OwnerRunner(KafkaThread):
             "state": state,
             "positions": running if enabled else stopped,
             "parked": [{name: value for name, value in each.items() if name != "rule"} for each in summary(parked)],
+            "remote": [{name: value for name, value in each.items() if name != "rule"} for each in remote_summary(remote)],
             "written": self.written[label],
             "dropped": {reason: count for (rule, reason), count in list(self.dropped.items()) if rule == label},
             "missed": self.missed[label],
@@ -275,6 +290,9 @@ class OwnerRunner(KafkaThread):
                 topics.add(output.topic)
             return True
 
+    def encode(self, output: Output) -> Output | Fault | None:
+        return encoded(output, self.schemas)
+
     def wrote(self, outputs: Iterable[Output]) -> None:
         with self._counting:
             self.written.update(output.rule for output in outputs)
@@ -288,6 +306,10 @@ class OwnerRunner(KafkaThread):
     def parked_rules(self) -> list[dict[str, Any]]:
         """What is parked on this core's partitions, by rule and topic, for `GET /v1/status` and metrics. Any thread."""
         return summary([(each, owned.committed or 0) for each, owned in self.parked])
+
+    def remote_rules(self) -> list[dict[str, Any]]:
+        """How rules into other clusters get on with this core's partitions, by rule. Any thread."""
+        return remote_summary((each, owned.committed or 0) for owned in self.partitions for each in owned.remote.all())
 
     def status(self) -> list[dict[str, Any]]:
         """Each enabled rule since this core's start, on its partitions: records written, dropped (by reason) and missed, and the last
@@ -315,6 +337,9 @@ class OwnerRunner(KafkaThread):
 class _Run:
     """From one start to the next: a producer, a member of the group, and what it owns."""
 
+    _clusters: Clusters | None = None
+    """Begun with the first rule into another cluster."""
+
     def __init__(self, owner: OwnerRunner) -> None:
         self._owner = owner
         self._config, self._stream, self._limits = owner.config, owner.stream, owner.limits
@@ -338,6 +363,7 @@ class _Run:
             drop=lambda output, reason, detail: owner.drop(output.rule, reason, detail),
             admit=owner.within_topics,
             say=lambda what: owner.complain("owner", what),
+            encode=lambda output: encoded(output, owner.schemas),
         )
         self._states = StateReader(self._config, owner.state_topic, self._stream, owner.closing)
         self._fold = Fold(self._limits.fold_ids, os.urandom(16))
@@ -373,17 +399,22 @@ class _Run:
                     raise self._catch_up.failed
                 if not owner.ready and self._joined and all(each.committed is not None for each in self._owned.values()):
                     owner.is_ready()
+            self._settle_clusters(list(self._owned.values()))
             self._commit([partition for partition in self._owned.values() if partition.moved or partition.writes])
         finally:
             # What was committed is given up in order; what was not is dropped, and done again by whoever comes next.
             self._give_up(list(self._owned))
             if self._catch_up is not None:
                 self._catch_up.stop()
+            if self._clusters is not None:
+                self._clusters.stop()
             self._consumer.close()  # first of all, so that the others can take over
             self._looks.close()
             self._transactions.close()
             if self._catch_up is not None:
                 self._catch_up.close()
+            if self._clusters is not None:
+                self._clusters.close()
 
     # --- partitions come and go ------------------------------------------------------------------------------------------------------
 
@@ -394,6 +425,7 @@ class _Run:
         self._consumer.incremental_assign(places)
         if places:
             self._consumer.resume(places)  # a pause outlives an assignment (measured with librdkafka 2.16)
+        self._watch_clusters()
         self._joined = True
         self._owner.own(frozenset(self._owned))
         self._member = self._consumer.consumer_group_metadata()
@@ -431,9 +463,20 @@ class _Run:
                 _, places, cursors = told.setdefault(id(before), (before, {}, {}))
                 places[each.number] = each.position
                 cursors[each.number] = given_up
+        self._watch_clusters()
         for before, places, cursors in told.values():
             self._owner.tell_changes(before, rules, places, cursors)
         self._tell_parked()
+
+    def _watch_clusters(self) -> None:
+        """Rules into other clusters go on, or begin."""
+        if self._clusters is not None:
+            self._clusters.keep({rule.cluster for rule in self._owner.rules.remote.values() if rule.cluster is not None})
+        for each in self._owned.values():
+            for one in each.remote.started():
+                if self._clusters is None:
+                    self._clusters = Clusters(self._config, self._stream, self._owner)
+                self._clusters.watch(one, each)
 
     def _tell_parked(self) -> None:
         owner = self._owner
@@ -445,8 +488,11 @@ class _Run:
         """The others wait for this member: nobody has these partitions yet."""
         numbers = [at.partition for at in partitions]
         self._owner.own(frozenset(self._owned) - frozenset(numbers))
+        self._settle_clusters([self._owned[n] for n in numbers if n in self._owned])
         try:
-            self._commit([self._owned[n] for n in numbers if n in self._owned and self._owned[n].moved], listen=False)
+            self._commit(
+                [self._owned[n] for n in numbers if n in self._owned and (self._owned[n].moved or self._owned[n].changes)], listen=False
+            )
         except KafkaException as failed:  # the next owner does it again
             self._owner.complain("owner", f"commit before a rebalance: {failed.args[0].name()}")
         self._give_up(numbers)
@@ -472,6 +518,7 @@ class _Run:
             if partition is not None:
                 partition.given_up = True
                 partition.parked.give_up()
+                partition.remote.give_up()
             self._fold.forget(number)
         self._held = [message for message in self._held if message.partition() not in numbers]
         self._tell_parked()
@@ -635,10 +682,20 @@ class _Run:
             raise KafkaException(error)
         self._owner.complain("owner", f"reading the log: {error.name()}")  # librdkafka goes on by itself
 
+    def _settle_clusters(self, partitions: list[OwnedPartition]) -> None:
+        """These are given up in order: what other clusters have acknowledged by now is noted."""
+        if self._clusters is None:
+            return
+        self._clusters.rest(partitions)
+        for each in partitions:
+            each.remote.settle(time.monotonic(), each.changes, at_once=True)
+
     # --- writing ---------------------------------------------------------------------------------------------------------------------
 
     def _commit_what_is_due(self) -> None:
         now = time.monotonic()
+        for partition in self._owned.values():
+            partition.remote.settle(now, partition.changes)
         if now - self._swept_at >= QUIET_COMMIT_S:
             self._swept_at = now
             for partition in self._owned.values():
@@ -699,12 +756,12 @@ class _Run:
                     self._consumer.consumer_group_metadata,
                 )
             except Blocked as blocked:
-                for output in [output for each in partitions for output in each.outputs if output.topic in blocked.faults]:
-                    fault = blocked.faults[output.topic].replace("_", " ")
+                for output in [output for each in partitions for output in each.outputs if blocked.of(output) is not None]:
+                    fault = str(blocked.of(output)).replace("_", " ")
                     self._owner.complain(f"rule {output.rule}", f"is parked: {fault}", f" ({output.topic})")
                 for each in partitions:
-                    for output in each.park(blocked.faults, _now_ms()):
-                        self._owner.drop(output.rule, blocked.faults[output.topic], f" ({output.topic})")
+                    for output in each.park(blocked.faults, _now_ms(), blocked.rules):
+                        self._owner.drop(output.rule, str(blocked.of(output)), f" ({output.topic})")
 
     def _positions(self, partitions: list[OwnedPartition]) -> list[TopicPartition]:
         topic, stream = self._stream.topic, self._stream.stream

@@ -14,8 +14,11 @@ from core.kafka.config import SchemaRegistryConfig
 from core.kafka.logs import log
 from core.mappings.decoders import Source, UnusableError, decoder
 from core.mappings.schemas import Decoder, SchemaFormat, Unknown
+from core.rules.schema import Encoding
 from relay.model.limits import CoreLimits
 
+LATEST_S = 60.0
+"""How long the latest version of a subject is taken for the latest, in seconds. An outage of the registry does not end it."""
 UNKNOWN_S = 10.0
 """How long an id that the registry does not know is taken for unknown, in seconds."""
 RETRY_S = 1.0
@@ -24,7 +27,8 @@ MAX_REFERENCES = 100
 """Schemas that one schema refers to, in all. Above it: it cannot be used."""
 _KINDS: dict[SchemaFormat, str] = {"avro": "AVRO", "protobuf": "PROTOBUF", "json_schema": "JSON"}
 
-_Asked = tuple[SchemaFormat, int]
+_Asked = tuple[SchemaFormat, int] | tuple[SchemaFormat, str, int]
+"""By id, or by subject and version (0: the latest)."""
 
 
 class _Expiring(NamedTuple):
@@ -44,6 +48,8 @@ class SchemaRegistry:
         self._limits = limits
         self._lock = threading.Lock()
         self._known: OrderedDict[_Asked, Decoder | _Expiring] = OrderedDict()
+        self._subjects: OrderedDict[_Asked, tuple[Encoding | Unknown, float]] = OrderedDict()
+        """And until when."""
         self._asked: set[_Asked] = set()
         self._queue: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -75,6 +81,20 @@ class SchemaRegistry:
                 self._queue.put(asked)
         return None
 
+    def find_subject(self, form: SchemaFormat, subject: str, version: int) -> Encoding | Unknown | None:
+        """For rules. `version` 0: the latest, as of a minute ago or so."""
+        asked = (form, subject, version)
+        with self._lock:
+            found, until = self._subjects.get(asked, (None, 0.0))
+            if found is not None:
+                self._subjects.move_to_end(asked)
+                if time.monotonic() < until:
+                    return found
+            if asked not in self._asked and len(self._asked) < self._limits.schemas:
+                self._asked.add(asked)
+                self._queue.put(asked)
+        return found if isinstance(found, Encoding) else None
+
     def wait(self, form: SchemaFormat, schema: int, timeout_s: float) -> Decoder | Unknown | None:
         """The same for somebody who has nothing else to do; None if it takes longer."""
         until = time.monotonic() + timeout_s
@@ -87,8 +107,9 @@ class SchemaRegistry:
             asked = self._queue.get()
             if asked is None:
                 return
+            found: Any
             try:
-                found = self._fetch(*asked)
+                found = self._fetch(*asked) if len(asked) == 2 else self._fetch_subject(*asked)
             except Exception as failed:  # of two HTTP libraries, of JSON, of TLS
                 self.failures += 1
                 status = failed.http_status_code if isinstance(failed, SchemaRegistryError) else None
@@ -98,6 +119,12 @@ class SchemaRegistry:
                 continue
             with self._lock:
                 self._asked.discard(asked)
+                if len(asked) == 3:
+                    self._subjects[asked] = found
+                    self._subjects.move_to_end(asked)
+                    while len(self._subjects) > self._limits.schemas:
+                        self._subjects.popitem(last=False)
+                    continue
                 self._known[asked] = found
                 self._known.move_to_end(asked)
                 while len(self._known) > self._limits.schemas:
@@ -120,6 +147,30 @@ class SchemaRegistry:
             return self._unknown("the registry does not know it, or one that it refers to")
         except UnusableError as wrong:
             return self._unknown(str(wrong))
+
+    def _fetch_subject(self, form: SchemaFormat, subject: str, version: int) -> tuple[Encoding | Unknown, float]:
+        """Raises like `_fetch`."""
+        # Half of what it needs is for encoding alone
+        from core.rules.encoders import encoder  # noqa: PLC0415
+
+        client, now = self._client(form), time.monotonic()
+        try:
+            found = (
+                client.get_version(subject, version, fmt=_format(form)) if version else client.get_latest_version(subject, _format(form))
+            )
+            kind = found.schema.schema_type or "AVRO"
+            if kind != _KINDS[form]:
+                return Unknown(f"it is a schema of type {kind}"), now + UNKNOWN_S
+            references: dict[str, str] = {}
+            self._refer(client, form, found.schema, references)
+            made = encoder(form, Source(found.schema.schema_str or "", tuple(references.items())))
+            return Encoding(found.schema_id or 0, made), now + LATEST_S
+        except SchemaRegistryError as refused:
+            if refused.http_status_code != 404:
+                raise
+            return Unknown("the registry does not know it, or one that it refers to"), now + UNKNOWN_S
+        except UnusableError as wrong:
+            return Unknown(str(wrong)), now + UNKNOWN_S
 
     def _refer(self, client: SchemaRegistryClient, form: SchemaFormat, schema: Schema, into: dict[str, str]) -> None:
         """Those that others refer to come first."""
@@ -159,6 +210,7 @@ def client_settings(config: SchemaRegistryConfig, limits: CoreLimits) -> dict[st
         "timeout": limits.schema_timeout_s,
         "max.retries": 0,  # ours are the retries
         "cache.capacity": limits.schemas,
+        "cache.latest.ttl.sec": 1,  # we remember what is the latest
     }
     if config.username:
         settings["basic.auth.user.info"] = f"{config.username}:{config.password.reveal() if config.password else ''}"

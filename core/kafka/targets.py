@@ -31,10 +31,11 @@ class TargetTopics:
     __slots__ = ("_admin", "_client", "_config", "_create", "_known", "_sizes", "_timeout_s", "_written")
 
     def __init__(
-        self, config: KafkaConfig, client: confluent_kafka.Consumer, *, create: bool, written: bool = False, timeout_s: float = 10.0
+        self, config: KafkaConfig, client: confluent_kafka.Consumer | None, *, create: bool, written: bool = False, timeout_s: float = 10.0
     ) -> None:
-        """`client` must not create topics by asking for them, which a consumer does not; nor may it be the one whose callback this is used
-        in. `create`: missing topics are made (dev). `written`: they must be there to be written to, not only to be seen."""
+        """`client` may be left out where topics can be described. It must not create topics by asking for them, which a consumer does not;
+        nor may it be the one whose callback this is used in. `create`: missing topics are made (dev). `written`: they must be there to be
+        written to, not only to be seen."""
         self._config = config
         self._client = client
         self._admin: AdminClient | None = None
@@ -86,6 +87,7 @@ class TargetTopics:
     def _metadata(self, topics: list[str]) -> dict[str, Fault | None]:
         if self._written and self._config.capabilities.describe_topics:
             return self._described(topics)
+        assert self._client is not None, "topics cannot be described"
         if len(topics) > SINGLE_LOOKUPS:
             there = self._client.list_topics(timeout=self._timeout_s).topics
             return {topic: None if topic in there else "missing_topic" for topic in topics}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import confluent_kafka
@@ -14,6 +15,7 @@ from core.kafka.targets import TargetTopics, fault_of
 from core.ownership import size_of
 from core.parked import Fault
 from core.rules import Output
+from core.rules.schema import INVALID
 
 CALL_S = 10.0
 """Longest wait for one answer of Kafka, and the transaction time-out."""
@@ -31,6 +33,10 @@ NOT_OURS = (
 """Codes with which Kafka says that somebody has taken our place: in the group, or as the producer of our name."""
 
 
+Encode = Callable[[Output], Output | Fault | None]
+"""An output in the form of its schema, or as a dead letter; why that cannot be said now; None: it is not valid, and to be dropped."""
+
+
 class Refused(Exception):  # noqa: N818 - an answer
     """The transaction was aborted because the group, or the producer's name, is somebody else's by now. `final`: this producer is of no
     use any more."""
@@ -42,11 +48,16 @@ class Refused(Exception):  # noqa: N818 - an answer
 
 
 class Blocked(Exception):  # noqa: N818 - an answer
-    """Nothing was written: these topics cannot be written to. `faults` says of each what is wrong with it."""
+    """Nothing was written: these topics cannot be written to. `faults` says of each what is wrong with it; `rules` the same of rules, by
+    label, whose payloads cannot be encoded."""
 
-    def __init__(self, faults: Mapping[str, Fault]) -> None:
-        super().__init__(", ".join(sorted(faults)))
+    def __init__(self, faults: Mapping[str, Fault], rules: Mapping[str, Fault] = MappingProxyType({})) -> None:
+        super().__init__(", ".join(sorted([*faults, *rules])))
         self.faults = faults
+        self.rules = rules
+
+    def of(self, output: Output) -> Fault | None:
+        return self.rules.get(output.rule) or self.faults.get(output.topic)
 
 
 class StateRecord(NamedTuple):
@@ -83,6 +94,7 @@ class Transactions:
         drop: Callable[[Output, str, str], None],
         admit: Callable[[Output], bool],
         say: Callable[[str], None],
+        encode: Encode,
     ) -> None:
         """`name` is the transactional id. `drop` is told of outputs that cannot be written, with reason and details; `admit` says whether a
         rule may write to one more topic; `say` is told what else went wrong. `checked_last`: the group is asked when all the rest is with
@@ -97,6 +109,7 @@ class Transactions:
         self._drop = drop
         self._admit = admit
         self._say = say
+        self._encode = encode
         self._taken = False
         """The brokers have taken some record of the transaction: those that were not taken have only their topics to blame."""
         self._producer = self._new_producer()
@@ -140,6 +153,7 @@ class Transactions:
         """
         self.committing = False
         alone: set[int] = set()
+        outputs, invalid = self._encoded(outputs)
         tries = MAX_REDO
         while tries:
             outputs, alone = self._writable(outputs, alone)
@@ -160,6 +174,8 @@ class Transactions:
                     self._targets.forget({output.topic for output in outputs})
                 self._replace_producer()
             else:
+                for output in invalid:
+                    self._drop(output, INVALID, "")
                 return outputs
         raise again("a transaction failed repeatedly")
 
@@ -188,9 +204,9 @@ class Transactions:
         if refused:
             raise KafkaException(next(iter(refused.values())))
         if self._config.capabilities.fencing:
-            self._producer.send_offsets_to_transaction(offsets, group(), CALL_S)
+            _insist(lambda: self._producer.send_offsets_to_transaction(offsets, group(), CALL_S))
         self.committing = True
-        self._producer.commit_transaction(CALL_S)
+        _insist(lambda: self._producer.commit_transaction(CALL_S))
         self.committing = False
 
     def _refused(self, error: KafkaError) -> Refused:
@@ -208,6 +224,33 @@ class Transactions:
         self.close()
         self._producer = self._new_producer()
         self._producer.init_transactions(CALL_S)
+
+    def _encoded(self, outputs: list[Output]) -> tuple[list[Output], list[Output]]:
+        """By their schemas; dead letters are among them. And those that are to be dropped, as they are not valid. Raises Blocked."""
+        if not any(output.schema for output in outputs):
+            return outputs, []
+        made: list[Output] = []
+        invalid: list[Output] = []
+        rules: dict[str, Fault] = {}
+        dead: list[Output] = []
+        for output in outputs:
+            if output.schema is None:
+                made.append(output)
+                continue
+            encoded = self._encode(output)
+            if isinstance(encoded, str):
+                rules[output.rule] = encoded
+            elif encoded is None:
+                invalid.append(output)
+            else:
+                made.append(encoded)
+                if encoded.topic == output.schema.dlq_topic:
+                    dead.append(encoded)
+        faults = self._targets.faults({output.topic for output in dead})
+        rules |= {output.rule: faults[output.topic] for output in dead if output.topic in faults}
+        if rules:
+            raise Blocked({}, rules)
+        return made, invalid
 
     def _writable(self, outputs: list[Output], alone: set[int]) -> tuple[list[Output], set[int]]:
         """Outputs without those that cannot be written, and where those to be sent alone are among them. Raises Blocked."""
@@ -274,6 +317,17 @@ class Transactions:
                 if time.monotonic() > give_up:
                     raise again("the producer's queue does not drain") from None
                 self._producer.poll(0.05)
+
+
+def _insist(call: Callable[[], Any]) -> None:
+    """Once more, if it has only taken too long. A process that was frozen finds its time-out over before it hears that its place is
+    somebody else's by now; who calls again is told. Raises KafkaException."""
+    try:
+        call()
+    except KafkaException as failed:
+        if not failed.args[0].retriable():
+            raise
+        call()
 
 
 def again(reason: str) -> KafkaException:

@@ -132,7 +132,8 @@ _COMMON = ("google.protobuf", "google.type")
 """Packages of files that schemas import without registering them."""
 
 
-def _protobuf(source: Source) -> Decoder:
+def protobuf_file(source: Source) -> tuple[descriptor_pool.DescriptorPool, descriptor_pb2.FileDescriptorProto]:
+    """The file of the schema, in a pool with all that it imports. Raises UnusableError, and what the library raises."""
     pool = descriptor_pool.DescriptorPool()
     files = {name: _file(name, text) for name, text in source.references}
     main = _file("main.proto", source.text)
@@ -148,6 +149,11 @@ def _protobuf(source: Source) -> Decoder:
 
     add(main)
     pool.FindFileByName(main.name)  # raises what is wrong with it now, not at the first record
+    return pool, main
+
+
+def _protobuf(source: Source) -> Decoder:
+    pool, main = protobuf_file(source)
     classes: dict[tuple[int, ...], Any] = {}
 
     def decode(payload: bytes) -> Any:

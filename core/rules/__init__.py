@@ -3,6 +3,7 @@
 from core.rules.batch import Batched, Batcher, Output
 from core.rules.checks import ConfigError
 from core.rules.rule import (
+    Cluster,
     Drop,
     Outcome,
     Rule,
@@ -19,6 +20,7 @@ from core.rules.rule import (
 __all__ = [
     "Batched",
     "Batcher",
+    "Cluster",
     "ConfigError",
     "Drop",
     "Outcome",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from core.rules.envelope import Format, Headers, batch_of
+from core.rules.schema import RuleSchema
 from relay.model.limits import CoreLimits
 
 
@@ -16,6 +17,8 @@ class Output(NamedTuple):
     key: bytes | None
     value: bytes
     headers: Headers
+    schema: RuleSchema | None = None
+    """What the value has yet to be encoded by."""
 
 
 class Batched(NamedTuple):

@@ -79,7 +79,7 @@ def static_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, bytes]
     for name, value in headers:
         if not _LEGAL_HEADER.fullmatch(name):
             raise ConfigError("target.headers", f"a name must be 1-{MAX_HEADER_NAME} visible ASCII characters")
-        if name.lower() == "content-type" or name.lower().startswith("x-ably-"):
+        if name.lower() == "content-type" or name.lower().startswith(("x-ably-", "x-tidegate-")):
             raise ConfigError("target.headers", f"{name} is written by every rule itself")
         if len(value) > MAX_HEADER_VALUE:
             raise ConfigError("target.headers", f"the value of {name} is longer than {MAX_HEADER_VALUE} characters")

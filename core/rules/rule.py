@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from core.presence import Change
 from core.rules.batch import Batched, Output
 from core.rules.checks import ConfigError, check_id, compile_filter, static_headers, topic_fault
 from core.rules.envelope import PRESENCE_ACTIONS, Event, Format, Headers, SourceType, batch_item, enveloped, headers_of, plain
+from core.rules.schema import RuleSchema, check_schema
 from core.rules.template import Template, TemplateError
 from relay.model.message import Kind, Message, RecordBody
 from relay.model.occupancy import METRICS, metrics
@@ -22,6 +24,16 @@ from relay.runtime.settings import Secret
 
 MAX_CACHED_CHANNELS = 10_000
 """Channels whose matching rules are remembered. At the bound all are forgotten and matched again as they come."""
+
+MAX_BROKERS = 32
+MAX_NAME = 256
+MAX_CA = 65_536
+"""In characters, like `MAX_NAME`."""
+EVENT_ID = "x-tidegate-event-id"
+"""Header of records for other clusters: the event's place in the log. Who gets one twice knows it by that."""
+PROTOCOLS = {(False, False): "plaintext", (False, True): "ssl", (True, False): "sasl_plaintext", (True, True): "sasl_ssl"}
+"""By whether there is SASL, and TLS."""
+_LEGAL_BROKER = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 
 _MESSAGE = int(Kind.MESSAGE)
 _BODY = msgspec.msgpack.Decoder(RecordBody)
@@ -49,9 +61,16 @@ class RuleHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Sasl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the rule names itself to its brokers."""
 
-    mechanism: Literal["plain", "scram-sha-256", "scram-sha-512"]
+    mechanism: Literal["plain", "scram-sha-256", "scram-sha-512", "oauthbearer"]
     username: str
+    """With `oauthbearer` the client's id (OAuth client credentials grant)."""
     password: Secret
+    """With `oauthbearer` the client's secret."""
+    token_endpoint: str = ""
+    """`https://…`: where tokens are asked for. Of `oauthbearer`, like the two below."""
+    scope: str = ""
+    extensions: str = ""
+    """SASL extensions that brokers ask for: `key=value,key=value`."""
 
 
 class RuleAuth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,11 +90,15 @@ class RuleTarget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     headers: list[RuleHeader] = []
     """Put behind the rule's own headers, in this order; a name may be there more than once."""
     brokers: list[str] = []
-    """`host:port` of another cluster; empty: the core's own, exactly once."""
+    """`host:port` of another cluster, at least once; empty: the core's own, exactly once."""
     auth: RuleAuth | None = None
     """For another cluster."""
-    tls: bool = False
-    """For another cluster."""
+    tls: bool | None = None
+    """For another cluster. Left out: if there is `auth`, whose passwords would otherwise cross the network in clear."""
+    ca: str = ""
+    """Certificates in PEM that the other cluster's are checked against; empty: those that the machine trusts."""
+    schema: RuleSchema | None = None
+    """Of Schema Registry, by which payloads are checked and encoded; of plain records."""
 
 
 class RuleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,14 +131,76 @@ class Outcome(NamedTuple):
     drops: list[Drop]
 
 
-def check_cluster(target: RuleTarget) -> None:
-    """Raises ConfigError for a cluster other than the core's own."""
-    if target.brokers:
-        raise ConfigError("target.brokers", "not supported: rules write to the core's own cluster")
-    if target.auth is not None:
-        raise ConfigError("target.auth", "not supported: rules write to the core's own cluster")
-    if target.tls:
-        raise ConfigError("target.tls", "not supported: rules write to the core's own cluster")
+class Cluster(NamedTuple):
+    """Another cluster, and who a rule is there. Rules that say the same share what writes to it."""
+
+    brokers: tuple[str, ...]
+    tls: bool
+    ca: str
+    sasl: Sasl | None
+
+    @property
+    def name(self) -> str:
+        return ",".join(self.brokers)
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """Of librdkafka."""
+        made = {"security.protocol": PROTOCOLS[self.sasl is not None, self.tls]}
+        if self.ca:
+            made["ssl.ca.pem"] = self.ca
+        sasl = self.sasl
+        if sasl is None:
+            return made
+        made["sasl.mechanism"] = sasl.mechanism.upper()
+        if sasl.mechanism != "oauthbearer":
+            return made | {"sasl.username": sasl.username, "sasl.password": sasl.password.reveal()}
+        made |= {
+            "sasl.oauthbearer.method": "oidc",
+            "sasl.oauthbearer.client.id": sasl.username,
+            "sasl.oauthbearer.client.secret": sasl.password.reveal(),
+            "sasl.oauthbearer.token.endpoint.url": sasl.token_endpoint,
+        }
+        made |= {"sasl.oauthbearer.scope": sasl.scope} if sasl.scope else {}
+        return made | ({"sasl.oauthbearer.extensions": sasl.extensions} if sasl.extensions else {})
+
+
+def cluster_of(target: RuleTarget) -> Cluster | None:
+    """None: the core's own. Raises ConfigError."""
+    if not target.brokers:
+        for field, value in (("auth", target.auth), ("tls", target.tls), ("ca", target.ca or None)):
+            if value:
+                raise ConfigError(f"target.{field}", "is for another cluster, whose target.brokers are missing")
+        return None
+    if len(target.brokers) > MAX_BROKERS:
+        raise ConfigError("target.brokers", f"more than {MAX_BROKERS}")
+    if not all(_LEGAL_BROKER.fullmatch(broker) for broker in target.brokers):
+        raise ConfigError("target.brokers", "must be host:port each")
+    sasl = None if target.auth is None else target.auth.sasl
+    tls = sasl is not None if target.tls is None else target.tls
+    if target.ca and not tls:
+        raise ConfigError("target.ca", "is for TLS, which is off")
+    if target.ca and (len(target.ca) > MAX_CA or "-----BEGIN CERTIFICATE-----" not in target.ca or "PRIVATE KEY" in target.ca):
+        raise ConfigError("target.ca", f"must be certificates in PEM, of at most {MAX_CA} characters")
+    if sasl is not None:
+        check_sasl(sasl)
+    return Cluster(tuple(target.brokers), tls, target.ca, sasl)
+
+
+def check_sasl(sasl: Sasl) -> None:
+    """Raises ConfigError."""
+    where = "target.auth.sasl."
+    if not sasl.username or len(sasl.username) > MAX_NAME:
+        raise ConfigError(f"{where}username", f"must be 1-{MAX_NAME} characters")
+    if not sasl.password.reveal():
+        raise ConfigError(f"{where}password", "is required")
+    if sasl.mechanism == "oauthbearer":
+        if not sasl.token_endpoint.startswith("https://"):
+            raise ConfigError(f"{where}token_endpoint", "must begin with https://: the client's secret is sent there")
+        return
+    for name, value in (("token_endpoint", sasl.token_endpoint), ("scope", sasl.scope), ("extensions", sasl.extensions)):
+        if value:
+            raise ConfigError(f"{where}{name}", "is for oauthbearer")
 
 
 class Rule:
@@ -123,12 +208,13 @@ class Rule:
 
     __slots__ = (
         *("_filter", "_headers", "_own_headers", "_reserved", "_routing"),
-        *("app", "begun", "config", "enabled", "id", "label", "topic"),
+        *("app", "begun", "cluster", "config", "enabled", "id", "label", "topic"),
     )
 
-    def __init__(self, app: str, config: RuleConfig, *, prefix: str = "tidegate", begun: int = 0) -> None:
+    def __init__(self, app: str, config: RuleConfig, *, prefix: str = "tidegate", begun: int = 0, registry: bool = False) -> None:
         """`prefix` is that of Tidegate's own topics, which no rule may write to. `begun` tells a rule from itself before it was disabled:
-        the revision of its record since which it is enabled; 0 for those of core.toml. Raises ConfigError."""
+        the revision of its record since which it is enabled; 0 for those of core.toml. `registry`: there is a Schema Registry. Raises
+        ConfigError."""
         check_id(config.id)
         try:
             self._routing = Template(config.target.routing_key)
@@ -143,7 +229,8 @@ class Rule:
         self.enabled = config.status == "enabled"
         self._reserved = prefix
         self._filter = compile_filter(config.source.channel_filter)
-        check_cluster(config.target)
+        self.cluster: Cluster | None = cluster_of(config.target)
+        """The cluster that is written to, unless it is the core's own."""
         own = static_headers((header.name, header.value) for header in config.target.headers)
         self._headers: Headers = [*headers_of(config.target.format), *own]
         """Of enveloped and batch records."""
@@ -155,6 +242,10 @@ class Rule:
             self.topic = topic = static.partition(":")[0]
             if wrong_topic := topic_fault(topic, prefix):
                 raise ConfigError("target.routing_key", f"{topic!r} cannot be written to ({wrong_topic.replace('_', ' ')})")
+
+        if config.target.schema is not None:
+            plainly = not config.target.enveloped and config.request_mode == "single"
+            check_schema(config.target.schema, prefix, registry=registry, plain=plainly, topic=self.topic)
 
     @property
     def routing(self) -> str:
@@ -194,7 +285,9 @@ class Rule:
                 headers += self._own_headers
         except (ValueError, TypeError, OverflowError, msgspec.MsgspecError):
             return Drop(self.label, "unencodable")
-        return Output(self.label, topic, key, value, headers)
+        if self.cluster is not None:
+            headers = [*headers, (EVENT_ID, event.serial.encode())]
+        return Output(self.label, topic, key, value, headers, target.schema)
 
 
 # --- events --------------------------------------------------------------------------------------------------------------------------
@@ -303,7 +396,7 @@ class Version(NamedTuple):
 class RuleSet:
     """All rules of a core, as of one version of the configuration. Not thread-safe: it belongs to the thread of its runner."""
 
-    __slots__ = ("_cache", "_site", "by_label", "enabled", "rules", "version")
+    __slots__ = ("_cache", "_site", "by_label", "enabled", "own", "remote", "rules", "version")
 
     def __init__(self, rules: Iterable[Rule], *, site: str, version: Version = Version()) -> None:  # noqa: B008 - immutable
         """`site` is what records carry as their place of origin. Raises ConfigError when two rules of an app share an id."""
@@ -311,7 +404,9 @@ class RuleSet:
         self.version = version
         self.enabled = tuple(rule for rule in self.rules if rule.enabled)
         self.by_label = {rule.label: rule for rule in self.enabled}
-        """Those that are enabled."""
+        """Those that are enabled, as in the next two: those into the core's own cluster, and into others."""
+        self.own = {label: rule for label, rule in self.by_label.items() if rule.cluster is None}
+        self.remote = {label: rule for label, rule in self.by_label.items() if rule.cluster is not None}
         seen: set[tuple[str, str]] = set()
         for rule in self.rules:
             if (rule.app, rule.id) in seen:

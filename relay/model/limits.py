@@ -392,6 +392,14 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     parked_held_bytes: int = 2_097_152
     """What an owner keeps for parked rules that have nearly caught up, for each partition, so that they can rejoin between two of its
     transactions. Above it: it is let go, and they catch up a little further first."""
+    remote_held_bytes: int = 1_048_576
+    """What an owner keeps for a rule into another cluster that is slower than the log, for each rule and partition. Above it: it is let go,
+    and read from the log again later."""
+    remote_unreported_records: int = 1_000
+    """Records that one rule has sent to another cluster from one partition, and that were not yet acknowledged. At it: it sends nothing
+    more until some are; a span of the log's owner that was begun is sent as a whole."""
+    remote_queue_bytes: int = 67_108_864
+    """The same for all rules into one cluster, in bytes. At it: they wait."""
     stopped_rules: int = 1_000
     """Rules of which a core remembers where they stopped on its partitions. Above it: those that stopped first are forgotten."""
     rule_batch_events: int = 1_000

@@ -22,6 +22,7 @@ from core.kafka import KafkaConfig, OwnerRunner, StreamInfo
 from core.kafka.transactions import Transactions
 from core.rules import Rule, RuleConfig
 from relay.model.limits import CoreLimits
+from relay.runtime.settings import Secret
 from tests.support.kafka import Kafka
 
 
@@ -116,7 +117,7 @@ async def _main(settings: dict[str, Any]) -> None:
         KafkaConfig(brokers=settings["brokers"], prefix=settings["prefix"]),
         StreamInfo(*settings["log"]),
         StreamInfo(*settings["state"]),
-        [Rule("app", msgspec.convert(rule, RuleConfig)) for rule in settings["rules"]],
+        [Rule("app", msgspec.convert(rule, RuleConfig, dec_hook=lambda _, value: Secret(value))) for rule in settings["rules"]],
         core=settings["core"],
         limits=CoreLimits(),
         loop=asyncio.get_running_loop(),

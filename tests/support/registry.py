@@ -77,8 +77,10 @@ class Registry:
             if schema not in self.schemas:
                 return 404, {"error_code": 40403, "message": "Schema not found"}
             return 200, _body(self.schemas[schema], serialized=serialized)
-        if found := re.fullmatch(r"/subjects/([^/]+)/versions/(\d+)", parts.path):
-            subject, version = found[1], int(found[2])
+        if found := re.fullmatch(r"/subjects/([^/]+)/versions/(\d+|latest)", parts.path):
+            subject = found[1]
+            latest = max((version for name, version in self.subjects if name == subject), default=0)
+            version = latest if found[2] == "latest" else int(found[2])
             known = self.subjects.get((subject, version))
             if known is None:
                 return 404, {"error_code": 40401, "message": "Subject not found"}

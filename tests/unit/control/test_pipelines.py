@@ -12,7 +12,6 @@ import pytest
 from core.mappings import Mapping, MappingConfig, Steering, Wanted
 from core.registry import seal_secret
 from core.rules import RuleConfig
-from core.rules import rule as rules
 from tests.unit.control.cores import OneCore, Topic
 
 RULE: dict[str, Any] = {
@@ -40,13 +39,6 @@ def core() -> OneCore:
 @pytest.fixture
 def app(core) -> str:
     return core.an_app()
-
-
-@pytest.fixture
-def foreign(monkeypatch):
-    """As if rules into other clusters could run, whichever version of the checks this is."""
-    if hasattr(rules, "check_cluster"):
-        monkeypatch.setattr(rules, "check_cluster", lambda _: None)
 
 
 def test_a_rule_comes_back_letter_for_letter(core, app):
@@ -86,6 +78,8 @@ def test_what_the_public_tools_leave_out_has_defaults(core, app):
         (("target", "routingKey"), None, "target.routingKey"),
         (("target", "brokers"), "a:1", "target.brokers"),
         (("target", "format"), "xml", "target.format"),
+        (("target", "schema"), {"subject": "orders-value", "format": "xml"}, "target.schema.format"),
+        (("target", "schema"), {"subject": "orders-value", "format": "avro"}, "target.schema"),
         (("target", "enveloped"), "yes", "target.enveloped"),
         (("target", "headers"), [{"name": 1}], "target.headers[0].name"),
         (("target", "auth"), {"sasl": {"mechanism": "gssapi", "username": "u", "password": "p"}}, "target.auth.sasl.mechanism"),
@@ -118,7 +112,7 @@ def test_a_rule_into_the_cores_own_cluster_may_come_with_what_names_it_to_others
     assert all(config.target.auth is None for config in run)
 
 
-def test_a_password_is_sealed_hidden_kept_and_changed(core, app, foreign):
+def test_a_password_is_sealed_hidden_kept_and_changed(core, app):
     made = core.made(f"/apps/{app}/rules", FOREIGN)
     assert made["target"]["auth"]["sasl"]["password"] == "hush-hush"
     path = f"/apps/{app}/rules/{made['id']}"
@@ -144,7 +138,28 @@ def test_a_password_is_sealed_hidden_kept_and_changed(core, app, foreign):
     assert core.control.ledger.get("rule", f"{app}:{made['id']}").data.get("password") is None
 
 
-def test_a_core_runs_at_its_start_what_is_there_then(core, app, foreign):
+def test_another_cluster_comes_back_letter_for_letter_and_wrong_ones_with_their_field(core, app):
+    sasl = {
+        "mechanism": "oauthbearer",
+        "username": "client",
+        "password": "hush-hush",
+        "tokenEndpoint": "https://t.example",
+        "scope": "kafka",
+    }
+    target = {"routingKey": "t", "brokers": ["b:9092"], "tls": True, "ca": "-----BEGIN CERTIFICATE-----", "auth": {"sasl": sasl}}
+    made = core.made(f"/apps/{app}/rules", {**RULE, "target": target})
+    assert {name: made["target"][name] for name in target} == target
+    for change, field in (
+        ({"brokers": ["b 9092"]}, "target.brokers"),
+        ({"brokers": []}, "target.tls"),
+        ({"auth": {"sasl": {**sasl, "tokenEndpoint": "http://t.example"}}}, "target.auth.sasl.tokenEndpoint"),
+        ({"tls": False}, "target.ca"),
+    ):
+        answer = core.ask("POST", f"/apps/{app}/rules", {**RULE, "target": target | change})
+        assert (answer.status_code, list(answer.json()["details"])) == (422, [field])
+
+
+def test_a_core_runs_at_its_start_what_is_there_then(core, app):
     rule = core.made(f"/apps/{app}/rules", FOREIGN)["id"]
     mapping = core.made(f"/apps/{app}/mappings", {"topics": ["orders"], "channel": "orders:#{key}", "from": "earliest"})["id"]
     gone = core.an_app("gone")
@@ -195,7 +210,7 @@ def test_a_rule_that_was_disabled_is_another_one_when_it_is_enabled_again(core, 
     assert begun == [1, 1, 4, 5, 5]
 
 
-def test_a_new_seal_is_no_new_rule(core, app, foreign):
+def test_a_new_seal_is_no_new_rule(core, app):
     core.made(f"/apps/{app}/rules", FOREIGN)
     ((name, key),) = [*core.control.ledger._entries["rule"].items()]
     (before,) = core.pipelines.rules_to_run(print)

@@ -193,13 +193,13 @@ def test_refused_by_the_group_it_tries_again_with_what_the_group_says_then() -> 
 def test_the_metadata_is_older_than_the_look_at_whose_the_partition_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was given up while the log was read, and the group has gone on: what is sent, if anything, is of the generation before."""
     world = World()
-    read = module._Reader.read
+    read = module.LogReader.read
 
     def given_up_meanwhile(reader: Any, to: int, enough: Callable[[], bool]) -> None:
         read(reader, to, enough)
         world.run.group = "generation 8"
 
-    monkeypatch.setattr(module._Reader, "read", given_up_meanwhile)
+    monkeypatch.setattr(module.LogReader, "read", given_up_meanwhile)
     world.turn()
     assert [group for *_, group in world.transactions.written] == ["generation 7"]
 

@@ -258,7 +258,7 @@ def test_what_status_and_metrics_say() -> None:
     counters: dict[str, Any] = {"written": Counter(), "dropped": Counter(), "missed": Counter({"app/bad": 3})}
     numbers = dict.fromkeys(("records", "states", "commits", "refused", "lost"), 0)
     metrics = Metrics()
-    watch_kafka(metrics, SimpleNamespace(owned=frozenset(), parked_rules=lambda: shown, **counters, **numbers), [])
+    watch_kafka(metrics, SimpleNamespace(owned=frozenset(), parked_rules=lambda: shown, remote_rules=list, **counters, **numbers), [])
     text = generate_latest(metrics.registry).decode()
     assert 'tidegate_rule_parked{reason="missing_topic",rule="app/bad"} 2.0' in text
     assert 'tidegate_rule_behind{rule="app/bad"} 7.0' in text

@@ -525,6 +525,7 @@ def test_a_schema_that_is_registered_later_is_found(registry: Registry, monkeypa
 def test_client_settings() -> None:
     config = SchemaRegistryConfig(url="https://r1:8081,https://r2:8081", username="u", password=Secret("p:w"))
     assert client_settings(config, CoreLimits()) == {
+        "cache.latest.ttl.sec": 1,
         "url": "https://r1:8081,https://r2:8081",
         "timeout": 5.0,
         "max.retries": 0,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import confluent_kafka
 import msgspec
 import pytest
 from hypothesis import given
@@ -112,21 +113,98 @@ def test_unknown_fields_and_sources_are_refused() -> None:
             config(**wrong)
 
 
+SASL = {"mechanism": "scram-sha-256", "username": "u", "password_env": "PASSWORD"}
+OAUTH = {"mechanism": "oauthbearer", "username": "client", "password_env": "PASSWORD", "token_endpoint": "https://tokens.example/token"}
+PEM = "-----BEGIN CERTIFICATE-----\n"
+
+
+def elsewhere(**target: Any) -> Rule:
+    fields = {"id": "r", "target": {"routing_key": "t", "brokers": ["kafka.example:9092"], **target}}
+    return Rule("app", build(RuleConfig, fields, file=Path("core.toml"), environ={"PASSWORD": "not to be seen"}))
+
+
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("target", "field"),
     [
-        ("brokers", ["kafka.example:9092"]),
-        ("auth", {"sasl": {"mechanism": "scram-sha-256", "username": "u", "password_env": "PASSWORD"}}),
-        ("tls", True),
+        ({"brokers": [], "auth": {"sasl": SASL}}, "auth"),
+        ({"brokers": [], "tls": True}, "tls"),
+        ({"brokers": [], "ca": PEM, "tls": None}, "ca"),
+        ({"brokers": ["a b:9092"]}, "brokers"),
+        ({"brokers": ["kafka:9092,other:9092"]}, "brokers"),
+        ({"brokers": ["kafka:port"]}, "brokers"),
+        ({"brokers": ["kafka:9092"] * 33}, "brokers"),
+        ({"ca": PEM}, "ca"),
+        ({"tls": True, "ca": "no certificate"}, "ca"),
+        ({"tls": True, "ca": PEM + "-----BEGIN PRIVATE KEY-----"}, "ca"),
+        ({"auth": {"sasl": SASL | {"username": ""}}}, "auth.sasl.username"),
+        ({"auth": {"sasl": SASL | {"scope": "write"}}}, "auth.sasl.scope"),
+        ({"auth": {"sasl": OAUTH | {"token_endpoint": "http://tokens.example"}}}, "auth.sasl.token_endpoint"),
     ],
 )
-def test_another_cluster_is_refused(field: str, value: Any) -> None:
-    fields = {"id": "r", "target": {"routing_key": "t", field: value}}
-    read = build(RuleConfig, fields, file=Path("core.toml"), environ={"PASSWORD": "not to be seen"})
+def test_another_cluster_that_cannot_be_meant_is_refused(target: dict[str, Any], field: str) -> None:
+    """R7.1"""
     with pytest.raises(ConfigError) as refused:
-        Rule("app", read)
+        elsewhere(**target)
     assert refused.value.field == f"target.{field}"
-    assert "not to be seen" not in f"{refused.value} {read}"
+    assert "not to be seen" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ({}, {"security.protocol": "plaintext"}),
+        ({"tls": True}, {"security.protocol": "ssl"}),
+        ({"brokers": ["a", "[::1]:9093"], "tls": True, "ca": PEM}, {"security.protocol": "ssl", "ssl.ca.pem": PEM}),
+        (
+            {"auth": {"sasl": SASL}},
+            {
+                "security.protocol": "sasl_ssl",
+                "sasl.mechanism": "SCRAM-SHA-256",
+                "sasl.username": "u",
+                "sasl.password": "not to be seen",
+            },
+        ),
+        (
+            {"auth": {"sasl": SASL | {"mechanism": "plain"}}, "tls": False},
+            {"security.protocol": "sasl_plaintext", "sasl.mechanism": "PLAIN", "sasl.username": "u", "sasl.password": "not to be seen"},
+        ),
+        (
+            {"auth": {"sasl": OAUTH | {"scope": "kafka", "extensions": "logicalCluster=lkc-1"}}},
+            {
+                "security.protocol": "sasl_ssl",
+                "sasl.mechanism": "OAUTHBEARER",
+                "sasl.oauthbearer.method": "oidc",
+                "sasl.oauthbearer.client.id": "client",
+                "sasl.oauthbearer.client.secret": "not to be seen",
+                "sasl.oauthbearer.token.endpoint.url": "https://tokens.example/token",
+                "sasl.oauthbearer.scope": "kafka",
+                "sasl.oauthbearer.extensions": "logicalCluster=lkc-1",
+            },
+        ),
+    ],
+)
+def test_how_a_rule_reaches_another_cluster(target: dict[str, Any], expected: dict[str, str]) -> None:
+    """R7.2"""
+    made = elsewhere(**target)
+    assert made.cluster is not None
+    assert made.cluster.properties == expected
+    assert "not to be seen" not in f"{made.cluster} {made.config}"
+    assert made.cluster == elsewhere(**target).cluster, "rules that say the same share a producer"
+    if not made.cluster.ca:  # the driver takes it
+        confluent_kafka.Producer({"bootstrap.servers": "127.0.0.1:1", "log_level": 0, **expected}).close()
+
+
+def test_records_for_another_cluster_say_which_event_they_are() -> None:
+    """R7.5"""
+    message = record(Message(data="hello"))
+    (single,) = outcome(message, elsewhere()).outputs
+    name, value = single.headers[-1]
+    assert name == "x-tidegate-event-id"
+    assert value == json.loads(single.value)["messages"][0]["serial"].encode()
+    (plain,) = outcome(message, elsewhere(enveloped=False)).outputs
+    assert plain.headers[-1] == (name, value)
+    (own,) = outcome(message, rule()).outputs
+    assert name not in dict(own.headers)
 
 
 def test_two_rules_of_one_name_are_refused() -> None:
