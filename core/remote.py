@@ -163,6 +163,14 @@ class RemoteRule:
             return False
         return output.topic == self.topic if self.topic else output.topic not in self.followers
 
+    @property
+    def idle(self) -> bool:
+        """There is nothing to be done for it now."""
+        if self.sending or self.gone or self.main is not None or not self._feeding:
+            return False
+        fed = self.fed  # first, as below
+        return not self._spans and fed.offset == self.sent and not self.reason
+
     def gap(self, committed: int) -> int:
         """Up to where the log has to be read before anything else is sent; `sent` if it need not be. `committed`: the owner's position."""
         if self.main is not None:

@@ -154,6 +154,8 @@ class ClusterWriter:
         self._closing = threading.Event()
         self._inbox: SimpleQueue[_Watched] = SimpleQueue()
         self._watched: list[_Watched] = []
+        self._active: list[_Watched] = []
+        """Those for whom there is something to be done."""
         self._abandoned: deque[RemoteRule] = deque()
         """Somebody else's by now, with records that the driver still has."""
         self._targets = TargetTopics(self._other, None, create=False, written=True, timeout_s=ASK_S)
@@ -221,18 +223,19 @@ class ClusterWriter:
             self._fatal = False
             raise again("the producer has failed for good")
         now = time.monotonic()
-        for each in self._watched:
+        self._active = [each for each in self._watched if not each.rule.idle]
+        for each in self._active:
             each.rule.advance()
             if each.rule.alone and not each.rule.sending:
                 each.rule.alone = False
             if each.rule.caught_up():
                 log.info("rule %s: caught up on topic %s", each.rule.rule, each.rule.topic)
         self._let_go()
-        self._solo = next((each.rule for each in self._watched if each.rule.alone), None)
+        self._solo = next((each.rule for each in self._active if each.rule.alone), None)
         busy = False
         if now >= self._away_until:
             try:
-                for each in self._watched:
+                for each in self._active:
                     busy = self._go_on(each, now) or busy
             except KafkaException as failed:  # of a question about topics
                 self._away(failed.args[0], now)
@@ -305,7 +308,7 @@ class ClusterWriter:
         self._say(reason.replace("_", " "), f" ({error.name()})")
 
     def _look_for_stuck(self, now: float) -> None:
-        for rule, _ in self._watched:
+        for rule, _ in self._active:
             if rule.unreported and now - rule.heard > STUCK_S and not rule.reason:
                 rule.stands(self._why or UNREACHABLE, _now_ms())
                 self._say((self._why or UNREACHABLE).replace("_", " "))
@@ -455,7 +458,7 @@ class ClusterWriter:
         if self._reading is not None and not self._goes_on_reading(now):
             self._stop_reading()
         if self._reading is None:
-            each = next((each for each in self._watched if self._is_behind(each, now)), None)
+            each = next((each for each in self._active if self._is_behind(each, now)), None)
             if each is None:
                 return False
             self._watched = [*(other for other in self._watched if other is not each), each]
@@ -492,7 +495,7 @@ class ClusterWriter:
             return False
         if rule.gap(each.owned.committed or 0) <= rule.sent:
             return False
-        return now - reading.since < TURN_S or not any(other is not each and self._is_behind(other, now) for other in self._watched)
+        return now - reading.since < TURN_S or not any(other is not each and self._is_behind(other, now) for other in self._active)
 
     def _reader(self, each: _Watched) -> LogReader:
         rule = each.rule
