@@ -343,7 +343,7 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     lifecycle_closed: int = 50_000
     """Closed channels of one partition whose number is kept, for ten minutes. Above it: the one closed longest ago starts counting anew."""
     lifecycle_unshown: int = 100_000
-    """Events of channels and connections that are not yet on their metachannel. Above it: the oldest never will be (`lifecycle.unshown`)."""
+    """Events of channels and connections that are not on their metachannel yet. Above it: the oldest never are (`lifecycle.unshown`)."""
     lifecycle_under_way: int = 200
     """Of these, messages that a core has appended and not read back. Above it: further ones wait, so that publishers keep their part of
     `partition_budget_records`."""
