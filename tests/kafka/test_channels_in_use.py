@@ -141,15 +141,16 @@ async def story(edge: str) -> None:
 
     await reader.socket.close()
     await first.socket.close()
-    await watcher.until(lambda: len(watcher.messages) >= 3)
+    channels = ("room", "from kafka/1", "from kafka/2")
+    await watcher.until(lambda: len(watcher.messages) >= 6)
     opened = [(message["name"], json.loads(message["data"])["channelId"]) for message in watcher.messages]
-    assert opened == [("channel.opened", channel) for channel in ("room", "from kafka/1", "from kafka/2")]
+    assert opened == [(name, channel) for channel in channels for name in ("channel.opened", "channel.region.active")]
     await asyncio.sleep(75)  # members go after 15 s, the channels close after a minute
     again = await client(edge, f"[?rewind=100]{META}")
-    await again.until(lambda: len(again.messages) >= 6)
-    closed = {(message["name"], json.loads(message["data"])["channelId"]) for message in again.messages[3:]}
-    assert closed == {("channel.closed", channel) for channel in ("room", "from kafka/1", "from kafka/2")}
-    assert len(again.messages) == 6
+    await again.until(lambda: len(again.messages) >= 12)
+    closed = {(message["name"], json.loads(message["data"])["channelId"]) for message in again.messages[6:]}
+    assert closed == {(name, channel) for channel in channels for name in ("channel.closed", "channel.region.inactive")}
+    assert len(again.messages) == 12
     await asyncio.sleep(3)
 
 
