@@ -21,7 +21,7 @@ def open_consumer(config: KafkaConfig, role: str, group: str | None = None, **ov
     10,000 records a second (9 % of a core against 28 %).
     """
     settings: dict[str, Any] = {
-        "group_id": group or f"{config.prefix}-{role}",
+        "group_id": group or f"{config.prefix}.{role}",
         "enable_auto_commit": False,
         "enable_auto_offset_store": False,
         "auto_offset_reset": "error",
