@@ -159,13 +159,20 @@ def fetch() -> Path:
     return home / "libs"
 
 
+_given: set[int] = set()
+"""Ports that this process was told of: who asked may not have bound it yet."""
+
+
 def free_port() -> int:
     """A port on 127.0.0.1 that nobody listens on. Not one of those that the kernel gives to outgoing connections: one to Kafka might
     take it before the server binds it."""
     while True:
         port = secrets.choice(range(10_000, 32_000))
+        if port in _given:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
 
 

@@ -48,12 +48,12 @@ def event_of(frame: dict[str, Any]) -> tuple[str, str, bool]:
 
 
 def events(client: Any, prefix: str, count: int) -> list[tuple[str, str, bool]]:
-    """The next events of channels that are called so; other tests use other names, and may be heard."""
+    """The next events of channels that are called so; other tests use other names, and may be heard, in part only if it is by `rewind`."""
     found: list[tuple[str, str, bool]] = []
     while len(found) < count:
-        event = event_of(client.gets(MESSAGE))
-        if event[1].startswith(prefix):
-            found.append(event)
+        frame = client.gets(MESSAGE)
+        if json.loads(frame["messages"][0]["data"])["channelId"].startswith(prefix):
+            found.append(event_of(frame))
     return found
 
 

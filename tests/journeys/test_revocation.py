@@ -175,9 +175,8 @@ def test_protocol_version_2_has_a_flat_list(world: Anything, keys: list[str]) ->
     assert [result["target"] for result in answer["batchResponse"]] == ["clientId:x", "y"]
 
 
+@pytest.mark.parametrize("world", ["wire"], indirect=True)
 def test_a_core_that_starts_later_knows_of_it(world: Anything, keys: list[str]) -> None:
-    if isinstance(world, RealWorld):
-        pytest.skip("cores are not started again for one test")
     old = token(world, keys[0], "bob", age_s=5)
     connected(world, old)
     assert revoke(world, keys[0], "clientId:bob")[0] == 201
@@ -206,9 +205,8 @@ def test_a_client_that_only_a_dead_core_knew() -> None:
         assert (frame["action"], frame["error"]["code"]) == (DISCONNECTED, 40141)
 
 
+@pytest.mark.parametrize("world", ["wire"], indirect=True)
 def test_the_record_goes_when_no_such_token_can_be_left(world: Anything, keys: list[str]) -> None:
-    if isinstance(world, RealWorld):
-        pytest.skip("takes more than a day")
     assert revoke(world, keys[0], "clientId:bob")[0] == 201
     (name,) = [key for key, _ in world.log.config if key.startswith("revocation:")]
     world._turn_clock(world.now + 24 * 3600)

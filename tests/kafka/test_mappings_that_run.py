@@ -78,7 +78,7 @@ def test_a_change_of_the_template_holds_for_what_is_read_from_then_on(kafka_brok
             topic = create(world, "in", 3)
             appends = log_of(world)
             running = runner(world, appends, mapping(world, topics=[topic], channel="old:#{key}"))
-            await until(lambda: running._parts)
+            await until(lambda: len(running._parts) == 3)
             parts = dict(running._parts)
             await asyncio.to_thread(produce, kafka_brokers, topic, 0, 300)
             await until(lambda: len(logged(world)) == 300)
