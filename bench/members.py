@@ -1,8 +1,9 @@
 """A presence set of 20,000 members: `python -m bench.members [--members N] [--connections N]`.
 
 Members enter by `enterClient` over 80 connections, 250 items a message. Then one client after another attaches and waits for its SYNC to be
-complete. Shown: memory per member on edge and core, time until all had entered, time from ATTACH to the end of SYNC, and whether everybody
-was there. There is no floor: nothing bare keeps a presence set.
+complete; where Node.js and the official JavaScript client are installed, so does one of these, by `presence.get()`. Shown: memory per
+member on edge and core, time until all had entered, time from ATTACH to the end of SYNC, and whether everybody was there. There is no
+floor: nothing bare keeps a presence set.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import shutil
 import ssl
 import statistics
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -135,7 +140,38 @@ async def measure(server: Server, members: int, connections: int) -> bool:
         f"ATTACH to the end of SYNC: first {times[0]:.3f} s, median {statistics.median(times):.3f} s; {newcomers[0].pages} pages, "
         f"largest {newcomers[0].largest} B; everybody there: {all_there}"
     )
-    return all_there
+    official = await asyncio.to_thread(presence_get, server)
+    if official is None:
+        print("presence.get() of the official client: Node.js or the package ably is missing")
+        return all_there
+    print(f"presence.get() of the official client: {official['members']} members, {official['ms']} ms from attach")
+    return all_there and official["members"] == number
+
+
+SCRIPT = """
+const Ably = require('ably');
+const s = JSON.parse(process.env.SETTINGS);
+const client = new Ably.Realtime({ endpoint: s.host, port: s.port, tlsPort: s.port, token: s.token, logLevel: 0 });
+client.connection.once('connected', async () => {
+  const begin = Date.now();
+  const found = await client.channels.get(s.channel).presence.get();
+  console.log(JSON.stringify({ members: new Set(found.map((m) => m.connectionId + ':' + m.clientId)).size, ms: Date.now() - begin }));
+  process.exit(0);
+});
+"""
+
+
+def presence_get(server: Server) -> dict[str, int] | None:
+    modules = Path(__file__).parents[1] / ".cache" / "node" / "node_modules"
+    node = shutil.which("node")
+    if node is None or not (modules / "ably").is_dir():
+        return None
+    host, _, port = server.url.partition("//")[2].partition(":")
+    settings = {"host": host, "port": int(port), "token": server.token, "channel": CHANNEL}
+    env = {**os.environ, "NODE_PATH": str(modules), "NODE_EXTRA_CA_CERTS": str(server.ca), "SETTINGS": json.dumps(settings)}
+    done = subprocess.run([node, "-e", SCRIPT], env=env, capture_output=True, text=True, timeout=WAIT_S, check=True)
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
 
 
 def main() -> int:
