@@ -159,8 +159,8 @@ def fetch() -> Path:
     return home / "libs"
 
 
-_given: set[int] = set()
-"""Ports that this process was told of: who asked may not have bound it yet."""
+GIVEN_S = 60.0
+"""How long a port that was given out is given to nobody else, in seconds: who asked may not have bound it yet."""
 
 
 def free_port() -> int:
@@ -168,12 +168,26 @@ def free_port() -> int:
     take it before the server binds it."""
     while True:
         port = secrets.choice(range(10_000, 32_000))
-        if port in _given:
+        if not _reserve(port):
             continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            _given.add(port)
             return port
+
+
+def _reserve(port: int) -> bool:
+    """Among all processes of this user, by an empty file for each port."""
+    directory = Path(tempfile.gettempdir()) / f"tidegate-ports-{os.getuid()}"
+    directory.mkdir(exist_ok=True)
+    mark = directory / str(port)
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - mark.stat().st_mtime < GIVEN_S:
+                return False
+        mark.touch()
+    return True
 
 
 class LocalKafka:

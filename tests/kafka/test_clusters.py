@@ -96,7 +96,7 @@ def test_logins_tls_and_what_is_wrong_with_them(kafka_brokers: str, other: Other
                 asked, before = time.monotonic(), stream.published
                 await until(lambda: all(owner.written[f"app/{name}"] >= before for name in ("good", "plain", "tls", "open")))
                 assert time.monotonic() - asked < 1.0
-                assert state_of(owner, "wrong") == ("parked", "refused_login")
+                await until(lambda: state_of(owner, "wrong") == ("parked", "refused_login"), 30)  # not if a broker was slow to refuse it
                 assert state_of(owner, "unknown") == ("parked", "tls_failed")
                 assert state_of(owner, "away") == ("parked", "unreachable_cluster")
                 assert state_of(owner, "plain") == ("running", "")
