@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import confluent_kafka
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
 from core.kafka.config import KafkaConfig
 from core.kafka.logs import log
@@ -96,6 +96,8 @@ class KafkaThread:
                 return self.run()
             except KafkaException as error:
                 log.warning("%s: %s", self._thread.name, _what(error))
+            except KafkaError as error:  # type: ignore[misc]  # the driver raises it now and then, and it is no Exception to Python
+                log.warning("%s: %s", self._thread.name, _what(KafkaException(error)))
             except Exception:
                 log.exception("%s failed", self._thread.name)
             self.failures += 1
