@@ -57,11 +57,16 @@ def decoder(form: SchemaFormat, source: Source) -> Decoder:
 # --- Avro ----------------------------------------------------------------------------------------------------------------------------
 
 
-def _avro(source: Source) -> Decoder:
+def avro_schema(source: Source) -> Any:
+    """As fastavro takes it, with what it refers to."""
     named: dict[str, Any] = {}
     for _, text in source.references:
         fastavro.parse_schema(json.loads(text), named_schemas=named)
-    schema = fastavro.parse_schema(json.loads(source.text), named_schemas=named)
+    return fastavro.parse_schema(json.loads(source.text), named_schemas=named)
+
+
+def _avro(source: Source) -> Decoder:
+    schema = avro_schema(source)
 
     def decode(payload: bytes) -> Any:
         stream = io.BytesIO(payload)

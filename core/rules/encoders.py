@@ -6,7 +6,6 @@ Apart from `core.rules.schema`, so that a core without such rules does not load 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import fastavro
 import msgspec
 from google.protobuf import json_format, message_factory
 
-from core.mappings.decoders import Source, UnusableError, decoder, protobuf_file
+from core.mappings.decoders import Source, UnusableError, avro_schema, decoder, protobuf_file
 from core.mappings.schemas import SchemaFormat, UndecodableError
 from core.rules.schema import Encoder, InvalidError
 
@@ -41,10 +40,7 @@ def _json(payload: bytes) -> Any:
 
 
 def _avro(source: Source) -> Encoder:
-    named: dict[str, Any] = {}
-    for _, text in source.references:
-        fastavro.parse_schema(json.loads(text), named_schemas=named)
-    schema = fastavro.parse_schema(json.loads(source.text), named_schemas=named)
+    schema = avro_schema(source)
 
     def encode(payload: bytes) -> bytes:
         value = _json(payload)
