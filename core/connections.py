@@ -42,6 +42,8 @@ _FORGET_AFTER_S = 60.0
 """How long beyond its time to be resumed a connection is remembered: whoever took it at the last moment has written so by then."""
 _SCANNED_PER_SWEEP = 5_000
 _WRITTEN_AGAIN_PER_SWEEP = 1_000
+_FIRST_WORD_S = 1.0
+"""A key that this cluster made, and no record: the client may have come back, by another core, before its first record was in the log."""
 _SECOND_WORD_S = 1.0
 """An edge tells every core that knows a connection of its end; those that did not admit it wait so long for the one that did."""
 
@@ -112,7 +114,20 @@ class Change(NamedTuple):
 class Claim:
     """One attempt of a client to go on with a connection. `edge` and `boot` are those of its link now, `job` is the caller's."""
 
-    __slots__ = ("app", "boot", "client_id", "connection", "edge", "job", "key_name", "record", "remain_present_ms", "text", "tries")
+    __slots__ = (
+        "app",
+        "boot",
+        "client_id",
+        "connection",
+        "edge",
+        "job",
+        "key_name",
+        "record",
+        "remain_present_ms",
+        "text",
+        "tries",
+        "waited",
+    )
 
     def __init__(
         self,
@@ -138,6 +153,8 @@ class Claim:
         self.record: ConnectionRecord | None = None
         """What was written for it."""
         self.tries = 0
+        self.waited = False
+        """For a first word of its connection."""
 
 
 class _Edge:
@@ -185,6 +202,9 @@ class Connections:
         self._unread: dict[str, ConnectionRecord] = {}
         """Connections admitted here whose first record has not been read back."""
         self._asking: dict[int, object] = {}
+        self._early: dict[str, list[tuple[float, Claim]]] = {}
+        """Claims of connections that nothing has been read of, each with the time to give up on that, by connection."""
+        self._early_claims = 0
         self._writing: dict[int, tuple[str, ConnectionRecord]] = {}
         self._claims: dict[int, Claim] = {}
         self._again: dict[str, ConnectionRecord] = {}
@@ -358,6 +378,27 @@ class Connections:
         lease = self._leases.get(record.boot)
         end = (0 if lease is None else lease.at) + self._lease_ms
         return end if end < at_ms else None
+
+    def waits(self, claim: Claim, verdict: object, now: float) -> bool:
+        """Whether a claim with this `judge`ment is to wait, once, for the first word of its connection: `arrived` or `overdue` has it
+        back. When too many wait already it is not."""
+        unheard = verdict is EXPIRED and self.find(claim.connection) is None
+        if not unheard or claim.waited or self._early_claims >= self._limits.session_waiters:
+            return False
+        claim.waited = True
+        self._early_claims += 1
+        self._early.setdefault(claim.connection, []).append((now + _FIRST_WORD_S, claim))
+        return True
+
+    def arrived(self, connection: str) -> list[Claim]:
+        """The claims that waited for a first word of the connection."""
+        claims = [claim for _, claim in self._early.pop(connection, ())]
+        self._early_claims -= len(claims)
+        return claims
+
+    def overdue(self, now: float) -> list[Claim]:
+        """The claims that have waited long enough."""
+        return [claim for name in [name for name, claims in self._early.items() if claims[0][0] <= now] for claim in self.arrived(name)]
 
     def claim(self, claim: Claim, key: ConnectionKey, record: ConnectionRecord) -> None:
         """Write the next incarnation for a claim that `judge` has let through; `settled` has it back when that has been read."""

@@ -805,12 +805,16 @@ class CoreNode:
     def _resume(self, claim: Claim) -> None:
         """As far as this core has read, which is far enough: on with the connection, or with a new one, or not at all."""
         link, frame, verified = claim.job
+        if link not in self._roster.links:
+            return
         try:
             verdict = self._connections.judge(claim.text, claim.app, claim.client_id, self._now_ms)
         except RelayError as error:
             self._refuse_admission(link, frame, error)
             return
-        if isinstance(verdict, ErrorInfo):
+        if self._connections.waits(claim, verdict, self._now):
+            self.counters["resume.early"] += 1
+        elif isinstance(verdict, ErrorInfo):
             self.counters[f"resume.{verdict.code}"] += 1
             self._admit_new(link, frame, verified, claim.client_id, verdict)
         elif claim.tries >= TRIES:
@@ -820,11 +824,11 @@ class CoreNode:
 
     def _sessions_answered(self, event: EndOffset) -> None:
         match self._connections.answered(event.ask):
-            case Claim() as claim if claim.job[0] in self._roster.links:
-                if event.offset is None:
-                    self._refuse(claim.job[0], claim.job[1].req, _NOT_RESUMED, Lane.BULK)
-                else:
+            case Claim() as claim:
+                if event.offset is not None:
                     self._resume(claim)
+                elif claim.job[0] in self._roster.links:
+                    self._refuse(claim.job[0], claim.job[1].req, _NOT_RESUMED, Lane.BULK)
             case (int() as link, Append() as frame) if link in self._roster.links:
                 if event.offset is None:
                     self._refuse(link, frame.req, _OVERFULL, Lane.LIVE)
@@ -874,6 +878,8 @@ class CoreNode:
         change = self._connections.read(event.key, event.value, self._now)
         if change is None:
             return
+        for claim in self._connections.arrived(change.connection):
+            self._resume(claim)
         if self._connection_lifecycle:
             self._metachannel.connection(change, event.at, self._now_ms)
             if self._was_ready and self._metachannel.due:
@@ -1911,6 +1917,8 @@ class CoreNode:
         self._out.extend(self._reads.sweep(self._now))
         self._barriers.sweep(self._now)
         self._connections.sweep(self._now, self._now_ms)
+        for claim in self._connections.overdue(self._now):
+            self._resume(claim)
         self._occupancy.sweep(self._now)
         self._lifecycle.sweep(self._now, self._now_ms)
         self._occupancy_log.sweep(self._now, self._now_ms)

@@ -47,6 +47,27 @@ def drops(core: Dialogue, session: str, *, closed: bool = False, link: int = 1, 
     core.sessions_round()
 
 
+def resumes(core: Dialogue, key: str, link: int = 2) -> int:
+    """Asks for it; the request's number."""
+    req = core.req()
+    core.edge_sends(Admit(req, f"shop.all:{SECRET}", True, True, True, 6, resume=key), link)
+    core.turns()
+    core.sessions_round()
+    return req
+
+
+def answers(core: Dialogue) -> list[Admitted]:
+    return [frame for link in (1, 2) for frame in core.sent(link) if isinstance(frame, Admitted)]
+
+
+def admitted_unwritten(core: Dialogue) -> Admitted:
+    """A new connection whose record has not reached Kafka yet."""
+    req = core.req()
+    core.edge_sends(Admit(req, f"shop.all:{SECRET}", True, True, True, 6))
+    core.turns()
+    return core.answer(req)
+
+
 def test_rtn15c6_a_dropped_connection_goes_on_with_its_id_under_a_new_key(core):
     first = core.admitted()
     drops(core, first.session)
@@ -109,8 +130,47 @@ def test_rtn12_closed_is_like_expired(core, link):
 
 
 def test_a_genuine_key_of_a_connection_that_nobody_remembers_is_80008(core):
-    key = make_key(core.keyring, "shop", "abcdefghij", 0, b"123456789")
-    assert core.admitted(resume=key).error.code == 80008
+    """Not at once: until a second has gone, its first record may be on the way."""
+    req = resumes(core, make_key(core.keyring, "shop", "abcdefghij", 0, b"123456789"))
+    core.tick(0.9)
+    assert answers(core) == []
+    core.tick(1.2)
+    answer = core.answer(req)
+    assert (answer.error.code, answer.session != "abcdefghij") == (80008, True)
+
+
+def test_a_client_that_is_faster_than_the_first_record_of_its_connection_goes_on_with_it(core, other):
+    """CONNECTED does not wait for that record, so another core may be asked before it is in the log."""
+    first = admitted_unwritten(core)
+    req = resumes(other, first.key)
+    assert answers(other) == []
+    core.sessions_round()
+    other.sessions_round()
+    again = other.answer(req)
+    assert (again.session, again.incarnation, again.error) == (first.session, 1, None)
+    other.tick(2)
+    other.sessions_round()
+    assert answers(other) == []
+
+
+def test_an_edge_that_goes_while_its_client_waits_takes_the_connection_from_nobody(core, other):
+    first = admitted_unwritten(core)
+    resumes(other, first.key)
+    other.happens(EdgeLost(2, "gone"))
+    core.sessions_round()
+    other.tick(2)
+    assert [write.key for write in other.take(WriteSession) if write.key.startswith("connection:")] == []
+    assert answers(other) == []
+
+
+def test_above_the_bound_on_those_that_wait_a_key_is_expired_at_once():
+    core = Dialogue(limits=CoreLimits(session_waiters=1))
+    core.edge_up()
+    core.sessions_round()
+    waiting, refused = (resumes(core, make_key(core.keyring, "shop", f"abcdefgh{n:02}", 0, b"123456789"), 1) for n in range(2))
+    assert [(frame.req, frame.error.code) for frame in answers(core)] == [(refused, 80008)]
+    core.tick(2)
+    assert core.answer(waiting).error.code == 80008
 
 
 def test_a_key_with_a_wrong_mac_is_80018(core):
