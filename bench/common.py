@@ -190,7 +190,7 @@ def broker(kafka: str) -> Iterator[str]:
     if kafka != "local":
         yield kafka
         return
-    local = LocalKafka()
+    local = LocalKafka(fast_start=False)
     try:
         yield local.start()
     finally:

@@ -197,9 +197,11 @@ class LocalKafka:
     2 to 3 s once Kafka is fetched.
     """
 
-    def __init__(self, port: int = 0, directory: Path | None = None, extra: str = "") -> None:
+    def __init__(self, port: int = 0, directory: Path | None = None, extra: str = "", *, fast_start: bool = True) -> None:
+        """`fast_start`: at the price of speed later, for the virtual machine does not compile what is called often a second time."""
         self._port = port
         self._extra = extra
+        self._options = ["-XX:TieredStopAtLevel=1"] if fast_start else []
         self._controller = 0
         self._directory = directory
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -227,7 +229,8 @@ class LocalKafka:
         settings.write_text((PROPERTIES + self._extra).format(**here))
         (directory / "log4j2.yaml").write_text(LOG4J)
         options = [
-            *("-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"),
+            *("-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-Xshare:auto"),
+            *self._options,
             f"-Dlog4j2.configurationFile={directory / 'log4j2.yaml'}",
             *("-cp", f"{libs}/*"),
         ]

@@ -32,6 +32,8 @@ def open_consumer(config: KafkaConfig, role: str, group: str | None = None, **ov
         "queued_min_messages": 10_000,
         "fetch_message_max_bytes": 1_048_576,
         "fetch_error_backoff_ms": 50,
+        # After what was read ahead has reached those bounds; the default is a second, in which a fast reader has nothing to do.
+        "fetch_queue_backoff_ms": 10,
     }
     if group is not None:
         settings |= {

@@ -32,6 +32,10 @@ from core.kafka.targets import TargetTopics
 from core.mappings import Delayed, Failed, Mapped, Mapping, Schemas, Seek, SourceRecord, Steering
 from relay.model.limits import CoreLimits
 
+ROOM_S = 0.002
+"""How often, while too much is not yet durable, it is looked whether that has changed, in seconds."""
+FULL_S = 1.0
+"""How long the group is not polled for that before the partitions are paused, which throws away what the driver has read ahead."""
 CALL_S = 10.0
 """Longest wait for one answer of Kafka."""
 LOOK_S = 2.0
@@ -77,6 +81,8 @@ _NOT_YET = (
     KafkaError._UNKNOWN_PARTITION,
 )
 """What is said of a partition that will be there in a moment."""
+_REBALANCING = (KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS, KafkaError.UNKNOWN_MEMBER_ID)
+"""What is said of a commit while the group is changing again."""
 
 
 class Stopped(NamedTuple):
@@ -173,7 +179,10 @@ class MappingRunner(KafkaThread):
         self._parts: dict[Place, _Partition] = {}
         self._scans: deque[LogScan] = deque()
         self._paused: set[Place] = set()
-        self._full = False
+        self._full_since: float | None = None
+        """Since when too much is not yet durable."""
+        self._begun: dict[Place, tuple[_Partition, Position]] = {}
+        """Where partitions begin, until Kafka has been told: it may not listen, while the group changes again."""
         self._lease_until = 0.0
         self.group = f"{config.prefix}.mapping.{mapping.app}.{mapping.id}"
         self.read = 0
@@ -248,6 +257,7 @@ class MappingRunner(KafkaThread):
 
     def _run_once(self) -> None:
         self._subscribed = ([], [])
+        self._begun = {}
         self._take_up()
         self._consumer = open_consumer(
             self._config,
@@ -289,7 +299,10 @@ class MappingRunner(KafkaThread):
             now = time.monotonic()
             if now >= commit_at:
                 commit_at = now + COMMIT_S
-                self._commit(wait=False)
+                if self._begun:
+                    self._begin()
+                else:
+                    self._commit(wait=False)
                 self._snapshot()
             if now >= lag_at:
                 lag_at = now + LAG_S
@@ -434,7 +447,8 @@ class MappingRunner(KafkaThread):
     # --- reading ---------------------------------------------------------------------------------------------------------------------
 
     def _hold(self) -> None:
-        """Pause what waits, and everything while too much is not yet durable, until half of it is. The group is polled all the while."""
+        """Pause what waits, and everything while too much is not yet durable for long, until half of it is. The group is polled all the
+        while."""
         parts = self._parts
         lanes = [part.lane for part in parts.values()]
         held = [record for part in parts.values() for record in part.held]
@@ -442,10 +456,11 @@ class MappingRunner(KafkaThread):
         size = sum(lane.taken_bytes - lane.finished_bytes for lane in lanes) + sum(map(_size, held))
         limits = self._limits
         if records >= limits.mapping_records or size >= limits.mapping_bytes:
-            self._full = True
+            self._full_since = self._full_since or time.monotonic()
         elif records <= limits.mapping_records // 2 and size <= limits.mapping_bytes // 2:
-            self._full = False
-        wanted = {place for place, part in parts.items() if self._full or self._steering.paused or part.waits}
+            self._full_since = None
+        long = self._full_since is not None and time.monotonic() - self._full_since >= FULL_S
+        wanted = {place for place, part in parts.items() if long or self._steering.paused or part.waits}
         if stop := wanted - self._paused:
             self._consumer.pause([TopicPartition(*place) for place in stop])
         if go := (self._paused - wanted) & parts.keys():
@@ -453,6 +468,9 @@ class MappingRunner(KafkaThread):
         self._paused = wanted
 
     def _read(self) -> None:
+        if self._full_since is not None and len(self._paused) < len(self._parts):
+            time.sleep(ROOM_S)
+            return
         batch: dict[Place, list[SourceRecord]] = {}
         for message in read_batch(self._consumer, BATCH, POLL_S):
             error = message.error()
@@ -588,7 +606,6 @@ class MappingRunner(KafkaThread):
     def _assigned(self, _consumer: object, partitions: list[TopicPartition]) -> None:
         starts: list[TopicPartition] = []
         looks: dict[Place, tuple[_Partition, list[int]]] = {}
-        begun: dict[Place, tuple[_Partition, Position]] = {}
         for at in self._consumer.committed(partitions, timeout=CALL_S) if partitions else []:
             if at.error is not None:
                 raise KafkaException(at.error)
@@ -604,16 +621,15 @@ class MappingRunner(KafkaThread):
                 part.committed = Position(start, said.floors)
                 looks[place] = (part, said.floors)
             else:
-                begun[place] = (part, self._here(start))
+                self._begun[place] = (part, self._here(start))
         self._consumer.incremental_assign(starts)
         if starts:
             self._consumer.resume(starts)  # a pause outlives an assignment (measured with librdkafka 2.16)
             self._paused -= {(at.topic, at.partition) for at in starts}
         self._look(looks)
         self._hold()
-        self._commit_positions(begun, wait=True)
+        self._begin()
         self._lease_until = time.monotonic() + LEASE_S
-        self._ready.set()
 
     def _start(self, place: Place, committed: int, said: Committed | None, low: int, high: int, count: int) -> tuple[int, int]:
         """Where a partition goes on, and the number of the seek that led there. `committed` is negative if there is no commit."""
@@ -744,6 +760,18 @@ class MappingRunner(KafkaThread):
             if part.committed is None or position.mark != part.committed.mark or now - part.committed_at >= REFRESH_S:
                 positions[place] = (part, position)
         self._commit_positions(positions, wait=wait)
+
+    def _begin(self) -> None:
+        """Commit where partitions begin; then the mapping is ready. Raises KafkaException."""
+        begun = {place: begun for place, begun in self._begun.items() if self._parts.get(place) is begun[0]}
+        try:
+            self._commit_positions(begun, wait=True)
+        except KafkaException as refused:
+            if refused.args[0].code() not in _REBALANCING:
+                raise
+            return
+        self._begun = {}
+        self._ready.set()
 
     def _commit_positions(self, positions: dict[Place, tuple[_Partition, Position]], *, wait: bool) -> list[KafkaError]:
         """With `wait`: why Kafka did not take single ones of them. Raises KafkaException."""
