@@ -31,6 +31,7 @@ from relay.model.limits import ListenerLimits
 from relay.runtime import tls
 from relay.runtime.head import BadHead, Request, parse_head
 from relay.runtime.listener import Listener, Refusal, TransportInfo
+from tests.support.kafka import skip_or_fail
 from tests.unit.runtime.conftest import Pki
 
 Run = Callable[[Any], Any]
@@ -271,7 +272,6 @@ def test_http_2(pki: Pki, run: Run) -> None:
     run(scenario())
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="curl is missing")
 async def early(scope: Any, receive: Any, send: Any) -> None:
     """An application that answers some requests before they end, and others later."""
     if scope["path"] == "/slow":
@@ -306,6 +306,9 @@ def test_an_http_2_connection_that_ends_badly_gives_its_place_back(unread: bool,
 
 
 def test_curl(pki: Pki, run: Run) -> None:
+    if not shutil.which("curl"):
+        skip_or_fail("curl is missing")
+
     async def scenario() -> None:
         async with serving(server_context(pki)) as server:
             url = f"https://localhost:{server.port}/time"
