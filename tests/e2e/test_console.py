@@ -247,7 +247,9 @@ def test_a_rule_and_a_mapping_are_made_by_form_tried_and_do_what_the_preview_sai
     assert back in page.get_by_role("table", name="Mappings").inner_text()
 
     # One that will be in trouble, and a rule too
-    api.made(f"/apps/{app}/mappings", {"topics": [bad], "channel": "x:#{value.missing}", "onFailedRecordMapping": "stop"})
+    in_trouble = api.made(f"/apps/{app}/mappings", {"topics": [bad], "channel": "x:#{value.missing}", "onFailedRecordMapping": "stop"})[
+        "id"
+    ]
     rule = {"ruleType": "kafka", "requestMode": "single", "source": {"type": "channel.message", "channelFilter": "^__"}}
     api.made(f"/apps/{app}/rules", {**rule, "target": {"routingKey": "#{channelName}"}})
 
@@ -275,6 +277,34 @@ def test_a_rule_and_a_mapping_are_made_by_form_tried_and_do_what_the_preview_sai
     page.get_by_text("Stopped").wait_for(timeout=SOON_MS)
     assert "missing field" in page.get_by_role("table", name="Mappings").inner_text()
     visitor.looks("mappings")
+
+    # What has stopped goes on behind it; what runs is held, and told to begin again
+    page.get_by_role("link", name=in_trouble).click()
+    steering = page.get_by_role("region", name="While it runs")
+    steering.get_by_text(f"{bad}, partition").wait_for(timeout=SOON_MS)
+    visitor.looks("mapping-stopped")
+    steering.get_by_role("button", name="Leave out offset 0").click()
+    page.get_by_role("dialog").get_by_role("button", name="Move it").click()
+    steering.get_by_text("Running", exact=True).wait_for(timeout=SOON_MS)
+    visitor.goes_to(f"#/apps/{app}/mappings")
+    page.get_by_role("row", name=back).get_by_role("link").click()
+    steering.get_by_role("button", name="Pause").click()
+    steering.get_by_text("Paused", exact=True).wait_for(timeout=SOON_MS)
+    steering.get_by_text("Go on elsewhere").click()
+    steering.get_by_label("Go on with").select_option("offset")
+    steering.get_by_label("Offset", exact=True).fill("0")
+    steering.get_by_role("button", name="Move it").click()
+    page.get_by_role("dialog").get_by_role("button", name="Move it").click()
+    steering.get_by_text("is needed with offset").wait_for(timeout=SOON_MS)
+    visitor.looks("mapping-move")
+    steering.get_by_label("Go on with").select_option("earliest")
+    steering.get_by_role("button", name="Move it").click()
+    page.get_by_role("dialog").get_by_role("button", name="Move it").click()
+    steering.get_by_text("to go on with the oldest record").wait_for(timeout=SOON_MS)
+    steering.get_by_role("button", name="Resume").click()
+    (message,) = client.gets(MESSAGE, channel="orders:42")["messages"]
+    assert (message["name"], json.loads(message["data"])) == ("paid", {"state": "paid"})
+
     visitor.goes_to(f"#/apps/{app}/rules")
     page.get_by_text("records are dropped: reserved topic").wait_for(timeout=SOON_MS)
     assert [page.get_by_role("table", name="Rules").get_by_text(state).count() for state in ("Running", "Drops records")] == [1, 1]
@@ -288,6 +318,25 @@ def test_a_rule_and_a_mapping_are_made_by_form_tried_and_do_what_the_preview_sai
     page.get_by_role("button", name="Ask").click()
     page.get_by_text("permits publish on chat:lobby by").wait_for(timeout=SOON_MS)
     visitor.looks("keys")
+    secrets = keys_by_form(visitor, api, world, app)
+    visitor.goes_to(f"#/apps/{app}/namespaces")
+    page.get_by_role("link", name="New namespace").click()
+    form = page.get_by_role("form", name="The namespace")
+    form.get_by_label("Name").fill("a/b")
+    form.get_by_role("button", name="Make the namespace").click()
+    form.get_by_text("must not begin with").wait_for(timeout=SOON_MS)
+    form.get_by_label("Name").fill("account")
+    form.get_by_label("Closed to clients without a clientId").check()
+    visitor.looks("namespace-new")
+    form.get_by_role("button", name="Make the namespace").click()
+    page.get_by_role("table", name="Namespaces").get_by_text("Without clientId").wait_for(timeout=SOON_MS)
+    visitor.looks("namespaces")
+    (namespace,) = api.ask("GET", f"/apps/{app}/namespaces")[1]
+    assert (namespace["id"], namespace["authenticated"], namespace["tlsOnly"]) == ("account", True, False)
+    page.get_by_role("link", name="account").click()
+    form.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete it").click()
+    page.get_by_text("This app has no namespace").wait_for(timeout=SOON_MS)
     visitor.goes_to("#/cluster")
     page.get_by_text("core-2").first.wait_for(timeout=SOON_MS)
     owners = page.get_by_role("table", name="Partitions by owner").inner_text()
@@ -302,11 +351,84 @@ def test_a_rule_and_a_mapping_are_made_by_form_tried_and_do_what_the_preview_sai
     everything = "".join(visitor.answers) + page.content()
     for secret in (key.partition(":")[2], visitor.token.partition(".")[2]):
         assert secret not in everything
+    for secret in secrets:
+        assert sum(secret in answer for answer in visitor.answers) == 1, "when it was made"
+        assert secret not in page.content()
     assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
     assert visitor.context.cookies() == []
     page.reload()
     page.get_by_label("Access token").wait_for(timeout=SOON_MS)
     assert (visitor.errors, visitor.elsewhere) == ([], [])
+
+
+def keys_by_form(visitor: Visitor, api: Api, world: RealWorld, app: str) -> list[str]:
+    """A key is made, permits more, and is given another secret. Returns the secrets that were shown."""
+    page = visitor.page
+    found: list[str] = []
+
+    def take() -> str:
+        told = page.get_by_role("dialog").get_by_label("The key with its secret")
+        told.wait_for(timeout=SOON_MS)
+        visitor.looks("key-made")
+        key = str(told.input_value())
+        page.get_by_role("dialog").get_by_role("button", name="Close").click()
+        page.get_by_role("table", name="Keys of this app").get_by_text("for browsers").wait_for(timeout=SOON_MS)
+        assert page.get_by_role("dialog").count() == 0
+        found.append(key.partition(":")[2])
+        return key
+
+    page.get_by_role("link", name="New key").click()
+    form = page.get_by_role("form", name="The key")
+    form.get_by_label("Name").fill("for browsers")
+    form.get_by_role("button", name="Make the key").click()
+    form.get_by_text("needs a non-empty list of operations").wait_for(timeout=SOON_MS)
+    form.get_by_label("Channels").fill("chat:*")
+    form.get_by_label("subscribe", exact=True).check()
+    visitor.looks("key-new")
+    form.get_by_role("button", name="Make the key").click()
+    key = take()
+    world.client(key=key).gets(CONNECTED)
+
+    page.get_by_role("link", name="for browsers").click()
+    form.get_by_label("publish", exact=True).check()
+    form.get_by_role("button", name="Add channels").click()
+    form.get_by_label("Channels").last.fill("news")
+    form.get_by_label("everything").last.check()
+    form.get_by_role("button", name="Save").click()
+    page.get_by_role("table", name="Keys of this app").get_by_text("news").wait_for(timeout=SOON_MS)
+    (made,) = [each for each in api.ask("GET", f"/apps/{app}/keys")[1] if each["key"] == key]
+    assert made["capability"] == {"chat:*": ["publish", "subscribe"], "news": ["*"]}
+
+    page.get_by_role("link", name="for browsers").click()
+    form.get_by_role("button", name="Make another secret").click()
+    page.get_by_role("dialog").get_by_role("button", name="Make another").click()
+    other = take()
+    assert (other != key, other.partition(":")[0]) == (True, key.partition(":")[0])
+    world.client(key=other).gets(CONNECTED)
+    return found
+
+
+def test_a_rule_into_another_cluster_that_is_saved_keeps_its_login_and_tls(visitor: Visitor, api: Api) -> None:
+    """The Control API's other users say nothing of TLS, which is on then, and of mechanisms there are more than most forms have."""
+    app = str(api.made("/accounts/tidegate/apps", {"name": f"console {time.time_ns()}"})["id"])
+    login = {"mechanism": "oauthbearer", "username": "me", "password": "a secret", "tokenEndpoint": "https://id.example/token"}
+    target = {"routingKey": "t", "brokers": ["127.0.0.1:1"], "auth": {"sasl": login}}
+    rule = {"ruleType": "kafka", "requestMode": "single", "status": "disabled", "source": {"type": "channel.message"}, "target": target}
+    made = api.made(f"/apps/{app}/rules", rule)["id"]
+    visitor.signs_in()
+    page, form = visitor.page, visitor.page.get_by_role("form", name="The rule")
+    visitor.goes_to(f"#/apps/{app}/rules/{made}")
+    form.get_by_label("Topic and key").fill("another")
+    visitor.looks("rule-elsewhere")
+    form.get_by_role("button", name="Save").click()
+    page.get_by_role("table", name="Rules").get_by_text("another").wait_for(timeout=SOON_MS)
+    target = api.ask("GET", f"/apps/{app}/rules/{made}")[1]["target"]
+    assert (target["tls"], target["auth"]["sasl"].items() >= login.items()) == (True, True)
+    visitor.goes_to(f"#/apps/{app}/rules/new")
+    form.get_by_text("Another cluster").click()
+    assert not form.get_by_label("Over TLS").is_checked()
+    form.get_by_label("SASL").select_option("plain")
+    assert form.get_by_label("Over TLS").is_checked(), "or the password would be sent in clear"
 
 
 def test_a_reader_is_told_what_a_token_may_not(visitor: Visitor, api: Api) -> None:
@@ -324,6 +446,22 @@ def test_a_reader_is_told_what_a_token_may_not(visitor: Visitor, api: Api) -> No
     page.get_by_text("Configured in core.toml").wait_for(timeout=SOON_MS)
     page.get_by_role("region", name="Preview").get_by_text("becomes this record").wait_for(timeout=SOON_MS)
     assert page.get_by_role("button", name="Save").count() == 0
+    visitor.goes_to("#/apps/dev/mappings/mapping-1")
+    page.get_by_role("region", name="While it runs").get_by_text("Running", exact=True).wait_for(timeout=SOON_MS)
+    assert page.get_by_role("button", name="Pause").count() == 0
+    visitor.goes_to("#/apps/dev/keys/new")
+    page.get_by_text("This key cannot be changed here").wait_for(timeout=SOON_MS)
+
+    # Nor does one that may make keys show their secrets, unless it may show any.
+    app = api.made("/accounts/tidegate/apps", {"name": f"console {time.time_ns()}"})["id"]
+    visitor.token = api.ask("POST", "/tokens", {"name": "no secrets", "scopes": ["reader", "security"]})[1]["token"]
+    visitor.signs_in()
+    visitor.goes_to(f"#/apps/{app}/keys/new")
+    page.get_by_label("subscribe", exact=True).check()
+    page.get_by_role("button", name="Make the key").click()
+    page.get_by_role("dialog").get_by_text("not shown to your token").wait_for(timeout=SOON_MS)
+    ((_, secret),) = [each["key"].split(":") for each in api.ask("GET", f"/apps/{app}/keys")[1]]
+    assert not any(secret in answer for answer in visitor.answers)
 
 
 @pytest.fixture

@@ -52,7 +52,6 @@ export function apps(place, context) {
       h("h2", {}, "A new app"),
       trouble,
       name.element,
-      h("p", { class: "hint" }, "Keys are made on the command line (tidegate keys create): their secrets are shown there once, and never here."),
       h("button", { type: "submit", class: "main" }, "Make the app"),
     ),
   );

@@ -6,8 +6,9 @@ import { audit } from "./audit.js";
 import { channels } from "./channels.js";
 import { cluster } from "./cluster.js";
 import { h, s, say, show } from "./dom.js";
-import { keys } from "./keys.js";
+import { key, keys } from "./keys.js";
 import { mappings, mapping } from "./mappings.js";
+import { namespace, namespaces } from "./namespaces.js";
 import { rules, rule } from "./rules.js";
 import { empty, notice, text } from "./ui.js";
 
@@ -21,7 +22,7 @@ function signIn(why) {
   page?.stop?.();
   page = null;
   document.title = "Sign in · Tidegate console";
-  const token = text("Access token", { type: "password", mono: true, required: true, hint: "As in “id.secret”. Scopes: reader to look, operator to change rules and mappings, security for keys and the audit." });
+  const token = text("Access token", { type: "password", mono: true, required: true, hint: "As in “id.secret”. Scopes: reader to look, operator to change rules and mappings, security for keys and the audit, secrets to be shown those of new keys." });
   const trouble = h("div", {});
   const go = h("button", { type: "submit", class: "main" }, "Sign in");
   const form = h(
@@ -85,6 +86,7 @@ const ICONS = {
   rules: "M3 10h9M9 6l4 4-4 4M16 4v12",
   mappings: "M17 10H8m3-4-4 4 4 4M4 4v12",
   keys: "M12 8a4 4 0 1 0-3 3.9L10.500 13H12v1.500h1.500V16H17v-3l-5.100-5Z",
+  namespaces: "M4 4h5v5H4zM11 4h5M11 8h5M4 13h12M4 16h12",
   channels: "M4 16V9m4 7V4m4 12V7m4 9v-5",
   audit: "M5 3h7l3 3v11H5zM8 9h4M8 12h4",
   apps: "M3 3h6v6H3zM11 3h6v6h-6zM3 11h6v6H3zM11 11h6v6h-6z",
@@ -104,6 +106,7 @@ const PAGES = [
   ["rules", "Rules", "app"],
   ["mappings", "Mappings", "app"],
   ["keys", "Keys", "app"],
+  ["namespaces", "Namespaces", "app"],
   ["channels", "Channels", "app"],
   ["audit", "Audit", null],
 ];
@@ -151,8 +154,8 @@ function frame() {
           { "aria-label": "Pages" },
           h("ul", {}, PAGES.slice(0, 2).map(item)),
           h("div", { class: "of-app" }, h("label", { for: "app" }, "App"), choose),
-          h("ul", {}, PAGES.slice(2, 6).map(item)),
-          h("ul", {}, PAGES.slice(6).map(item)),
+          h("ul", {}, PAGES.slice(2, 7).map(item)),
+          h("ul", {}, PAGES.slice(7).map(item)),
         ),
         h(
           "div",
@@ -205,7 +208,7 @@ async function route() {
     show(main, empty("There is no app yet", "Rules, mappings, keys and channels belong to apps. ", h("a", { href: "#/apps" }, "Make one"), "."));
     return;
   }
-  const pages = { cluster, apps, rules: id === undefined ? rules : rule, mappings: id === undefined ? mappings : mapping, keys, channels, audit };
+  const pages = { cluster, apps, rules: id === undefined ? rules : rule, mappings: id === undefined ? mappings : mapping, keys: id === undefined ? keys : key, namespaces: id === undefined ? namespaces : namespace, channels, audit };
   if (pages[name] === undefined) {
     location.replace("#/cluster");
     return;

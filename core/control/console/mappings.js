@@ -1,9 +1,10 @@
 // Mappings: which records of topics become messages of which channels.
 
-import { h } from "./dom.js";
+import { get, post } from "./api.js";
+import { h, say, show } from "./dom.js";
 import { editor, headersOf, linesOf, list, named, remember, trouble } from "./pipelines.js";
-import { area, badge, check, choice, code, facts, group, line, notice, template, text } from "./ui.js";
-import { ago, count, plain, pretty, time } from "./words.js";
+import { area, badge, button, check, choice, code, confirm, facts, firstWrong, group, line, live, notice, template, tellFields, text } from "./ui.js";
+import { ago, count, many, plain, pretty, time } from "./words.js";
 
 const FORMATS = [
   ["auto", "Whatever it is"],
@@ -72,7 +73,116 @@ export function mapping(place, context, app, id) {
     what: "A record of a topic becomes a message on a channel.",
     make: form,
     draw: (results) => results.map(result),
+    above: (aloft) => steering(aloft, context, app, id),
   });
+}
+
+const PLACES = [["earliest", "the oldest record"], ["latest", "what comes from now on"], ["time", "a time"], ["offset", "an offset"]];
+
+/** How it runs, and what can be done about that while it does: hold it, let it go on, move it. Those of core.toml too. */
+function steering(place, context, app, id) {
+  const can = context.may("operator");
+  const trouble = h("div", {});
+  const state = h("div", {});
+  const move = can && moving(app, id, (what) => done(what));
+  place.append(h("section", { class: "card stack", "aria-label": "While it runs" }, h("h2", {}, "While it runs"), trouble, state, move && move.element));
+  const done = (what) => { show(trouble); say(what); page.again(); };
+  const hold = async (paused) => {
+    try {
+      await post(["apps", app, "mappings", id, paused ? "pause" : "resume"], {});
+      done(paused ? "It is paused." : "It goes on.");
+    } catch (error) {
+      show(trouble, notice("bad", paused ? "Not paused" : "Not resumed", error.message));
+    }
+  };
+  const load = async (signal) => Promise.all([get(["apps", app, "mappings", id], { signal }), get(["cluster"], { signal })]);
+  const page = live(state, "its state", load, ([found, { cores }]) => {
+    const now = stateOf(found, app, cores);
+    const mine = cores.flatMap((core) => core.mappings ?? []).filter((each) => each.app === app && each.id === id);
+    const stopped = mine.flatMap((each) => each.stopped);
+    const due = mine.reduce((sum, each) => sum + each.seeksDue, 0);
+    const behind = found.seek && `It was told at ${time(found.seek.at)} UTC to go on with ${moved(found.seek)}${due ? `; still to be done on ${many(due, "partition")}` : ""}.`;
+    return [
+      h(
+        "div",
+        { class: "actions" },
+        badge(now.kind, now.text),
+        h("span", {}, [now.lag !== null && `${many(now.lag, "record")} behind`, now.why].filter(Boolean).join(", ")),
+        can && button(found.paused ? "Resume" : "Pause", () => hold(!found.paused), { key: "hold", kind: "push" }),
+      ),
+      stopped.length > 0 && h("ul", { class: "lines" }, stopped.map((each) => h(
+        "li",
+        {},
+        code(`${each.topic}, partition ${each.partition}, offset ${each.offset}`),
+        h("span", {}, `${plain(each.reason)}: ${each.detail}`),
+        can && !each.delayed && button("Leave it out", () => move.behind(each), { kind: "quiet", key: `behind ${each.topic} ${each.partition}`, "aria-label": `Leave out offset ${each.offset} of ${each.topic}, partition ${each.partition}` }),
+      ))),
+      behind && h("p", { class: "hint" }, behind),
+    ];
+  }, 5);
+  return page;
+}
+
+const moved = (seek) => {
+  const to = seek.offset !== null ? `offset ${seek.offset}` : typeof seek.to === "number" ? `${time(seek.to)} UTC` : PLACES.find(([each]) => each === seek.to)?.[1];
+  return [to, seek.topic && `of ${seek.topic}`, seek.partition !== null && `partition ${seek.partition}`].filter(Boolean).join(", ");
+};
+
+/** A form that makes the mapping go on elsewhere. */
+function moving(app, id, done) {
+  const fields = {
+    to: choice("Go on with", PLACES),
+    at: text("Time, UTC", { type: "datetime-local", step: 1, required: true }),
+    topic: text("Topic", { mono: true, placeholder: "all" }),
+    partition: text("Partition", { type: "number", min: 0, step: 1, placeholder: "all" }),
+    offset: text("Offset", { type: "number", min: 0, step: 1, required: true }),
+  };
+  const trouble = h("div", {});
+  const of = (name) => fields[name].value;
+  const follow = () => {
+    for (const [name, kind] of [["at", "time"], ["offset", "offset"]]) {
+      fields[name].hide(of("to") !== kind);
+      fields[name].control.disabled = of("to") !== kind; // nor is it required then
+    }
+  };
+  fields.to.control.addEventListener("change", follow);
+  follow();
+  const number = (name) => (of(name) === "" ? undefined : Number(of(name)));
+  const send = async (body, what) => {
+    const sure = await confirm(`Move the mapping ${id}?`, `It goes on with ${what}. Records from there on become messages, also those that did before; records before it that it has not read never will.`, "Move it");
+    if (!sure) return;
+    try {
+      await post(["apps", app, "mappings", id, "seek"], body);
+      tellFields(fields, {});
+      show(trouble);
+      done("It is moved.");
+    } catch (error) {
+      const rest = tellFields(of("to") === "time" ? { ...fields, to: fields.at } : fields, error.details ?? {});
+      show(trouble, notice("bad", "Not moved", Object.keys(error.details ?? {}).length ? rest.join("; ") || "See what is said beside the fields." : error.message));
+      firstWrong(form)?.focus();
+    }
+  };
+  const form = h(
+    "form",
+    {
+      class: "stack",
+      "aria-label": "Go on elsewhere",
+      onsubmit: (event) => {
+        event.preventDefault();
+        const given = { topic: of("topic") || undefined, partition: number("partition") };
+        const place = of("to") === "offset" ? { offset: number("offset") } : { to: of("to") === "time" ? Date.parse(`${of("at")}Z`) : of("to") };
+        const body = { ...place, ...given };
+        send(body, moved({ to: null, offset: null, topic: null, partition: null, ...JSON.parse(JSON.stringify(body)) }));
+      },
+    },
+    trouble,
+    h("div", { class: "row top" }, Object.values(fields).map((field) => field.element), h("button", { type: "submit" }, "Move it")),
+  );
+  return {
+    element: h("details", { key: "move" }, h("summary", {}, "Go on elsewhere"), form),
+    /** Past one record, at which a partition has stopped. */
+    behind: ({ topic, partition, offset }) => send({ topic, partition, offset: offset + 1 }, moved({ to: null, topic, partition, offset: offset + 1 })),
+  };
 }
 
 function form(found) {
@@ -89,6 +199,7 @@ function form(found) {
     messageName: text("Message name", { value: found?.messageName ?? "", mono: true, hint: "A template like that. Empty: messages have no name" }),
     onFailedRecordMapping: choice("A record that cannot become a message", [["stop", "stops its partition"], ["skip", "is left out and counted"], ["dlq", "goes to a dead letter topic"]], { value: found?.onFailedRecordMapping ?? "stop" }),
     dlqTopic: text("Dead letter topic", { value: found?.dlqTopic ?? "", mono: true }),
+    keepLast: check("Keep the last message of each channel", { value: found?.keepLast ?? false, hint: "For compacted topics: clients that rewind get it, however old it is" }),
     status: check("Enabled", { value: found?.status !== "disabled" }),
   };
   const of = (name) => fields[name].value;
@@ -104,7 +215,7 @@ function form(found) {
     fields,
     groups: [
       group("From", fields.topics, fields.topicPattern, fields.from, fields.at, fields.key, fields.value),
-      group("To", fields.channel, fields.messageName),
+      group("To", fields.channel, fields.messageName, fields.keepLast),
       group("If it fails", fields.onFailedRecordMapping, fields.dlqTopic),
       group("State", fields.status),
     ],
@@ -115,6 +226,7 @@ function form(found) {
       topicPattern: of("topicPattern"),
       channel: of("channel"),
       messageName: of("messageName"),
+      keepLast: of("keepLast"),
       key: of("key"),
       value: of("value"),
       from: of("from") === "time" ? Date.parse(`${of("at")}Z`) || 0 : of("from"),

@@ -64,15 +64,17 @@ export const trouble = (what, when) => (what ? [h("span", {}, what), when && h("
 
 /**
  * One rule or mapping, or a new one. `make(found)` gives {fields, groups, body(), sample: {element, value()}}; `draw(results)` what the
- * preview says.
+ * preview says; `above(place)`, if there is one, puts a page of its own above the form of what is there already.
  */
-export function editor(place, context, app, id, { kind, what, make, draw }) {
+export function editor(place, context, app, id, { kind, what, make, draw, above }) {
   const isNew = id === "new";
-  const page = { stop: () => stopped.abort() };
+  let running;
+  const page = { stop: () => { stopped.abort(); running?.stop(); } };
   const stopped = new AbortController();
   place.append(heading(isNew ? `New ${kind}` : `${kind[0].toUpperCase()}${kind.slice(1)} ${id}`, what));
   const body = h("div", {}, isNew ? [] : loading(`the ${kind}`));
-  place.append(body);
+  const aloft = h("div", {});
+  place.append(aloft, body);
   const start = async () => {
     try {
       build(isNew ? null : await get(["apps", app, `${kind}s`, id], { signal: stopped.signal }));
@@ -131,6 +133,7 @@ export function editor(place, context, app, id, { kind, what, make, draw }) {
       outcome,
     );
     show(body, h("div", { class: "split" }, form, preview));
+    if (!isNew && !stopped.signal.aborted) running = above?.(aloft);
 
     let touched = false;
     let timer;

@@ -12,6 +12,8 @@ const SOURCES = [
   ["channel.occupancy", "Occupancy: how many there are"],
 ];
 
+const OAUTH = "oauthbearer";
+
 export function rules(place, context, app) {
   return list(place, context, app, {
     kind: "rule",
@@ -86,20 +88,35 @@ function form(found) {
     "target.headers": area("Headers of each record", { rows: 2, value: (target.headers ?? []).map((each) => `${each.name}: ${each.value}`).join("\n"), hint: "One a line, as in team: web" }),
     status: check("Enabled", { value: found?.status !== "disabled" }),
     "target.brokers": area("Brokers", { rows: 2, value: (target.brokers ?? []).join("\n"), hint: "host:port, one a line. Empty: this cluster, exactly once" }),
-    "target.tls": check("Over TLS", { value: target.tls ?? false }),
-    "target.auth.sasl.mechanism": choice("SASL", [["", "none"], ["plain", "PLAIN"], ["scram-sha-256", "SCRAM-SHA-256"], ["scram-sha-512", "SCRAM-SHA-512"]], { value: sasl?.mechanism ?? "" }),
-    "target.auth.sasl.username": text("User name", { value: sasl?.username ?? "" }),
+    // As the core has it where it is not said: with a login on, or its password would cross the network in clear.
+    "target.tls": check("Over TLS", { value: target.tls ?? sasl !== undefined }),
+    "target.auth.sasl.mechanism": choice("SASL", [["", "none"], ["plain", "PLAIN"], ["scram-sha-256", "SCRAM-SHA-256"], ["scram-sha-512", "SCRAM-SHA-512"], [OAUTH, "OAUTHBEARER"]], { value: sasl?.mechanism ?? "" }),
+    "target.auth.sasl.username": text("User name", { value: sasl?.username ?? "", hint: "For OAUTHBEARER the client’s id, and its secret" }),
     "target.auth.sasl.password": text("Password", { type: "password", hint: found && sasl ? "Empty: it stays what it is" : undefined }),
+    "target.auth.sasl.tokenEndpoint": text("Token endpoint", { value: sasl?.tokenEndpoint ?? "", mono: true, hint: "https://…" }),
+    "target.auth.sasl.scope": text("Scope", { value: sasl?.scope ?? "", mono: true }),
+    "target.ca": area("Certificate authority", { rows: 2, value: target.ca ?? "", hint: "In PEM. Empty: those that the cores’ machines trust" }),
   };
   const of = (name) => fields[name].value;
-  const types = [fields["target.auth.sasl.username"], fields["target.auth.sasl.password"]];
+  const mechanism = fields["target.auth.sasl.mechanism"];
+  let login = of("target.auth.sasl.mechanism");
+  mechanism.control.addEventListener("change", () => {
+    if (login === "") fields["target.tls"].value = true;
+    login = mechanism.value;
+  });
   const follow = () => {
-    for (const field of types) field.hide(of("target.auth.sasl.mechanism") === "");
+    for (const name of ["username", "password"]) fields[`target.auth.sasl.${name}`].hide(mechanism.value === "");
+    for (const name of ["tokenEndpoint", "scope"]) fields[`target.auth.sasl.${name}`].hide(mechanism.value !== OAUTH);
+    fields["target.ca"].hide(!of("target.tls"));
     sample.follow(of("source.type"));
   };
   const sample = sampleEvent(source.channelFilter);
-  const elsewhere = h("details", { class: "card", open: (target.brokers ?? []).length > 0 }, h("summary", {}, "Another cluster"), h("div", { class: "fields" }, ["target.brokers", "target.tls", "target.auth.sasl.mechanism", "target.auth.sasl.username", "target.auth.sasl.password"].map((name) => fields[name].element)));
-  for (const name of ["source.type", "target.auth.sasl.mechanism"]) fields[name].control.addEventListener("change", follow);
+  const loginOf = () => {
+    const given = { mechanism: mechanism.value, username: of("target.auth.sasl.username"), password: of("target.auth.sasl.password") || null };
+    return given.mechanism === OAUTH ? { ...given, tokenEndpoint: of("target.auth.sasl.tokenEndpoint"), scope: of("target.auth.sasl.scope"), extensions: sasl?.extensions } : given;
+  };
+  const elsewhere = h("details", { class: "card", open: (target.brokers ?? []).length > 0 }, h("summary", {}, "Another cluster"), h("div", { class: "fields" }, Object.keys(fields).filter((name) => /^target\.(brokers|tls|ca|auth)/.test(name)).map((name) => fields[name].element)));
+  for (const name of ["source.type", "target.auth.sasl.mechanism", "target.tls"]) fields[name].control.addEventListener("change", follow);
   follow();
   return {
     fields,
@@ -122,7 +139,9 @@ function form(found) {
         headers: Object.entries(headersOf(of("target.headers"))).map(([name, value]) => ({ name, value })),
         brokers: linesOf(of("target.brokers")),
         tls: of("target.tls"),
-        auth: of("target.auth.sasl.mechanism") === "" ? null : { sasl: { mechanism: of("target.auth.sasl.mechanism"), username: of("target.auth.sasl.username"), password: of("target.auth.sasl.password") || null } },
+        ca: of("target.tls") ? of("target.ca").trim() : "",
+        auth: mechanism.value === "" ? null : { sasl: loginOf() },
+        ...(target.schema && { schema: target.schema }), // for the preview: what a form has no field for stays anyway
       },
     }),
   };

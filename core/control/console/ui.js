@@ -183,6 +183,27 @@ export function confirm(title, what, doing) {
   });
 }
 
+/** Tell something that must be read, with a secret to take away if there is one. Settled when it is closed; then nothing of it is left. */
+export function tell(title, what, secret) {
+  return new Promise((settle) => {
+    const id = newId("dialog");
+    const field = secret && text("The key with its secret", { value: secret, mono: true, readonly: true });
+    const close = () => dialog.close();
+    const dialog = h(
+      "dialog",
+      { "aria-labelledby": id, onclose: () => { removeEventListener("pagehide", close); if (field) field.value = ""; dialog.remove(); settle(); } },
+      h("h2", { id }, title),
+      h("p", {}, what),
+      field && field.element,
+      h("div", { class: "actions" }, field && button("Copy", () => { field.control.select(); navigator.clipboard?.writeText(secret).then(() => say("Copied."), () => {}); }), button("Close", close, { kind: "main" })),
+    );
+    addEventListener("pagehide", close); // or who steps back to this page would find it
+    document.body.append(dialog);
+    dialog.showModal();
+    field?.control.select();
+  });
+}
+
 // --- what is asked for again and again -----------------------------------------------------------------------------------------------------
 
 /** Shows what `load` gives, by `draw`, now and every `seconds` until the page is left. Trouble is told above what was shown last. */

@@ -169,6 +169,36 @@ def test_a_kafka_rule(tool):
     assert tool.get(f"/apps/{app}/queues") == []
 
 
+def test_a_kafka_rule_into_another_cluster(tool):
+    """The provider knows of neither `tls` nor `ca`: what it does not send stays, and nothing it does not know makes a difference."""
+    app = tool.app()
+    path = f"/apps/{app}/rules"
+    login = {"mechanism": "scram-sha-512", "username": "u", "password": "p"}
+    brokers = ["kafka-1.example:9093", "kafka-2.example:9093"]
+    sent = a_rule(brokers=brokers, auth={"sasl": login}, format="json")
+    made = tool.send("POST", path, sent, status=201)
+
+    def read() -> Any:
+        found = tool.get(f"{path}/{made['id']}")
+        return {name: found[name] for name in sent} | {"target": {name: found["target"][name] for name in sent["target"]}}
+
+    assert read() == sent
+    (rule,) = tool.core.pipelines.rules_to_run(lambda *why: pytest.fail(str(why)))
+    assert (rule.cluster.tls, rule.cluster.sasl.password.reveal()) == (True, "p"), "a password crosses the network encrypted"
+    authority = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"
+    tool.send("PATCH", f"{path}/{made['id']}", {"ruleType": "kafka", "target": {"ca": authority}}, status=200)
+    assert read() == sent
+    sent["target"]["auth"] = {"sasl": {**login, "password": "another"}}
+    tool.send("PATCH", f"{path}/{made['id']}", sent, status=200)
+    assert read() == sent
+    (rule,) = tool.core.pipelines.rules_to_run(lambda *why: pytest.fail(str(why)))
+    assert (rule.cluster.ca, rule.cluster.sasl.password.reveal()) == (authority, "another")
+    # Nobody there, as it can say it: refused, and not sent in clear to whoever listens.
+    nobody = a_rule(brokers=brokers, auth={"sasl": {"mechanism": "plain"}})
+    answer = tool.core.ask("POST", path, nobody)
+    assert (answer.status_code, set(answer.json()["details"])) == (422, {"target.auth.sasl.username"})
+
+
 def test_refusals_have_the_shape_that_they_print(tool):
     app = tool.app()
     wrong = tool.core.ask("POST", f"/apps/{app}/rules", {**a_rule(), "ruleType": "http"})
