@@ -1770,18 +1770,22 @@ class CoreNode:
     def _counts(self, link: int, frame: Counts) -> None:
         """An edge is believed about channels that a client of its could attach to."""
         boot = self._roster.links[link].boot
-        if self._occupancy.knows(boot, frame) or self._may_attach(link, frame):
+        if self._occupancy.knows(boot, frame) or self._credible(link, frame):
             self._occupancy.reported(boot, frame, self._now)
         else:
             self.counters["occupancy.no_witness"] += 1
 
-    def _may_attach(self, link: int, frame: Counts) -> bool:
+    def _credible(self, link: int, frame: Counts) -> bool:
         try:
-            session = self._roster.get(link, frame.session, self._now_ms)
             name = parse_channel(frame.channel)
+            if name.qualifier is not None or self._registry.app(frame.app) is None:
+                return False
+            if not any(frame.counts):
+                return True  # nobody is left to name; what it takes back may have been said to another core, and not been read here yet
+            session = self._roster.get(link, frame.session, self._now_ms)
         except RelayError:
             return False
-        return session.grant.app == frame.app and name.qualifier is None and bool(session.capability.operations_on(name.name))
+        return session.grant.app == frame.app and bool(session.capability.operations_on(name.name))
 
     def _watch(self, link: int, frame: Watch) -> None:
         channel = self._channels.get(link, frame.ref)
