@@ -202,9 +202,9 @@ class Connections:
         self._unread: dict[str, ConnectionRecord] = {}
         """Connections admitted here whose first record has not been read back."""
         self._asking: dict[int, object] = {}
-        self._early: dict[str, list[tuple[float, Claim]]] = {}
-        """Claims of connections that nothing has been read of, each with the time to give up on that, by connection."""
-        self._early_claims = 0
+        self._early: dict[str, list[tuple[float, object]]] = {}
+        """Who waits for the first word of a connection, each with the time to give up on that, by connection."""
+        self._early_jobs = 0
         self._writing: dict[int, tuple[str, ConnectionRecord]] = {}
         self._claims: dict[int, Claim] = {}
         self._again: dict[str, ConnectionRecord] = {}
@@ -379,26 +379,23 @@ class Connections:
         end = (0 if lease is None else lease.at) + self._lease_ms
         return end if end < at_ms else None
 
-    def waits(self, claim: Claim, verdict: object, now: float) -> bool:
-        """Whether a claim with this `judge`ment is to wait, once, for the first word of its connection: `arrived` or `overdue` has it
-        back. When too many wait already it is not."""
-        unheard = verdict is EXPIRED and self.find(claim.connection) is None
-        if not unheard or claim.waited or self._early_claims >= self._limits.session_waiters:
+    def waits(self, connection: str, waiting: object, now: float) -> bool:
+        """Have `waiting` back from `arrived` or `overdue`, if nothing was read of the connection so far. Not when too many wait already."""
+        if self.find(connection) is not None or self._early_jobs >= self._limits.session_waiters:
             return False
-        claim.waited = True
-        self._early_claims += 1
-        self._early.setdefault(claim.connection, []).append((now + _FIRST_WORD_S, claim))
+        self._early_jobs += 1
+        self._early.setdefault(connection, []).append((now + _FIRST_WORD_S, waiting))
         return True
 
-    def arrived(self, connection: str) -> list[Claim]:
-        """The claims that waited for a first word of the connection."""
-        claims = [claim for _, claim in self._early.pop(connection, ())]
-        self._early_claims -= len(claims)
-        return claims
+    def arrived(self, connection: str) -> list[object]:
+        """Who waited for a first word of the connection."""
+        found = [waiting for _, waiting in self._early.pop(connection, ())]
+        self._early_jobs -= len(found)
+        return found
 
-    def overdue(self, now: float) -> list[Claim]:
-        """The claims that have waited long enough."""
-        return [claim for name in [name for name, claims in self._early.items() if claims[0][0] <= now] for claim in self.arrived(name)]
+    def overdue(self, now: float) -> list[object]:
+        """Who has waited long enough."""
+        return [found for name in [name for name, those in self._early.items() if those[0][0] <= now] for found in self.arrived(name)]
 
     def claim(self, claim: Claim, key: ConnectionKey, record: ConnectionRecord) -> None:
         """Write the next incarnation for a claim that `judge` has let through; `settled` has it back when that has been read."""
@@ -429,6 +426,8 @@ class Connections:
             self._counters["sessions.write_failed"] += 1
             if len(self._again) < self._limits.session_writes or connection in self._again:
                 self._again[connection] = record
+            else:
+                self._unread.pop(connection, None)  # nobody will ever read of it
         return None
 
     def has(self, claim: Claim) -> bool:

@@ -40,12 +40,16 @@ CONNECTION_OPENED = "connection.opened"
 CONNECTION_CLOSED = "connection.closed"
 REGION_ACTIVE = "channel.region.active"
 REGION_INACTIVE = "channel.region.inactive"
+MESSAGES = frozenset({PREFIX, CONNECTION_PREFIX, LOG_PREFIX})
+"""How the publish ids of all messages here begin, and no others."""
 TIMELY_MS = 120_000
 """An event that was not shown in this time is not shown any more: well within the window of the duplicate verdict."""
 AGAIN_S = 10.0
 """How long a core waits to read back what it appended, before it appends it once more."""
 _OURS = -1
 """In place of a partition: what this core has to show whatever it owns."""
+_EARLY = 10_000
+"""Messages remembered that were read before their events, the newest. Beyond them an event is taken for not shown, and counted."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder().encode
@@ -69,7 +73,7 @@ class Metachannel:
     `counts(key)` is how many there are on a channel now, in the order of `METRICS`, for events that do not say. `partition(app, channel)`:
     of its records. `region`: that of this core."""
 
-    __slots__ = ("_append", "_asked", "_counters", "_counts", "_events", "_limits", "_owned", "_partition", "_queue", "_region")
+    __slots__ = ("_append", "_asked", "_counters", "_counts", "_early", "_events", "_limits", "_owned", "_partition", "_queue", "_region")
 
     def __init__(
         self,
@@ -94,6 +98,8 @@ class Metachannel:
         """Of these, those that it is up to this core to show."""
         self._asked: OrderedDict[str, float] = OrderedDict()
         """Of these, those that were appended and not read back: when (monotonic seconds)."""
+        self._early: OrderedDict[str, None] = OrderedDict()
+        """Publish ids of messages that were read before their events, which are in another partition, or topic."""
 
     def __len__(self) -> int:
         return len(self._events)
@@ -149,6 +155,9 @@ class Metachannel:
         self._take(LOG_PREFIX + number, _Event(_OURS, app, META_LOG, now_ms, lambda: messages, now_ms), now_ms)
 
     def _take(self, publish_id: str, event: _Event, now_ms: int) -> None:
+        if publish_id in self._early:
+            del self._early[publish_id]
+            return
         if event.at_ms < now_ms - TIMELY_MS or publish_id in self._events:
             return
         self._events[publish_id] = event
@@ -164,6 +173,10 @@ class Metachannel:
         """A message was read."""
         if publish_id in self._events:
             self._forget(publish_id)
+        else:
+            self._early[publish_id] = None
+            if len(self._early) > _EARLY:
+                self._early.popitem(last=False)
 
     def _forget(self, publish_id: str) -> None:
         del self._events[publish_id]

@@ -31,6 +31,7 @@ from core.attendance import FIXTURE, FOLDED, Attendance
 from core.barriers import Barriers
 from core.channel import Channels, OpenChannel
 from core.connections import BAD_KEY, TRIES, Claim, ConnectionRecord, Connections
+from core.connections import EXPIRED as EXPIRED_CONNECTION
 from core.connections import State as ConnectionState
 from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, ShowRecord, WriteConfig
 from core.events import (
@@ -64,6 +65,7 @@ from core.kept import PREFIX as KEPT
 from core.kept import KeptMessages, kept
 from core.lifecycle import Lifecycle
 from core.log import EPHEMERAL_TAIL, LogRecord, body_is_ephemeral
+from core.metachannel import MESSAGES as _META
 from core.metachannel import Metachannel
 from core.occupancy import PREFIX as COUNTS_PREFIX
 from core.occupancy import Occupancies
@@ -812,7 +814,8 @@ class CoreNode:
         except RelayError as error:
             self._refuse_admission(link, frame, error)
             return
-        if self._connections.waits(claim, verdict, self._now):
+        if verdict is EXPIRED_CONNECTION and not claim.waited and self._connections.waits(claim.connection, claim, self._now):
+            claim.waited = True
             self.counters["resume.early"] += 1
         elif isinstance(verdict, ErrorInfo):
             self.counters[f"resume.{verdict.code}"] += 1
@@ -836,6 +839,16 @@ class CoreNode:
                     self._append(link, frame, asked=True)
             case (int() as link, Fetch() as frame) if link in self._roster.links:
                 self._status(link, frame, answered=event.offset is not None)
+            case _:
+                pass  # the edge that asked is gone
+
+    def _first_word(self, waiting: object) -> None:
+        """Something was read of the connection that it waited for, or nothing came."""
+        match waiting:
+            case Claim() as claim:
+                self._resume(claim)
+            case (int() as link, Append() as frame) if link in self._roster.links:
+                self._append(link, frame, asked=True, waited=True)
             case _:
                 pass  # the edge that asked is gone
 
@@ -878,8 +891,8 @@ class CoreNode:
         change = self._connections.read(event.key, event.value, self._now)
         if change is None:
             return
-        for claim in self._connections.arrived(change.connection):
-            self._resume(claim)
+        for waiting in self._connections.arrived(change.connection):
+            self._first_word(waiting)
         if self._connection_lifecycle:
             self._metachannel.connection(change, event.at, self._now_ms)
             if self._was_ready and self._metachannel.due:
@@ -1382,8 +1395,9 @@ class CoreNode:
 
     # --- publishing --------------------------------------------------------------------------------------------------------------------
 
-    def _append(self, link: int, frame: Append, *, asked: bool = False) -> None:
-        """`asked`: everything that other cores had written of the connection it is published for has been read."""
+    def _append(self, link: int, frame: Append, *, asked: bool = False, waited: bool = False) -> None:
+        """`asked`: everything that other cores had written of the connection it is published for has been read. `waited`: and if nothing
+        had been, there was time for it."""
         try:
             session = self._roster.get(link, frame.session, self._now_ms)
         except Denied as denied:
@@ -1391,9 +1405,13 @@ class CoreNode:
             self._not_now(link, frame, denied.info)
             return
         try:
-            if frame.connection_key is not None and not asked and self._holder(session, frame.connection_key) is None:
-                self._connections.ask((link, frame))
-                return
+            if frame.connection_key is not None and not waited and self._holder(session, frame.connection_key) is None:
+                if not asked:
+                    self._connections.ask((link, frame))
+                    return
+                if self._connections.waits(claimed_id(frame.connection_key) or "", (link, frame), self._now):
+                    self.counters["append.early"] += 1
+                    return
             key, partition, value = self._checked_append(session, frame)
         except RelayError as error:
             self._count("append", error)
@@ -1642,7 +1660,7 @@ class CoreNode:
                 if shown is None:
                     continue
                 record, kind, value = shown, shown.kind, shown.value  # noqa: PLW2901 - from here on it is what everybody is shown
-            if self._metachannel:
+            if publish_id[:2] in _META:
                 self._metachannel.shown(publish_id)
             if partition.looked:
                 self._lifecycle.published(number, key, self._now, self._now_ms)
@@ -1770,18 +1788,22 @@ class CoreNode:
     def _counts(self, link: int, frame: Counts) -> None:
         """An edge is believed about channels that a client of its could attach to."""
         boot = self._roster.links[link].boot
-        if self._occupancy.knows(boot, frame) or self._may_attach(link, frame):
+        if self._occupancy.knows(boot, frame) or self._credible(link, frame):
             self._occupancy.reported(boot, frame, self._now)
         else:
             self.counters["occupancy.no_witness"] += 1
 
-    def _may_attach(self, link: int, frame: Counts) -> bool:
+    def _credible(self, link: int, frame: Counts) -> bool:
         try:
-            session = self._roster.get(link, frame.session, self._now_ms)
             name = parse_channel(frame.channel)
+            if name.qualifier is not None or self._registry.app(frame.app) is None:
+                return False
+            if not any(frame.counts):
+                return True  # nobody is left to name; what it takes back may have been said to another core, and not been read here yet
+            session = self._roster.get(link, frame.session, self._now_ms)
         except RelayError:
             return False
-        return session.grant.app == frame.app and name.qualifier is None and bool(session.capability.operations_on(name.name))
+        return session.grant.app == frame.app and bool(session.capability.operations_on(name.name))
 
     def _watch(self, link: int, frame: Watch) -> None:
         channel = self._channels.get(link, frame.ref)
@@ -1917,8 +1939,8 @@ class CoreNode:
         self._out.extend(self._reads.sweep(self._now))
         self._barriers.sweep(self._now)
         self._connections.sweep(self._now, self._now_ms)
-        for claim in self._connections.overdue(self._now):
-            self._resume(claim)
+        for waiting in self._connections.overdue(self._now):
+            self._first_word(waiting)
         self._occupancy.sweep(self._now)
         self._lifecycle.sweep(self._now, self._now_ms)
         self._occupancy_log.sweep(self._now, self._now_ms)

@@ -5,7 +5,7 @@ Each edge counts its own attachments and reports them (`Counts`). The core that 
 Members of the presence set are no count of an edge: they come from the view of the log.
 
 What an edge says last counts, whichever core it said it to: reports are numbered, and an older one that comes late is ignored by all who
-read it. Compaction would keep it, though, since it was written last: so whoever wrote it writes again what holds. A channel that no
+read it. Compaction would keep it, though, since it was written last: so whoever wrote either writes again what holds. A channel that no
 attachment is left of has a report of zeros first and a tombstone some time later.
 
 A dead edge reports nothing. Its counts end with its lease; the tombstones follow when the lease itself is forgotten. As with leases
@@ -272,8 +272,9 @@ class Occupancies:
         known = edge.entries.get(key)
         last = self._settled.get((boot, key), 0) if known is None else known.number
         if record.number <= last:
-            if record.core == self._core and record.number < last and key not in edge.waiting:
-                # Compaction keeps what was written last, and that says less than is known.
+            ours = record.core == self._core or (known is not None and known.core == self._core)
+            if ours and record.number < last and key not in edge.waiting:
+                # Compaction keeps what was written last, and that says less than is known. Who wrote it may be dead by now.
                 edge.waiting[key] = None if known is None else CountsRecord(core=self._core, number=last, counts=known.counts)
                 self._write_waiting(boot, edge, now)
             return

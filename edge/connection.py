@@ -834,6 +834,8 @@ class Connection(Timed):
                     self._withdraw(attachment)
                 channel.changed(attachment)
                 attachment.modes_changed(channel.serial)
+            else:
+                self.desk.occupancies.settle(attachment)  # others may be told by its right
 
     def renewed(self, frame: Admitted, link: int) -> None:
         """Answer to `Renew`: the same rights for some minutes more."""

@@ -135,6 +135,8 @@ class Occupancies(Timed):
                 tally.attachments[attachment] = granted
             self.due(tally)
         param = (attachment.params or {}).get(METRICS_PARAM) if granted is not None and attachment.reads else None
+        if param is not None and not attachment.session.capability.permits(Operation.CHANNEL_METADATA, attachment.channel.name):
+            param = None  # it was, before another token
         watched = self._watched.get(key)
         if param is not None:
             self._watch(attachment, param)
@@ -280,7 +282,7 @@ class Occupancies(Timed):
     def _show(self, attachment: Attachment, watched: _Watched, frames: dict[Any, bytes]) -> None:
         """`frames`: what others were sent of the same state."""
         if not attachment.session.capability.permits(Operation.CHANNEL_METADATA, attachment.channel.name):
-            self._unwatch(attachment, watched)  # it was, before it presented another token
+            self._unwatch(attachment, watched)
             return
         param, before = watched.attachments[attachment]
         shown = self._visible(attachment.channel.key, watched, param)

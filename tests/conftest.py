@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import settings
 
@@ -12,13 +14,34 @@ settings.register_profile("tidegate", deadline=None)
 settings.load_profile("tidegate")
 
 
-RELAYS = frozenset({"e2e", "journeys", "chaos"})
-"""Folders of tests that share running relays. With two workers one has these and the other all the rest, each with a broker of its own."""
+FIRST = ("chaos", "kafka", "relay", "journeys", "e2e", "link")
+"""Groups of tests in the order in which workers take them, by the first word of their names. The run of chaos takes most of the machine:
+tests that wait for Kafka are the best company. Last come the many small ones, which leave no worker without work."""
+OF_THEIR_OWN = frozenset({"test_edge_alone.py", "test_faults.py", "test_hostile_edge.py", "test_leaderboard.py", "test_operators.py"})
+"""Modules of tests/e2e without the product that the others share."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
-    """The long run of chaos comes last: whatever else is wrong is known by then, and the other worker is through."""
-    items.sort(key=lambda item: "tests/chaos/" in item.path.as_posix())
-    for item in items:
-        folder = item.path.relative_to(config.rootpath / "tests").parts[0]
-        item.add_marker(pytest.mark.xdist_group("relays" if folder in RELAYS else "parts"))
+def group_of(nodeid: str) -> str:
+    """Tests that share a running product are one worker's, so that it is started once. The others go module by module."""
+    folder, *_, module = nodeid.partition("::")[0].removeprefix("tests/").split("/")
+    if folder == "e2e" and module not in OF_THEIR_OWN:
+        return "relay"
+    return folder if folder in ("chaos", "journeys") else f"{folder} {module}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(group_of(item.nodeid).partition(" ")[0], len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Groups by name, since marks of groups are lost between pytest 9.2 and pytest-xdist 3.8 (pytest-xdist issue 1386)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)

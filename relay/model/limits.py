@@ -206,7 +206,7 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     of a connect or a drop is written later."""
     session_waiters: int = 10_000
     """Resumes, and publishes on behalf of a connection, that wait until what other cores wrote has been read. Above it: refused with
-    50004. As many resumes wait a second for the first record of their connection. Above it: a new connection with 80008."""
+    50004. As many of them wait a second for the first record of their connection. Above it: answered at once, with 80008 or 40006."""
     connection_state_ttl_s: float = 120.0
     """How long a dropped connection may be resumed. Beyond it: a new connection with 80008. Keep it equal to the edges' own."""
     connections: int = 1_000_000

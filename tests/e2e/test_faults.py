@@ -93,33 +93,33 @@ def members(relay: Product, channel: str, within_s: float = 40.0) -> set[tuple[s
             time.sleep(0.2)
 
 
-def test_edge_killed_under_clients_that_resume_where_it_is_started_again(kafka_brokers: str) -> None:
+def test_edge_killed_under_clients_that_resume_where_it_is_started_again(pair: Product) -> None:
     """The same connection ids, every message once and in order, none lost: the new process has another boot id and remembers nothing."""
     count = 450  # fewer in an outage than a replay may hold, however slow the machine
-    with product("--edges", "1", "--cores", "2", "--kafka", kafka_brokers) as relay:
-        script = NodeScript("pubsub", relay, channel="killed-edge", count=count, rate=25)
-        try:
-            before = script.wait_for("ready")
-            for _ in range(2):
-                known = len(script.every("connection"))
-                time.sleep(2)
-                old = relay.kill("edge", 0)
-                relay.wait_restarted("edge", 0, old)
-                while len(script.every("connection")) < known + 2:
-                    time.sleep(0.1)
-            script.wait_for("published", 120)
+    soon = {"disconnectedRetryTimeout": 2_000}  # by itself it would sit out most of its 15 s
+    script = NodeScript("pubsub", pair, channel="killed-edge", count=count, rate=25, options=soon)
+    try:
+        before = script.wait_for("ready")
+        for _ in range(2):
+            known = len(script.every("connection"))
             time.sleep(2)
-            assert script.every("nacked") == []
-            assert len(script.every("acked")) == count
-            assert [m["data"] for m in script.every("message")] == list(range(count))
-            assert {m["connectionId"] for m in script.every("message")} == {before["connectionId"]}
-            connections = [(line["name"], line["id"], line["code"]) for line in script.every("connection")]
-            assert len(connections) >= 4
-            assert len({(name, identity) for name, identity, _ in connections}) == 2
-            assert {code for _, _, code in connections} == {None}
-            assert {line["resumed"] for line in script.every("attached")[1:]} == {True}
-        finally:
-            script.stop()
+            old = pair.kill("edge", 0)
+            pair.wait_restarted("edge", 0, old)
+            while len(script.every("connection")) < known + 2:
+                time.sleep(0.1)
+        script.wait_for("published", 120)
+        time.sleep(2)
+        assert script.every("nacked") == []
+        assert len(script.every("acked")) == count
+        assert [m["data"] for m in script.every("message")] == list(range(count))
+        assert {m["connectionId"] for m in script.every("message")} == {before["connectionId"]}
+        connections = [(line["name"], line["id"], line["code"]) for line in script.every("connection")]
+        assert len(connections) >= 4
+        assert len({(name, identity) for name, identity, _ in connections}) == 2
+        assert {code for _, _, code in connections} == {None}
+        assert {line["resumed"] for line in script.every("attached")[1:]} == {True}
+    finally:
+        script.stop()
 
 
 def resident_mib(pid: int) -> float:

@@ -16,24 +16,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.product import ROOT, Product, product
+from tests.support.product import ROOT, Product
 from tidegate.kafka_local import free_port
-
-
-@pytest.fixture(scope="module")
-def cores() -> Iterator[Product]:
-    with product("--cores", "2") as running:
-        yield running
 
 
 class Workers:
     """An edge of two processes, with the identity of the product's own edge."""
 
-    def __init__(self, cores: Product, directory: Path) -> None:
-        state = Path(cores.found["state"])
+    def __init__(self, relay: Product, directory: Path) -> None:
+        state = Path(relay.found["state"])
         self.port = free_port()
         settings = (state / "edge-1.toml").read_text()
-        settings = settings.replace(f"port = {cores.port}", f"port = {self.port}")
+        settings = settings.replace(f"port = {relay.port}", f"port = {self.port}")
         (directory / "edge.toml").write_text(settings)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tidegate", "edge", "-c", str(directory / "edge.toml"), "--workers", "2"],
@@ -42,7 +36,7 @@ class Workers:
             stderr=subprocess.PIPE,
             process_group=0,
         )
-        self.trust = ssl.create_default_context(cafile=cores.ca)
+        self.trust = ssl.create_default_context(cafile=relay.ca)
 
     def children(self) -> list[int]:
         text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
@@ -74,8 +68,8 @@ class Workers:
 
 
 @pytest.fixture
-def workers(cores: Product, tmp_path: Path) -> Iterator[Workers]:
-    running = Workers(cores, tmp_path)
+def workers(relay: Product, tmp_path: Path) -> Iterator[Workers]:
+    running = Workers(relay, tmp_path)
     try:
         yield running
     finally:
@@ -113,9 +107,9 @@ def test_a_worker_that_dies_ends_the_others(workers: Workers) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
-def test_clients_of_both_workers_meet_on_a_channel(workers: Workers, cores: Product) -> None:
+def test_clients_of_both_workers_meet_on_a_channel(workers: Workers, relay: Product) -> None:
     workers.until_linked()
-    key = cores.key
+    key = relay.key
     body = json.dumps({"name": "x", "data": "y"})
 
     async def main() -> None:

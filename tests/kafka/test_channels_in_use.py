@@ -27,6 +27,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
 KEY = f"app.key:{SECRET}"
 META = "[meta]channel.lifecycle"
 SOURCES = ("occupancy", "lifecycle")
+LIMITS = {"presence_grace_s": 3.0, "channel_close_s": 5.0}
 APPS = [
     {
         "id": "app",
@@ -92,7 +93,7 @@ def test_occupancy_lifecycle_and_a_connectors_batches(tmp_path: Path) -> None:
         admin = AdminClient({"bootstrap.servers": broker.address})
         for made in admin.create_topics([NewTopic(source, 2) for source in SOURCES]).values():
             made.result(30)
-        with core_process(tmp_path, broker.address, apps=APPS, dev=True) as core:
+        with core_process(tmp_path, broker.address, apps=APPS, limits=LIMITS, dev=True) as core:
             core.until(lambda: core.answers("/readyz") == 200, 90)
             with edge_of(core) as edge:
                 asyncio.run(story(edge))
@@ -145,7 +146,8 @@ async def story(edge: str) -> None:
     await watcher.until(lambda: len(watcher.messages) >= 6)
     opened = [(message["name"], json.loads(message["data"])["channelId"]) for message in watcher.messages]
     assert opened == [(name, channel) for channel in channels for name in ("channel.opened", "channel.region.active")]
-    await asyncio.sleep(75)  # members go after 15 s, the channels close after a minute
+    await watcher.until(lambda: len(watcher.messages) >= 12)
+    await asyncio.sleep(2)  # for what should not come
     again = await client(edge, f"[?rewind=100]{META}")
     await again.until(lambda: len(again.messages) >= 12)
     closed = {(message["name"], json.loads(message["data"])["channelId"]) for message in again.messages[6:]}

@@ -173,6 +173,17 @@ def test_above_the_bound_on_those_that_wait_a_key_is_expired_at_once():
     assert core.answer(waiting).error.code == 80008
 
 
+def test_records_that_cannot_be_written_are_bounded_and_so_is_what_waits_for_them():
+    core = Dialogue(limits=CoreLimits(session_writes=2))
+    core.edge_up()
+    core.sessions_round()
+    for _ in range(5):
+        admitted_unwritten(core)
+    for write in core.take(WriteSession):
+        core.happens(SessionWritten(write.ticket, False))
+    assert (len(core.node._connections._again), len(core.node._connections._unread)) == (2, 2)
+
+
 def test_a_key_with_a_wrong_mac_is_80018(core):
     first = core.admitted()
     forged = first.key[:-1] + ("A" if first.key[-1] != "A" else "Q")

@@ -136,6 +136,29 @@ def test_what_was_not_written_is_appended_again_in_its_order() -> None:
     assert [channel for _, channel, _ in world.shown()] == ["1", "2", "3"]
 
 
+def test_a_message_that_is_read_before_its_event_has_shown_it() -> None:
+    """They are in two partitions; a connection's are in two topics."""
+    world = World(2)
+    world.own(0, 1)
+    world.happens(OPENED, 1)
+    world.read(0)
+    event, message = world.log
+    world.cores[1].shown(message.id)
+    world.cores[1].happened(event, world.bodies[event.id], world.now_ms)
+    assert len(world.cores[1]) == 0
+    world.own(1, 1)
+    world.cores[1].turn(world.now)
+    world.wait(TIMELY_MS / 1000 + 2)
+    assert (len(world.log), world.counters["lifecycle.unshown"]) == (2, 0)
+
+
+def test_of_messages_without_an_event_the_newest_are_remembered() -> None:
+    core = World().core()
+    for number in range(30_000):
+        core.shown(f"{PREFIX}{number}")
+    assert list(core._early) == [f"{PREFIX}{number}" for number in range(20_000, 30_000)]
+
+
 def test_only_so_many_are_under_way() -> None:
     world = World(lifecycle_under_way=5)
     world.own(0, 1)

@@ -234,22 +234,59 @@ def test_a_rest_publish_on_behalf_of_a_connection_is_that_connections(core):
     assert (body.connection_id, body.messages[0].client_id) == (bob.session, "bob")
 
 
-def test_a_connection_of_another_core_is_waited_for_before_its_key_is_refused(core):
-    elsewhere = Dialogue(name="core-2")
-    elsewhere.edge_up(identity=OTHER_EDGE, boot="boot-2")
-    bob = elsewhere.admitted(token(**{"x-ably-clientId": "bob"}))
-    rest = core.admitted(realtime=False).session
-    refused = core.append(rest, "a", connection_key=bob.key)
-    assert core.take(Produce) == []
-    core.sessions_round()
-    assert core.answer(refused).error.code == 40006
-    core.append(rest, "a", connection_key=bob.key)
+@pytest.fixture
+def elsewhere() -> Dialogue:
+    core = Dialogue(name="core-2")
+    core.edge_up(identity=OTHER_EDGE, boot="boot-2")
+    return core
+
+
+def reads_of(core: Dialogue, elsewhere: Dialogue) -> None:
     for record in elsewhere.written:
         core.happens(record)
+
+
+def test_a_connection_of_another_core_is_waited_for_before_its_key_is_refused(core, elsewhere):
+    bob = elsewhere.admitted(token(**{"x-ably-clientId": "bob"}))
+    rest = core.admitted(realtime=False).session
+    req = core.append(rest, "a", connection_key=bob.key)
+    assert core.take(Produce) == []
+    reads_of(core, elsewhere)
     core.sessions_round()
     (produce,) = core.take(Produce)
     body = msgspec.msgpack.decode(produce.value, type=RecordBody)
     assert (body.connection_id, body.messages[0].client_id) == (bob.session, "bob")
+    assert req not in [frame.req for frame in core.sent() if isinstance(frame, Refused)]
+
+
+def test_a_connection_whose_first_record_is_on_its_way_has_a_second_to_be_known(core, elsewhere):
+    bob = elsewhere.admitted(token(**{"x-ably-clientId": "bob"}))
+    rest = core.admitted(realtime=False).session
+    refused = core.append(rest, "a", connection_key=bob.key)
+    core.sessions_round()
+    core.tick(0.9)
+    assert core.sent() == []
+    core.tick(1.2)
+    assert core.answer(refused).error.code == 40006
+
+    core.append(rest, "a", connection_key=bob.key)
+    core.sessions_round()
+    assert core.take(Produce) == []
+    reads_of(core, elsewhere)
+    (produce,) = core.take(Produce)
+    assert msgspec.msgpack.decode(produce.value, type=RecordBody).connection_id == bob.session
+    core.tick(2)
+    assert core.take(Produce) == []
+
+
+def test_an_edge_that_goes_while_its_publish_waits_publishes_nothing(core, elsewhere):
+    bob = elsewhere.admitted()
+    rest = core.admitted(realtime=False).session
+    core.append(rest, "a", connection_key=bob.key)
+    core.sessions_round()
+    core.happens(EdgeLost(1, "gone"))
+    reads_of(core, elsewhere)
+    assert core.take(Produce) == []
 
 
 def test_nobody_publishes_for_a_connection_that_was_closed_or_dropped_long_ago(core):

@@ -273,6 +273,18 @@ def test_without_channel_metadata_it_is_dropped_and_a_new_token_without_it_ends_
     assert [frame.on for frame in edge.take(Watch)] == [False]
 
 
+def test_a_client_whose_new_token_lacks_the_right_takes_it_from_nobody_else(edge: Edge) -> None:
+    """The core was asked by the right of the first, and tells nobody once that is gone."""
+    first, ref = watcher(edge)
+    second = edge.connect()
+    edge.sends(second, action=10, channel="c", params={"occupancy": "metrics"})
+    edge.take(Watch)
+    edge.sends(first, action=17, auth={"accessToken": "a.b.c"})
+    edge.core(edge.admitted(edge.take(Admit)[-1].req, first.session, capability={"*": ["subscribe", "publish", "presence"]}))
+    (watch,) = edge.take(Watch)
+    assert (watch.ref, watch.on, watch.session) == (ref, True, second.session)
+
+
 def test_who_cannot_read_the_channel_is_not_told(edge: Edge) -> None:
     client = edge.connect(capability={"*": ["publish", "channel-metadata"]})
     edge.sends(client, action=10, channel="c", params={"occupancy": "metrics"})
