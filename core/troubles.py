@@ -41,7 +41,8 @@ class Troubles:
         mappings: Iterable[Mapping[str, Any]],
         now_ms: int,
     ) -> list[Noticed]:
-        """What is new. `parked` as in `core.parked.summary`; `dropped`: how many so far, by rule and reason; `mappings`: their status."""
+        """What is new. `parked` as in the summaries of `core.parked` and `core.remote`; `dropped`: how many so far, by rule and reason;
+        `mappings`: their status."""
         minute = now_ms // _MINUTE_MS
         if minute != self._minute:
             self._minute, self._told = minute, {}
@@ -53,8 +54,8 @@ class Troubles:
         self._parked = now_parked
         for (rule, reason), count in sorted(dropped.items()):
             if count > self._dropped.get((rule, reason), 0):
-                self._dropped[rule, reason] = count
                 found.append(_noticed(rule, "rule", RULE_DROPPED, reason, minute, "A rule left out what it can never write", {}))
+        self._dropped = dict(dropped)
         now_stopped: set[tuple[str, ...]] = set()
         for mapping in mappings:
             for each in mapping["stopped"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +21,11 @@ from core.mappings.preview import Preview, preview, read_sample
 from core.mappings.schemas import Decoder, SchemaFormat, Unknown
 from relay.model.limits import CoreLimits
 from relay.runtime.settings import SettingsError, load
+from tidegate import samples
+from tidegate.samples import SHOWN_CHARACTERS, visible
 
-MAX_SAMPLE_BYTES = 4_194_304
-"""Largest sample record."""
-SHOWN_CHARACTERS = 2_000
-"""Of data, in a table; `--json` has all of it."""
 REGISTRY_S = 10.0
 """How long Schema Registry is waited for."""
-_CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code != 10}
 
 
 class _Kafka(msgspec.Struct):
@@ -76,17 +72,16 @@ def _outcome(each: Preview) -> str:
 
 
 def _text(value: str) -> Text:
-    """Records are written by others, and do not steer the terminal of who tries them."""
-    return Text(value.translate(_CONTROL))
+    return Text(visible(value))
 
 
 def try_mappings(sample: str, config: Path, *, app: str = "", only: str = "") -> Tried:
     """Raises ValueError (a line for the user) and OSError."""
     try:
-        settings = load(_Settings, config)
+        settings = load(_Settings, config, partial=True)
     except SettingsError as wrong:
         raise ValueError(str(wrong)) from None
-    record = read_sample(_decoded(sample))
+    record = read_sample(_decoded(samples.read(sample)))
     mappings = [
         Mapping(
             each.id,
@@ -108,16 +103,7 @@ def try_mappings(sample: str, config: Path, *, app: str = "", only: str = "") ->
         return Tried(record, [(mapping.app, preview(mapping, record, now_ms, schemas)) for mapping in chosen])
 
 
-def _decoded(sample: str) -> object:
-    if sample == "-":
-        raw = sys.stdin.buffer.read(MAX_SAMPLE_BYTES + 1)
-    elif sample.lstrip().startswith("{"):
-        raw = sample.encode()
-    else:
-        with Path(sample).open("rb") as file:
-            raw = file.read(MAX_SAMPLE_BYTES + 1)
-    if len(raw) > MAX_SAMPLE_BYTES:
-        raise ValueError(f"a sample record has at most {MAX_SAMPLE_BYTES} bytes")
+def _decoded(raw: bytes) -> object:
     try:
         return msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

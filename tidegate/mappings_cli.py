@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tidegate.samples import try_out
 
 mappings_app = typer.Typer(
     help="Mappings: which records of topics go to which channels, and what they would make of a record.", no_args_is_help=True
@@ -34,17 +34,7 @@ def mappings_test(
 
         tidegate mappings test -c core.toml '{"topic": "orders", "value": {"base64": "AAAAAAcCYQ=="}}' --json
     """
-    from rich.console import Console
-
     from tidegate.mapping_samples import try_mappings
 
-    try:
-        found = try_mappings(record, config, app=of_app, only=only)
-    except (ValueError, OSError) as wrong:
-        typer.echo(f"tidegate: {wrong}", err=True)
-        raise typer.Exit(2) from None
-    if as_json:
-        typer.echo(json.dumps(found.shape()))
-    else:
-        found.show(Console(width=None if sys.stdout.isatty() else 160))
-    raise typer.Exit(0 if any(each.message is not None for _, each in found.found) else 1)
+    tried = try_out(lambda: try_mappings(record, config, app=of_app, only=only), as_json=as_json)
+    raise typer.Exit(0 if any(each.message is not None for _, each in tried.found) else 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +15,8 @@ from core.rules import Output, Rule, RuleConfig
 from core.rules.envelope import CONTENT_TYPE
 from core.rules.preview import Preview, preview, read_sample, text_of
 from relay.runtime.settings import SettingsError, load
-
-MAX_SAMPLE_BYTES = 4_194_304
-"""Largest sample event."""
-SHOWN_CHARACTERS = 2_000
-"""Of a value, in a table; `--json` has all of it."""
-_CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code != 10}
+from tidegate import samples
+from tidegate.samples import SHOWN_CHARACTERS, visible
 
 
 class _Kafka(msgspec.Struct):
@@ -52,7 +47,7 @@ class Tried(NamedTuple):
         return {"app": self.app, "channel": self.channel, "results": [each.shape() for each in self.found]}
 
     def show(self, console: Console) -> None:
-        table = Table("rule", "topic", "key", "headers", "value", title=Text(f"{self.app} · {_visible(self.channel)}"), show_lines=True)
+        table = Table("rule", "topic", "key", "headers", "value", title=Text(f"{self.app} · {visible(self.channel)}"), show_lines=True)
         for column in table.columns[:2]:
             column.overflow = "fold"
         for column in table.columns[2:]:
@@ -63,15 +58,15 @@ class Tried(NamedTuple):
             if each.output is None:
                 table.add_row(each.rule, Text("no record", style="yellow"), "", "", Text(each.reason))
             else:
-                table.add_row(each.rule, *(Text(_visible(text)) for text in _cells(each.output)))
+                table.add_row(each.rule, *(Text(visible(text)) for text in _cells(each.output)))
         console.print(table)
 
 
 def try_rules(event: str, config: Path, *, app: str, only: str) -> Tried:
     """`event`: JSON, a file, or `-`; `app` and `only` (a rule) may be empty. Raises ValueError, OSError."""
-    sample = read_sample(_text_of(event))
+    sample = read_sample(samples.read(event).decode())
     try:
-        settings = load(_Settings, config, env_prefix="\0")  # other settings than these may be in the environment
+        settings = load(_Settings, config, partial=True)
     except SettingsError as wrong:
         raise ValueError(str(wrong)) from None
     chosen = _app_of(settings, app or sample.app)
@@ -79,20 +74,6 @@ def try_rules(event: str, config: Path, *, app: str, only: str) -> Tried:
     if only and not rules:
         raise ValueError(f"app {chosen.id!r} has no rule {only!r}")
     return Tried(chosen.id, sample.channel, preview(rules, sample, site=settings.node, now_ms=time.time_ns() // 1_000_000))
-
-
-def _text_of(event: str) -> str:
-    """Raises ValueError, OSError."""
-    if event.lstrip().startswith("{"):
-        return event
-    if event == "-":
-        data = sys.stdin.buffer.read(MAX_SAMPLE_BYTES + 1)
-    else:
-        with Path(event).open("rb") as file:
-            data = file.read(MAX_SAMPLE_BYTES + 1)
-    if len(data) > MAX_SAMPLE_BYTES:
-        raise ValueError(f"the event is larger than {MAX_SAMPLE_BYTES} bytes")
-    return data.decode()
 
 
 def _app_of(settings: _Settings, asked: str) -> _App:
@@ -106,7 +87,7 @@ def _app_of(settings: _Settings, asked: str) -> _App:
 
 def _rule(app: str, config: RuleConfig, prefix: str) -> Rule:
     try:
-        return Rule(app, config, prefix=prefix)
+        return Rule(app, config, prefix=prefix, registry=True)  # it is not asked: payloads are shown before they are encoded
     except ValueError as wrong:
         raise ValueError(f"rule {config.id!r} of app {app!r}: {wrong}") from None
 
@@ -123,8 +104,3 @@ def _value(output: Output) -> str:
         return repr(msgspec.msgpack.decode(output.value))
     text = text_of(output.value)
     return f"{len(output.value)} bytes: {output.value.hex(' ')}" if text is None else text
-
-
-def _visible(text: str) -> str:
-    """What is in an event does not steer the terminal of who looks at it."""
-    return text.translate(_CONTROL)

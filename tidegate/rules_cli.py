@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tidegate.samples import try_out
 
 rules_app = typer.Typer(
     help="Rules: what of the channels goes to which topics, and what they would make of an event.", no_args_is_help=True
@@ -34,16 +34,6 @@ def rules_test(
 
         tidegate rules test -c core.toml '{"channel": "chat:lobby", "lifecycle": "channel.opened"}' --json
     """
-    from rich.console import Console
-
     from tidegate.rule_samples import try_rules
 
-    try:
-        found = try_rules(event, config, app=of_app, only=only)
-    except (ValueError, OSError) as wrong:
-        typer.echo(f"tidegate: {wrong}", err=True)
-        raise typer.Exit(2) from None
-    if as_json:
-        typer.echo(json.dumps(found.shape()))
-    else:
-        found.show(Console(width=None if sys.stdout.isatty() else 160))
+    try_out(lambda: try_rules(event, config, app=of_app, only=only), as_json=as_json)

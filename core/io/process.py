@@ -376,7 +376,7 @@ class CoreProcess:
         while True:
             await asyncio.sleep(TROUBLES_S)
             mappings = [] if self._mappings is None else self._mappings.status()
-            for noticed in troubles.look(owner.parked_rules(), dict(owner.dropped), mappings, time.time_ns() // 1_000_000):
+            for noticed in troubles.look(owner.waiting_rules(), dict(owner.dropped), mappings, time.time_ns() // 1_000_000):
                 self._driver.post(noticed)
 
     def _rules_now(self) -> list[Rule]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from core.kafka.config import KafkaConfig
-from core.kafka.consumer import open_consumer
+from core.kafka.consumer import open_consumer, wrapped
 from core.kafka.log_reader import LogReader, open_reader
 from core.kafka.logs import log
 from core.kafka.targets import TargetTopics
@@ -112,7 +112,7 @@ class CatchUp:
         try:
             while not self._closing.is_set() and self.failed is None:
                 self._take_in()
-                self._turn()
+                wrapped(self._turn)
         except Exception as failed:  # the owner's thread says so, and begins again
             log.exception("catching up failed")
             self.failed = again(f"catching up: {type(failed).__name__}")

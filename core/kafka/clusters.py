@@ -20,7 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from core.kafka.catch_up import Account
 from core.kafka.config import KafkaConfig
-from core.kafka.consumer import open_consumer
+from core.kafka.consumer import open_consumer, wrapped
 from core.kafka.log_reader import LogReader, open_reader
 from core.kafka.logs import log
 from core.kafka.targets import TargetTopics, fault_of
@@ -192,7 +192,7 @@ class ClusterWriter:
         try:
             while not self._closing.is_set():
                 try:
-                    self._turn()
+                    wrapped(self._turn)
                 except KafkaException as failed:
                     self._say("another attempt follows", f": {failed.args[0].name()}")
                     self._start_anew()

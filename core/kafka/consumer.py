@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
 from core.kafka.config import KafkaConfig
 from core.kafka.logs import log
+
+T = TypeVar("T")
 
 
 def open_consumer(config: KafkaConfig, role: str, group: str | None = None, **overrides: Any) -> confluent_kafka.Consumer:
@@ -55,6 +59,25 @@ def read_batch(consumer: confluent_kafka.Consumer, most: int, wait_s: float) -> 
     return [first, *consumer.consume(most - 1, 0)] if most > 1 else [first]
 
 
+def answer(future: Future[T], timeout_s: float) -> T:
+    """What an admin client was asked for. Raises KafkaException."""
+    try:
+        return future.result(timeout_s)
+    except TimeoutError:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
+
+
+def wrapped(call: Callable[[], T]) -> T:
+    """`call`, with KafkaException for the bare KafkaError that arrives of what the driver raises within a callback (seen with
+    confluent-kafka 2.16). That one is no Exception to Python: what is meant to catch everything does not, and a traceback of whatever
+    happens while it is handled cannot be written."""
+    try:
+        return call()
+    except KafkaError as error:  # type: ignore[misc]
+        bare = error
+    raise KafkaException(bare)
+
+
 def _what(error: object) -> str:
     """What the driver says. An error that was raised within a callback arrives without the exception around it (seen with
     confluent-kafka 2.16 and a topic that had just been made)."""
@@ -95,11 +118,9 @@ class KafkaThread:
         while not self.closing.is_set():
             began = time.monotonic()
             try:
-                return self.run()
+                return wrapped(self.run)
             except KafkaException as error:
                 log.warning("%s: %s", self._thread.name, _what(error))
-            except KafkaError as error:  # type: ignore[misc]  # the driver raises it now and then, and it is no Exception to Python
-                log.warning("%s: %s", self._thread.name, _what(KafkaException(error)))
             except Exception:
                 log.exception("%s failed", self._thread.name)
             self.failures += 1

@@ -18,6 +18,8 @@ HEADER = "tidegate.dlq."
 """First part of the headers that are added: `reason`, `detail`, `mapping`, `topic`, `partition`, `offset`."""
 TIMEOUT_MS = 30_000
 """How long one attempt to write a record lasts."""
+MAX_BYTES = 1_000_000_000
+"""The driver's own limit of a record, at its highest: what a topic takes is for its brokers to say."""
 RETRY_S = 1.0
 """Wait before a record that was not written is tried again."""
 
@@ -50,6 +52,7 @@ class DeadLetters:
                 acks="all",
                 enable_idempotence=True,
                 message_timeout_ms=TIMEOUT_MS,
+                message_max_bytes=MAX_BYTES,
                 partitioner="murmur2_random",  # as Java producers place keys
             )
         )

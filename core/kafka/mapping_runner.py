@@ -369,9 +369,15 @@ class MappingRunner(KafkaThread):
             raise KafkaException(error)
         self._call(part.lane.close)
         self._parts[place] = moved
-        self._consumer.incremental_unassign([TopicPartition(*place)])
-        self._consumer.incremental_assign([TopicPartition(*place, start)])
-        self._consumer.resume([TopicPartition(*place)])  # as after any assignment
+        try:
+            self._consumer.incremental_unassign([TopicPartition(*place)])
+            self._consumer.incremental_assign([TopicPartition(*place, start)])
+            self._consumer.resume([TopicPartition(*place)])  # as after any assignment
+        except KafkaException:
+            # The seek is done by the commit: nothing may be taken from where the consumer still is. Another one begins at the commit.
+            self._drop([place])
+            self._anew = True
+            raise
         self._paused.discard(place)
         log.info("mapping %s: seek %d: %s:%d goes on at %d", self._mapping.id, seek.number, *place, start)
 
@@ -629,7 +635,8 @@ class MappingRunner(KafkaThread):
         self._look(looks)
         self._hold()
         self._begin()
-        self._lease_until = time.monotonic() + LEASE_S
+        if not self._begun:  # or Kafka has just said that it is not sure of this member
+            self._lease_until = time.monotonic() + LEASE_S
 
     def _start(self, place: Place, committed: int, said: Committed | None, low: int, high: int, count: int) -> tuple[int, int]:
         """Where a partition goes on, and the number of the seek that led there. `committed` is negative if there is no commit."""
@@ -782,11 +789,13 @@ class MappingRunner(KafkaThread):
             metadata = write_metadata(self._appends.log, part.count, position.floors, part.seek)
             offsets.append(TopicPartition(*place, position.mark, metadata))
         taken = self._consumer.commit(offsets=offsets, asynchronous=not wait)
+        errors = {(each.topic, each.partition): each.error for each in taken or () if each.error is not None}
         now = time.monotonic()
-        for part, position in positions.values():
-            part.committed = position
-            part.committed_at = now
-        return [each.error for each in taken or () if each.error is not None]
+        for place, (part, position) in positions.items():
+            if place not in errors:  # what was not taken is said again with the next commit
+                part.committed = position
+                part.committed_at = now
+        return list(errors.values())
 
     def _may_append(self) -> bool:
         """On the loop: whether the thread came round lately, and so the group cannot have given the partitions to others."""

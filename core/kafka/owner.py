@@ -240,9 +240,19 @@ class OwnerRunner(KafkaThread):
             else:
                 self._stopped.pop(label, None)
         while len(self._stopped) > self.limits.stopped_rules:
-            del self._stopped[next(iter(self._stopped))]
+            self._forget(next(iter(self._stopped)))
         for number, cursors in given_up.items():
             self.tell_given_up(number, cursors)
+
+    def _forget(self, label: str) -> None:
+        """Rules come and go for as long as a core runs; what they counted does not stay for ever."""
+        del self._stopped[label]
+        with self._counting:
+            self.written.pop(label, None)
+            self.missed.pop(label, None)
+            self._rule_topics.pop(label, None)
+            for each in [each for each in self.dropped if each[0] == label]:
+                del self.dropped[each]
 
     def tell_given_up(self, number: int, cursors: Iterable[GivenUp]) -> None:
         for each in cursors:
@@ -310,6 +320,10 @@ class OwnerRunner(KafkaThread):
     def remote_rules(self) -> list[dict[str, Any]]:
         """How rules into other clusters get on with this core's partitions, by rule. Any thread."""
         return remote_summary((each, owned.committed or 0) for owned in self.partitions for each in owned.remote.all())
+
+    def waiting_rules(self) -> list[dict[str, Any]]:
+        """Those that cannot write, wherever to, by rule and topic with the reason. Any thread."""
+        return [*self.parked_rules(), *(each for each in self.remote_rules() if each["reason"])]
 
     def status(self) -> list[dict[str, Any]]:
         """Each enabled rule since this core's start, on its partitions: records written, dropped (by reason) and missed, and the last
@@ -567,7 +581,7 @@ class _Run:
         if checkpoint is None:
             # Presence is what the whole log adds up to; rules begin where they ended. New ones begin now, those of a log that was made anew
             # at its beginning: all of it is news.
-            rules_from = low if found.made_anew else top if committed is None else max(committed, low)
+            rules_from = low if found.made_anew else top if committed is None else min(max(committed, low), top)
             first, at = low, _now_ms() if low == top else 0
         else:
             first, at = min(max(checkpoint.offset, low), top), checkpoint.time

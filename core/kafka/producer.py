@@ -35,6 +35,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from core.events import Event, Overfull, Reported
 from core.kafka.config import KafkaConfig
+from core.kafka.consumer import wrapped
 from core.kafka.logs import log
 from core.kafka.outlet import Deliver, Outlet
 from core.kafka.records import headers
@@ -280,9 +281,10 @@ class LogProducer:
     def _run(self) -> None:
         # Earlier than librdkafka's own time-out: see the module's docstring
         limit = self._limits.publish_timeout_s - min(2.0, self._limits.publish_timeout_s / 10)
+        turn = partial(self._turn, limit)
         while not self._closing.is_set():
             try:
-                self._turn(limit)
+                wrapped(turn)
             except Exception:
                 # Whatever it was: without this thread every publish would wait for ever.
                 log.exception("kafka producer failed")

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import msgspec
 from confluent_kafka import OFFSET_BEGINNING, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from core import state
 from core.events import StateRead
 from core.kafka.config import KafkaConfig
-from core.kafka.consumer import open_consumer, read_batch
+from core.kafka.consumer import answer, open_consumer, read_batch
 from core.kafka.errors import Unreachable
 from core.kafka.logs import log
 from core.kafka.topics import StreamInfo
@@ -51,7 +52,7 @@ class StateReader:
         Blocks. Raises KafkaException.
         """
         wanted = sorted(partitions)
-        ends = self._ends(wanted) if fence else dict.fromkeys(wanted, 0)
+        ends = _ends(self._config, self._topic, wanted) if fence else dict.fromkeys(wanted, 0)
         found = {number: _Partition() for number in wanted}
         # EOF is told because compaction and control records leave holes: the end cannot be told from offsets alone.
         consumer = open_consumer(self._config, "state", isolation_level="read_committed", enable_partition_eof=True)
@@ -92,12 +93,13 @@ class StateReader:
             consumer.close()
         return {number: partition.state(self._stream) for number, partition in found.items()}
 
-    def _ends(self, partitions: list[int]) -> dict[int, int]:
-        """Where the partitions end, with what is not yet committed."""
-        admin = AdminClient(self._config.client("state"))
-        asked = {TopicPartition(self._topic, number): OffsetSpec.latest() for number in partitions}  # type: ignore[no-untyped-call]
-        futures = admin.list_offsets(asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=ASK_S)
-        return {place.partition: future.result(ASK_S + 5.0).offset for place, future in futures.items()}
+
+def _ends(config: KafkaConfig, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+    """Where the partitions end, with what is not yet committed. Raises KafkaException."""
+    admin = AdminClient(config.client("state"))
+    asked = {TopicPartition(topic, number): OffsetSpec.latest() for number in partitions}  # type: ignore[no-untyped-call]
+    futures = admin.list_offsets(asked, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=ASK_S)
+    return {place.partition: answer(future, ASK_S + 5.0).offset for place, future in futures.items()}
 
 
 class _Partition:
@@ -147,9 +149,21 @@ class _Partition:
 def read_state(config: KafkaConfig, topic: StreamInfo, stream: StreamInfo) -> dict[int, PartitionState]:
     """The state of all partitions, as a core needs it before its tail starts. Blocks. Raises Unreachable."""
     try:
-        return StateReader(config, topic, stream).read(range(topic.partitions))
+        found = StateReader(config, topic, stream).read(range(topic.partitions))
+        ends = _ends(config, stream.topic, found)
     except KafkaException as error:
         raise Unreachable(f"Kafka at {config.brokers}: {error.args[0].str()}") from error
+    return {number: within(partition, number, ends[number]) for number, partition in found.items()}
+
+
+def within(found: PartitionState, number: int, end: int) -> PartitionState:
+    """The same, unless the log ends before the checkpoint: brokers have lost what was acknowledged, and what is written there from now on
+    is news. `end` is negative if it is not known."""
+    checkpoint = found.checkpoint
+    if checkpoint is None or not 0 <= end < checkpoint.offset:
+        return found
+    log.error("partition %d of the log ends at %d, and the state is as of %d: brokers have lost records", number, end, checkpoint.offset)
+    return msgspec.structs.replace(found, checkpoint=msgspec.structs.replace(checkpoint, offset=end))
 
 
 def told(found: Mapping[int, PartitionState]) -> list[StateRead]:

@@ -9,6 +9,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient, NewTopic
 
 from core.kafka.config import KafkaConfig
+from core.kafka.consumer import answer
 from core.kafka.logs import log
 from core.parked import Fault
 
@@ -106,7 +107,7 @@ class TargetTopics:
         found: dict[str, Fault | None] = {}
         for topic, future in asked.items():
             try:
-                about = future.result(wait + 1.0)
+                about = answer(future, wait + 1.0)
             except KafkaException as failed:
                 found[topic] = fault_of(failed.args[0])
                 if found[topic] is None:
@@ -130,7 +131,7 @@ class TargetTopics:
         made = admin.create_topics([NewTopic(topic, num_partitions=-1, replication_factor=-1) for topic in topics])
         for topic, future in made.items():
             try:
-                future.result(self._timeout_s)
+                answer(future, self._timeout_s)
                 log.info("created topic %s", topic)
             except confluent_kafka.KafkaException as failed:
                 if failed.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:

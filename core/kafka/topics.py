@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from core.kafka.config import KafkaConfig
+from core.kafka.consumer import answer
 from core.kafka.embedded import incarnation_of
 from core.kafka.errors import TopicMisconfigured, Unreachable
 
@@ -182,7 +182,7 @@ def _describe(admin: AdminClient, name: str, timeout_s: float, patience_s: float
     while True:
         future = admin.describe_topics(TopicCollection([name]), request_timeout=timeout_s)[name]
         try:
-            return _result(future, timeout_s)
+            return answer(future, timeout_s + 5)
         except KafkaException as error:
             if error.args[0].code() not in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE):
                 raise
@@ -197,7 +197,7 @@ def _create(admin: AdminClient, plan: TopicPlan, brokers: int, timeout_s: float)
         settings["min.insync.replicas"] = "2"
     topic = NewTopic(plan.name, num_partitions=plan.partitions, replication_factor=min(brokers, REPLICAS), config=settings)
     try:
-        _result(admin.create_topics([topic], operation_timeout=timeout_s, request_timeout=timeout_s)[plan.name], timeout_s)
+        answer(admin.create_topics([topic], operation_timeout=timeout_s, request_timeout=timeout_s)[plan.name], timeout_s + 5)
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
             raise
@@ -210,7 +210,7 @@ def _check(admin: AdminClient, plan: TopicPlan, topic: Any, brokers: int, timeou
     if plan.partitions_of and count != plan.partitions:
         raise TopicMisconfigured(plan.name, "partition count", count, f"{plan.partitions}, as that of {plan.partitions_of}")
     resource = ConfigResource(ConfigResource.Type.TOPIC, plan.name)
-    found = _result(admin.describe_configs([resource], request_timeout=timeout_s)[resource], timeout_s)
+    found = answer(admin.describe_configs([resource], request_timeout=timeout_s)[resource], timeout_s + 5)
     for setting in plan.settings:
         value = found[setting.name].value
         if not setting.fits(value):
@@ -229,20 +229,13 @@ def _without_acls(admin: AdminClient, config: KafkaConfig, timeout_s: float) -> 
     broker = next(iter(admin.list_topics(timeout=timeout_s).brokers))
     resource = ConfigResource(ConfigResource.Type.BROKER, str(broker))
     try:
-        found = _result(admin.describe_configs([resource], request_timeout=timeout_s)[resource], timeout_s)
+        found = answer(admin.describe_configs([resource], request_timeout=timeout_s)[resource], timeout_s + 5)
     except KafkaException:
         return []  # not for us to see, so somebody decides who sees what
     authorizer = found.get("authorizer.class.name")
     if authorizer is None or authorizer.value:
         return []
     return [f"the brokers have no authorizer: whoever reaches them may write {config.prefix}.* and thereby owns this system"]
-
-
-def _result(future: Future[Any], timeout_s: float) -> Any:
-    try:
-        return future.result(timeout_s + 5)
-    except TimeoutError:
-        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
 
 
 def _reason(error: KafkaException) -> str:

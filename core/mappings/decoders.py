@@ -12,9 +12,9 @@ import importlib
 import io
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import fastavro
 import jsonschema
@@ -27,6 +27,7 @@ from google.protobuf.message import DecodeError, Message
 
 from core.mappings.schemas import Decoder, SchemaFormat, UndecodableError, read_indexes
 
+T = TypeVar("T")
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _FIRST_DAY = datetime.date(1970, 1, 1)
 
@@ -45,7 +46,11 @@ class UnusableError(ValueError):
 
 def decoder(form: SchemaFormat, source: Source) -> Decoder:
     """Raises UnusableError."""
-    make: dict[SchemaFormat, Callable[[Source], Decoder]] = {"avro": _avro, "protobuf": _protobuf, "json_schema": _json_schema}
+    return made({"avro": _avro, "protobuf": _protobuf, "json_schema": _json_schema}, form, source)
+
+
+def made(make: Mapping[SchemaFormat, Callable[[Source], T]], form: SchemaFormat, source: Source) -> T:
+    """Raises UnusableError."""
     try:
         return make[form](source)
     except UnusableError:
@@ -171,7 +176,7 @@ def _protobuf(source: Source) -> Decoder:
         try:
             message.ParseFromString(body)
             return _message(message)
-        except (DecodeError, RecursionError, OverflowError, ArithmeticError, UnicodeDecodeError) as wrong:
+        except Exception as wrong:  # the library's own, and values that no date or number can be made of
             raise UndecodableError(type(wrong).__name__) from None
 
     return decode

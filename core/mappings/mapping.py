@@ -140,6 +140,8 @@ class Mapping:
             return Failed(wrong.reason, wrong.detail)
         except DelayedError as waiting:
             return Delayed(waiting.schema)
+        except Exception as defect:  # nobody has thought of it: this record's trouble all the same, not that of all that the mapping reads
+            return Failed("refused", type(defect).__name__)
 
     def _map(self, record: SourceRecord, now_ms: int, schemas: Schemas | None, seek: int) -> Mapped:
         key = self._key(record.key, schemas)

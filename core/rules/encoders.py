@@ -6,14 +6,13 @@ Apart from `core.rules.schema`, so that a core without such rules does not load 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from typing import Any
 
 import fastavro
 import msgspec
 from google.protobuf import json_format, message_factory
 
-from core.mappings.decoders import Source, UnusableError, avro_schema, decoder, protobuf_file
+from core.mappings.decoders import Source, UnusableError, avro_schema, decoder, made, protobuf_file
 from core.mappings.schemas import SchemaFormat, UndecodableError
 from core.rules.schema import Encoder, InvalidError
 
@@ -23,13 +22,7 @@ _FIRST_MESSAGE = b"\0"
 
 def encoder(form: SchemaFormat, source: Source) -> Encoder:
     """Raises UnusableError."""
-    make: dict[SchemaFormat, Callable[[Source], Encoder]] = {"avro": _avro, "protobuf": _protobuf, "json_schema": _json_schema}
-    try:
-        return make[form](source)
-    except UnusableError:
-        raise
-    except Exception as wrong:  # three libraries, each with errors of its own
-        raise UnusableError(f"the registry's schema cannot be used ({type(wrong).__name__})") from wrong
+    return made({"avro": _avro, "protobuf": _protobuf, "json_schema": _json_schema}, form, source)
 
 
 def _json(payload: bytes) -> Any:
@@ -81,7 +74,7 @@ def _protobuf(source: Source) -> Encoder:
         try:
             message = json_format.ParseDict(value, kind(), descriptor_pool=pool)
             found: bytes = message.SerializeToString()
-        except (json_format.Error, UnicodeDecodeError, RecursionError, ValueError, TypeError) as wrong:
+        except Exception as wrong:  # of two modules, neither of which names them all: a required field that is not there, for one
             raise InvalidError(type(wrong).__name__) from None
         return _FIRST_MESSAGE + found
 

@@ -85,8 +85,16 @@ class PrivateFile(File):
     """The same, and only its owner may read it (outside `dev`)."""
 
 
-def load(cls: type[T], path: str | os.PathLike[str], *, env_prefix: str = "TIDEGATE_", environ: Mapping[str, str] = os.environ) -> T:
-    """Settings of type `cls` (a msgspec struct) from the TOML file at `path`, with the environment laid over it.
+def load(
+    cls: type[T],
+    path: str | os.PathLike[str],
+    *,
+    env_prefix: str = "TIDEGATE_",
+    environ: Mapping[str, str] = os.environ,
+    partial: bool = False,
+) -> T:
+    """Settings of type `cls` (a msgspec struct) from the TOML file at `path`, with the environment laid over it. `partial`: `cls` has only
+    some of the settings that are meant, and variables that name others are left alone.
 
     Raises: SettingsError, and nothing else.
     """
@@ -99,12 +107,20 @@ def load(cls: type[T], path: str | os.PathLike[str], *, env_prefix: str = "TIDEG
         raise SettingsError(str(path), "", "is not UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(str(path), "", f"is not TOML: {error}") from None
-    return build(cls, data, file=file, env_prefix=env_prefix, environ=environ)
+    return build(cls, data, file=file, env_prefix=env_prefix, environ=environ, partial=partial)
 
 
-def build(cls: type[T], data: dict[str, Any], *, file: Path, env_prefix: str = "TIDEGATE_", environ: Mapping[str, str] = os.environ) -> T:
+def build(
+    cls: type[T],
+    data: dict[str, Any],
+    *,
+    file: Path,
+    env_prefix: str = "TIDEGATE_",
+    environ: Mapping[str, str] = os.environ,
+    partial: bool = False,
+) -> T:
     """The same from tables already in memory; `file` names them in errors, and paths are relative to it. `data` is changed."""
-    _overlay_environment(cls, data, env_prefix, environ)
+    _overlay_environment(cls, data, env_prefix, environ, partial=partial)
     reader = _Reader(str(file), file.parent, dev=data.get("dev") is True, environ=environ)
     reader.resolve_secrets(cls, data, "")
     try:
@@ -208,14 +224,14 @@ class _Reader:
         return value
 
 
-def _overlay_environment(cls: type, data: dict[str, Any], prefix: str, environ: Mapping[str, str]) -> None:
+def _overlay_environment(cls: type, data: dict[str, Any], prefix: str, environ: Mapping[str, str], *, partial: bool) -> None:
     for variable in sorted(environ):
         if not variable.startswith(prefix) or variable == prefix:
             continue
         steps = variable.removeprefix(prefix).lower().split("__")
         kind = _type_at(cls, steps)
         if kind is None:
-            if len(steps) > 1:
+            if len(steps) > 1 and not partial:
                 raise SettingsError("environment", variable, f"there is no such setting as {'.'.join(steps)}")
             continue
         table = data

@@ -10,14 +10,14 @@ from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, AdminClient, NewTopic, ResourcePatternType, ResourceType
 
 from tests.support.core_process import Core, core_process, edge_of
-from tests.support.kafka import skip_or_fail
-from tidegate.kafka_local import KafkaUnavailable, LocalKafka
+from tests.support.kafka import own_broker
 from tidegate.tokens import mint
 
 pytestmark = pytest.mark.kafka
@@ -56,7 +56,7 @@ KEY = "key:for-tests-only-000000"
 APPS = [
     {
         "id": "shop",
-        "keys": [{"id": "key", "secret": KEY.partition(":")[2], "capability": '{"*":["*"]}'}],
+        "keys": [{"id": "key", "secret": KEY.partition(":")[2], "capability": '{"*":["*"],"[*]*":["*"]}'}],
         "rules": [
             {"id": name, "source": {"channel_filter": "^chat:"}, "target": {"routing_key": f"{topic}:#{{channelName}}"}}
             for name, topic in (("chat-out", "chat-messages"), ("late-out", "late"))
@@ -86,13 +86,8 @@ def as_user(brokers: str, name: str) -> dict[str, str | int | float | bool]:
 
 @pytest.fixture
 def strict() -> Iterator[str]:
-    broker = LocalKafka(extra=ACLS)
-    try:
-        yield broker.start()
-    except KafkaUnavailable as missing:
-        skip_or_fail(str(missing))
-    finally:
-        broker.stop()
+    with own_broker(extra=ACLS) as address:
+        yield address
 
 
 def bindings() -> list[AclBinding]:
@@ -116,7 +111,7 @@ def bindings() -> list[AclBinding]:
 
 def bearer() -> str:
     """A token: outside of development cores take no keys without TLS."""
-    token = mint(f"shop.{KEY}", capability='{"*":["*"]}', client_id=None, ttl_s=600, now_s=int(time.time()))
+    token = mint(f"shop.{KEY}", capability='{"*":["*"],"[*]*":["*"]}', client_id=None, ttl_s=600, now_s=int(time.time()))
     return "Bearer " + b64encode(token.encode()).decode()
 
 
@@ -130,10 +125,10 @@ def publish(edge: str, channel: str, data: str) -> None:
         assert answer.status == 201
 
 
-def history(edge: str, channel: str) -> list[str]:
-    request = urllib.request.Request(f"http://{edge}/channels/{channel}/messages", headers={"authorization": bearer()})
+def history(edge: str, channel: str, field: str = "data") -> list[str]:
+    request = urllib.request.Request(f"http://{edge}/channels/{quote(channel)}/messages", headers={"authorization": bearer()})
     with urllib.request.urlopen(request, timeout=10) as answer:
-        return [item["data"] for item in json.load(answer)]
+        return [item[field] for item in json.load(answer)]
 
 
 def values(brokers: str, topic: str, count: int, within_s: float = 30.0) -> list[bytes]:
@@ -179,6 +174,7 @@ def test_a_core_needs_no_permission_that_the_table_does_not_name(strict: str, tm
             core.until(lambda: history(edge, "orders:42") == ["paid"])
             assert values(strict, "orders-dead", 1) == [b"has no key"]
             core.until(lambda: [each["rule"] for each in status(core)["parkedRules"]] == ["shop/late-out"])
+            core.until(lambda: history(edge, "[meta]log", "name") == ["rule.parked"])
             admin.create_topics([NewTopic("late", 4, 1)])["late"].result(10)
             core.until(lambda: status(core)["parkedRules"] == [])
             assert len(values(strict, "late", 1)) == 1

@@ -21,9 +21,8 @@ from core.rules import Rule, RuleConfig
 from relay.model.channel import log_key, partition_of
 from tests.kafka.test_owner import enter
 from tests.kafka.test_rules import committed, create, numbers, publish, rule, until
-from tests.support.kafka import Kafka, kafka, skip_or_fail
+from tests.support.kafka import Kafka, kafka, own_broker
 from tests.support.owner_process import owner_process
-from tidegate.kafka_local import KafkaUnavailable, LocalKafka
 
 pytestmark = pytest.mark.kafka
 
@@ -325,13 +324,8 @@ allow.everyone.if.no.acl.found=true
 @pytest.fixture
 def strict_brokers() -> Iterator[str]:
     """A broker that has ACLs. Whoever comes is `User:ANONYMOUS`, and may do everything with what has none."""
-    broker = LocalKafka(extra=ACLS)
-    try:
-        yield broker.start()
-    except KafkaUnavailable as missing:
-        skip_or_fail(str(missing))
-    finally:
-        broker.stop()
+    with own_broker(extra=ACLS) as address:
+        yield address
 
 
 def allow(brokers: str, topic: str, *operations: AclOperation) -> None:

@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol, TypeVar
 
 import pytest
@@ -36,7 +36,14 @@ def kafka_brokers() -> Iterator[str]:
     if given and given != "local":
         yield given
         return
-    broker = LocalKafka()
+    with own_broker() as address:
+        yield address
+
+
+@contextmanager
+def own_broker(**options: Any) -> Iterator[str]:
+    """host:port of a broker that nobody else has. `options` are those of `LocalKafka`."""
+    broker = LocalKafka(**options)
     try:
         address = broker.start()
     except KafkaUnavailable as missing:

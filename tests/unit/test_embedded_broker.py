@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 
 from core.events import ConfigRead, ConfigWritten, EndOffset, Looked, Reported, Tailed
 from core.kafka import ConfigLog, EmbeddedBroker, EndOffsets, KafkaConfig, LogProducer, Tail, prepare_topics, read_state
+from core.kafka.dead_letters import DeadLetters
 from core.kafka.state_log import told
 from core.kafka.topics import create_missing
-from core.mappings import Steering
+from core.mappings import Failed, SourceRecord, Steering
 from core.presence import PartitionPresence
 from core.rules import Rule, RuleConfig
 from relay.model.channel import log_key, partition_of
@@ -180,3 +184,22 @@ def test_each_life_of_it_is_another_stream() -> None:
         streams.add(prepare_topics(KafkaConfig(brokers=broker.start(), embedded=True)).log.stream)
         broker.stop()
     assert len(streams) == 2
+
+
+def test_how_large_a_dead_letter_may_be_is_for_its_topic_to_say() -> None:
+    """Row M6.3: the driver's own limit, a million bytes, would hold up the partition for good."""
+    broker = EmbeddedBroker()
+    config = KafkaConfig(brokers=broker.start(), embedded=True)
+    topics: Any = SimpleNamespace(faults=lambda _: {})
+    written: list[int] = []
+    troubles: list[str] = []
+    letters = DeadLetters(config, "dead", "m", topics, troubles.append)
+    letters.bury(SourceRecord("t", 0, 7, None, bytes(1_500_000), []), Failed("oversize", "too large"), lambda: written.append(7))
+    until_s = time.monotonic() + 10.0
+    while not written and time.monotonic() < until_s:
+        letters.poll()
+        time.sleep(0.02)
+    letters.close()
+    broker.stop()
+    assert written == [7]
+    assert troubles == []

@@ -22,6 +22,7 @@ from core.ownership import OwnedPartition, PartitionState
 from core.parked import GivenUp, ParkedRule
 from core.rules import Output, Rule, RuleConfig, RuleSet, Version
 from core.state import Checkpoint, ParkedState
+from core.troubles import Troubles
 from relay.model.limits import CoreLimits
 from relay.model.message import Kind, Message, RecordBody
 from tests.unit.core.test_catch_up import World as CatchingUp
@@ -234,6 +235,29 @@ def make_owner(rules: list[Rule], version: int = 0) -> OwnerRunner:
         config, log, state_topic, rules, core="core-1", limits=CoreLimits(), loop=loop, deliver=lambda _: None,  # type: ignore[arg-type]
         version=Version(CONFIG, version),
     )  # fmt: skip
+
+
+def test_rules_into_other_clusters_that_wait_are_told_of_like_the_others() -> None:
+    far = rule("far", "x", target={"routing_key": "x", "brokers": ["other:9092"]})
+    runner = make_owner([far])
+    runner.partitions = (owner(rule_set(far)),)
+    assert runner.waiting_rules() == []
+    runner.partitions[0].remote.rules[far.label].stands("unreachable_cluster", 5)
+    (found,) = runner.waiting_rules()
+    (told,) = Troubles().look([found], {}, [], 60_000)
+    assert (told.name, told.about["reason"], told.about["ruleId"]) == ("rule.parked", "unreachable_cluster", "far")
+
+
+def test_what_rules_counted_that_came_and_went_does_not_stay_for_ever() -> None:
+    runner = make_owner([])
+    runner.limits = CoreLimits(stopped_rules=2)
+    for number in range(4):
+        one = rule(f"r{number}", "x")
+        runner.written[one.label] = runner.missed[one.label] = runner.dropped[one.label, "too_large"] = 1
+        assert runner.within_topics(Output(one.label, "x", None, b"", []))
+        runner.tell_changes(rule_set(one), rule_set(), {1: number}, {})
+    assert set(runner.written) == set(runner.missed) == {"app/r2", "app/r3"}
+    assert {label for label, _ in runner.dropped} == set(runner._rule_topics) == set(runner.written)
 
 
 def test_an_owner_takes_new_rules_up_between_two_spans(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

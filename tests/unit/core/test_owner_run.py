@@ -291,7 +291,7 @@ def test_a_core_is_fenced_for_an_open_transaction_only(
     consumer = Consumer(clock)
     monkeypatch.setattr("core.kafka.state_log.time", clock)
     monkeypatch.setattr("core.kafka.state_log.open_consumer", lambda *_, **__: consumer)
-    monkeypatch.setattr(StateReader, "_ends", lambda *_: {1: 10})
+    monkeypatch.setattr("core.kafka.state_log._ends", lambda *_: {1: 10})
     told: list[str] = []
     checkpoint = state.encode(Checkpoint(stream=STREAM, offset=7, core="core-2"))
     consumer.script = [StateMessage(5, checkpoint), *([] if read_to is None else [StateMessage(read_to)]), *[None] * 20, StateMessage(10)]

@@ -80,6 +80,15 @@ def test_what_a_record_would_become(tmp_path: Path) -> None:
     assert "raw" not in table
 
 
+def test_the_environment_of_a_core_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names settings that are nothing to a mapping."""
+    monkeypatch.setenv("TIDEGATE_KAFKA__BROKERS", "kafka-1:9092")
+    monkeypatch.setenv("TIDEGATE_LINK__PORT", "9001")
+    monkeypatch.setenv("TIDEGATE_LIMITS__MAX_MESSAGE_BYTES", "10")
+    code, found = shown(tmp_path, CONFIG, {"topic": "orders", "value": "more than ten bytes"}, "--mapping", "raw", "--json")
+    assert (code, [each["reason"] for each in found["mappings"]]) == (1, ["oversize"])
+
+
 def test_a_record_that_becomes_nothing(tmp_path: Path) -> None:
     code, found = shown(tmp_path, CONFIG, {"topic": "orders-eu"}, "--json")
     assert code == 1

@@ -407,6 +407,24 @@ def test_a_protobuf_message_is_an_object() -> None:
     assert found.reason == "unsupported_type", "its field of bytes has no form in JSON"
 
 
+def test_a_date_that_is_none_is_the_records_trouble_alone() -> None:
+    """Row M3.9: Google's type allows a year without month and day."""
+    order = proto_class("shop.Order")()
+    order.day.ParseFromString(date_pb2.Date(year=2026).SerializeToString())
+    found = made(framed(7, b"\x02\x02" + order.SerializeToString()), {7: DECODERS["protobuf"]}, value="protobuf")
+    assert isinstance(found, Failed)
+    assert found.reason == "undecodable"
+
+
+def test_what_nobody_has_thought_of_is_the_records_trouble_too() -> None:
+    """Row M3.15: not that of all that the mapping reads, over and over."""
+
+    def decode(_payload: bytes) -> Any:
+        raise LookupError("with something of the payload")
+
+    assert made(framed(7, b""), {7: decode}, value="protobuf") == Failed("refused", "LookupError")
+
+
 @pytest.mark.parametrize(
     ("form", "source"),
     [

@@ -97,6 +97,17 @@ def test_what_is_not_valid_is_said_to_be_so(form: Any, payload: bytes) -> None:
     assert "other" not in str(wrong.value)
 
 
+def test_a_required_field_of_proto2_that_is_not_there_is_no_end_of_the_owner() -> None:
+    """R8.2: the library says so with an error of another module."""
+    file = descriptor_pb2.FileDescriptorProto(name="old.proto", package="shop", syntax="proto2")
+    field = descriptor_pb2.FieldDescriptorProto
+    file.message_type.add(name="Old").field.add(name="id", number=1, type=field.TYPE_INT64, label=field.LABEL_REQUIRED)
+    encode = encoder("protobuf", Source(serialized(file)))
+    assert encode(b'{"id": 1}')
+    with pytest.raises(InvalidError):
+        encode(b"{}")
+
+
 def test_schemas_that_cannot_be_used() -> None:
     for form, text in (("avro", "{"), ("avro", '"nothing"'), ("json_schema", '{"type": 7}'), ("protobuf", "text")):
         with pytest.raises(UnusableError):

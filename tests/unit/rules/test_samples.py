@@ -176,3 +176,23 @@ def test_times_and_connections_of_a_sample() -> None:
     }
     values = [json.loads(each.output.value) for each in look(sample, {}) if each.output]
     assert [(value["timestamp"], value["messages"][0]["id"]) for value in values] == [(5, "abc:0:0"), (5, "abc:0:1")]
+
+
+def test_a_rule_with_a_schema_is_shown_before_its_payload_is_encoded(tmp_path: Path) -> None:
+    """The registry of the core may be out of reach from here."""
+    config = tmp_path / "core.toml"
+    config.write_text("""
+[schema_registry]
+url = "https://not-from-here"
+username = "u"
+password_file = "not-on-this-machine"
+[[apps]]
+id = "shop"
+[[apps.rules]]
+id = "orders"
+target = { routing_key = "orders:#{channelName}", enveloped = false, schema = { format = "avro", subject = "orders-value" } }
+""")
+    event = json.dumps({"channel": "a", "messages": {"data": {"id": 1}}})
+    found = CliRunner().invoke(app, ["rules", "test", "-c", str(config), event, "--json"])
+    assert found.exit_code == 0, found.output
+    assert json.loads(json.loads(found.stdout)["results"][0]["value"]) == {"id": 1}
