@@ -1,8 +1,10 @@
-"""Tokens that count no more before their time: `POST /keys/{keyName}/revokeTokens`. Source: Ably protocol docs, 7.10.
+"""Tokens that count no more before their time: `POST /keys/{keyName}/revokeTokens`, and the Control API. Source: Ably protocol docs, 7.10.
 
 A request makes one record of `tidegate.config`, under `revocation:<app>.<key>:<id>`, for all its targets: it counts whole or not at all.
 Records are never changed. Whether a token is revoked follows from all of them together, so that it does not matter which was written
 first, and that of two cores neither writes what undoes the other's. A record goes when no token can be left that it speaks of.
+
+The status of a revocation follows from its times: `pending` until it applies, then `active`, and `expired` once no token can be left.
 
 A token is one that a key has issued before some time, and that is called as a target says:
 
@@ -27,9 +29,13 @@ from relay.model.limits import PROTOCOL, CoreLimits
 
 PREFIX = "revocation:"
 RECORD_VERSION = 1
+CREATED = "revocation.create"
+"""What the audit calls it."""
 KINDS = ("clientId", "revocationKey", "channel")
 MAX_TARGETS = 100
 """Of one request. Above it: 40003."""
+MAX_TARGET = 2_080
+"""Characters of one: room for every channel name. Above it: 40000."""
 MAX_AGE_MS = 3_600_000
 """How far back `issuedBefore` may lie. Beyond it: 40003. Tokens of a key that can revoke them live no longer."""
 MARGIN_MS = 31_000
@@ -196,17 +202,42 @@ def asked(key_name: str, body: bytes, random: Callable[[int], bytes], now_ms: in
             good[target] = None
             results.append({"target": target, "issuedBefore": before, "appliesAt": applies_at})
         else:
-            why = RelayError(40000, f"Invalid target; must be a text such as {', '.join(f'{kind}:…' for kind in KINDS)}").info
+            kinds = ", ".join(f"{kind}:…" for kind in KINDS)
+            why = RelayError(40000, f"Invalid target; must be a text of at most {MAX_TARGET} characters such as {kinds}").info
             results.append({"target": target, "error": msgspec.to_builtins(why)})
     if not good:
         return Asked(None, results, 0)
     record = RevocationRecord(targets=list(good), issued_before=before, applies_at=applies_at, created=now_ms)
-    number = base64.urlsafe_b64encode(random(9)).decode()
+    # In the order of time, so that lists have pages.
+    number = f"{now_ms:013d}-{base64.urlsafe_b64encode(random(9)).decode()}"
     return Asked((f"{PREFIX}{key_name}:{number}", msgspec.json.encode(record)), results, len(good))
 
 
+def status_of(record: RevocationRecord, now_ms: int) -> str:
+    if now_ms < record.applies_at:
+        return "pending"
+    return "active" if now_ms < record.issued_before + KEPT_MS else "expired"
+
+
+def view_of(key: str, record: RevocationRecord, now_ms: int) -> dict[str, Any]:
+    """A record, by its key, as the Control API and the audit show it."""
+    key_name, _, number = key.removeprefix(PREFIX).partition(":")
+    app, _, key_id = key_name.partition(".")
+    return {
+        "id": number,
+        "appId": app,
+        "key": key_id,
+        "targets": record.targets,
+        "status": status_of(record, now_ms),
+        "issuedBefore": record.issued_before,
+        "appliesAt": record.applies_at,
+        "expires": record.issued_before + KEPT_MS,
+        "created": record.created,
+    }
+
+
 def _is_target(target: object) -> bool:
-    if not isinstance(target, str):
+    if not isinstance(target, str) or len(target) > MAX_TARGET:
         return False
     kind, _, value = target.partition(":")
     return kind in KINDS and bool(value)

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.events import ConfigRead
-from core.revocations import MAX_AGE_MS, Revocations, asked
+from core.effects import WriteConfig
+from core.events import ConfigRead, ConfigWritten
+from core.revocations import MAX_AGE_MS, MAX_TARGET, Revocations, asked
 from relay.link.calls import REVOKE_TOKENS, RevokeTokens, encode
 from relay.link.frames import Admitted, Fetch, Present, Refused, Renew, Revoke
 from relay.model.capability import Capability
 from relay.model.errors import RelayError
 from relay.model.limits import CoreLimits
-from tests.unit.core.dialogue import SECRET, START_MS, Dialogue, token
+from tests.unit.core.dialogue import EDGE, SECRET, START_MS, Dialogue, token
 
 KEY = "shop.revocable"
 
@@ -153,3 +154,46 @@ def test_nothing_is_forgotten_where_there_is_no_room():
     core.edge_sends(Fetch(req := core.req(), "", REVOKE_TOKENS, encode(RevokeTokens(KEY, body, f"{KEY}:{SECRET}"))))
     core.turns()
     assert core.answer(req).error.code == 42910
+
+
+def test_the_audit_says_which_key_revoked_and_before_it_comes_to_pass():
+    core = Dialogue()
+    core.edge_up()
+    body = msgspec.Raw(b'{"targets":["clientId:bob","nonsense"]}')
+    core.edge_sends(Fetch(req := core.req(), "", REVOKE_TOKENS, encode(RevokeTokens(KEY, body, f"{KEY}:{SECRET}"))))
+    core.turns()
+    first = core.take(WriteConfig)
+    number = first[1].key.rpartition(":")[2]
+    assert [one.key for one in first] == [f"audit:k:{number}", f"revocation:{KEY}:{number}"]
+    for one in first:
+        assert core.take(WriteConfig) == [], "not before it has come to pass"
+        core.happens(ConfigWritten(one.ticket, True))
+    (then,) = core.take(WriteConfig)
+    assert core.answer(req).status == 201
+    pending, entry = json.loads(first[0].value), json.loads(then.value)
+    assert (then.key, pending.pop("outcome"), entry["outcome"]) == (first[0].key, "pending", "applied")
+    assert pending == {name: value for name, value in entry.items() if name != "outcome"}
+    assert (entry["by"], entry["core"], entry["action"]) == ({"type": "key", "id": KEY, "name": "revocable"}, "core-1", "revocation.create")
+    assert entry["target"] == {"app": "shop", "key": "revocable", "revocation": number}
+    assert (entry["after"]["targets"], entry["source"]) == (["clientId:bob"], EDGE)
+    assert SECRET not in str((first, then))
+
+
+def test_a_revocation_that_is_not_written_stays_pending_in_the_audit():
+    core = Dialogue()
+    core.edge_up()
+    body = msgspec.Raw(b'{"targets":["clientId:bob"]}')
+    core.edge_sends(Fetch(req := core.req(), "", REVOKE_TOKENS, encode(RevokeTokens(KEY, body, f"{KEY}:{SECRET}"))))
+    core.turns()
+    noted, revoked = core.take(WriteConfig)
+    core.happens(ConfigWritten(noted.ticket, True))
+    core.happens(ConfigWritten(revoked.ticket, False))
+    assert core.answer(req).error.code == 50003
+    assert core.take(WriteConfig) == []
+
+
+def test_a_target_is_no_longer_than_the_longest_channel_name_needs():
+    for length, good in ((MAX_TARGET, True), (MAX_TARGET + 1, False)):
+        target = "channel:".ljust(length, "x")
+        found = asked(KEY, json.dumps({"targets": [target]}).encode(), os.urandom, START_MS)
+        assert (found.record is not None) is good
