@@ -220,6 +220,13 @@ def test_a_capability_too_deep_to_read_is_refused(core):
     assert (answer.status_code, list(answer.json()["details"])) == (422, ["capability"])
 
 
+def test_a_mapping_reads_a_thousand_topics_by_name_and_no_more(core):
+    app = core.an_app()
+    for count, status in ((1_000, 201), (1_001, 422)):
+        body = {"topics": [f"t{number}" for number in range(count)], "channel": "c"}
+        assert core.ask("POST", f"/apps/{app}/mappings", body).status_code == status
+
+
 def test_more_readings_than_one_upkeep_takes_out_are_taken_out_all_the_same(topic, monkeypatch):
     from core.control.io import writer
 
