@@ -600,8 +600,8 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "Tidegate Control API",
             "version": VERSION,
-            "description": "On the admin listener of every core; what one core changes holds on all within two seconds. A request with the header "
-            "`X-Tidegate-Secrets: none` is answered as if its token had no scope `secrets`.",
+            "description": "On the admin listener of every core; what one core changes holds on all within two seconds. A request with the "
+            "header `X-Tidegate-Secrets: none` is answered as if its token had no scope `secrets`.",
         },
         "servers": [{"url": "/v1"}],
         "security": [{"accessToken": []}],
