@@ -1090,8 +1090,10 @@ class CoreNode:
             raise RelayError(40133, "Tokens are revoked with the very key that issued them")
         if not verified.key.revocable_tokens:
             raise RelayError(40163, "The key does not issue revocable tokens")
+        if 2 * len(self._writes) >= self._limits.config_writes:  # the other half is for operators
+            raise RelayError(50004, "Too many requests at once; try again")
         found = asked(verified.key.name, bytes(call.body), self._random, self._now_ms)
-        bound(self._revocations, found.targets, self._limits)
+        bound(self._revocations, verified.app.id, found.targets, self._limits)
         status, body = answer(found.results, flat=call.flat)
         page = Page(frame.req, status, _encode_json(body))
         if found.record is None:

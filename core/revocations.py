@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -77,6 +78,8 @@ class Revocations:
         self._over: list[tuple[int, str]] = []
         """When records have nothing left to say."""
         self.targets = 0
+        self.targets_of: Counter[str] = Counter()
+        """Of each app."""
         self.unreadable = 0
 
     def __len__(self) -> int:
@@ -100,6 +103,7 @@ class Revocations:
         for target in record.targets:
             words.setdefault(target, []).append(word)
         self.targets += len(record.targets)
+        self.targets_of[name.partition(".")[0]] += len(record.targets)
         heapq.heappush(self._due, (record.applies_at, key))
         heapq.heappush(self._over, (record.issued_before + KEPT_MS, key))
         return name, record
@@ -110,6 +114,10 @@ class Revocations:
             return
         (record, gone), words = known, self._words[name]
         self.targets -= len(record.targets)
+        app = name.partition(".")[0]
+        self.targets_of[app] -= len(record.targets)
+        if not self.targets_of[app]:
+            del self.targets_of[app]
         for target in record.targets:
             words[target] = [word for word in words.get(target, ()) if word is not gone]
             if not words[target]:
@@ -254,7 +262,7 @@ def answer(results: list[dict[str, Any]], *, flat: bool) -> tuple[int, Any]:
     return 400, {"error": msgspec.to_builtins(error), "batchResponse": results}
 
 
-def bound(revocations: Revocations, more: int, limits: CoreLimits) -> None:
-    """Raises: RelayError 42910 rather than forget one."""
-    if revocations.targets + more > limits.revoked_targets:
+def bound(revocations: Revocations, app: str, more: int, limits: CoreLimits) -> None:
+    """For holders of an app's keys, who must leave room to those of others. Raises: RelayError 42910 rather than forget one."""
+    if revocations.targets + more > limits.revoked_targets or revocations.targets_of[app] + more > limits.revoked_app_targets:
         raise RelayError(42910, "Too many tokens are revoked; some will have run out within the day")

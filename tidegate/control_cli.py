@@ -125,6 +125,10 @@ def _capability(text: str | None) -> Any:
         fail("--capability: not JSON")
 
 
+def _key_body(name: str | None, capability: str | None, revocable_tokens: bool | None) -> dict[str, Any]:
+    return _given(name=name, capability=_capability(capability), revocableTokens=revocable_tokens)
+
+
 def _key(name: str) -> tuple[str, str]:
     app, dot, key = name.partition(".")
     if not dot or not app or not key:
@@ -204,7 +208,7 @@ def create_key(
     as_json: AsJson = False,
 ) -> None:
     """Make a key."""
-    body = _given(name=name, capability=_capability(capability), revocableTokens=revocable_tokens)
+    body = _key_body(name, capability, revocable_tokens)
     _say(_ask(context, "POST", "apps", app, "keys", body=body), as_json, "Key", _KEY)
 
 
@@ -219,7 +223,7 @@ def change_key(
 ) -> None:
     """Change a key. Who is connected by it and may do less now is sent away to connect again."""
     app, key_id = _key(key)
-    body = _given(name=name, capability=_capability(capability), revocableTokens=revocable_tokens)
+    body = _key_body(name, capability, revocable_tokens)
     _say(_ask(context, "PATCH", "apps", app, "keys", key_id, body=body), as_json, "Key", _KEY)
 
 

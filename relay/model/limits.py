@@ -200,7 +200,8 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     end_timeout_s: float = 5.0
     """How long a barrier waits for Kafka. Beyond it: it fails."""
     config_writes: int = 1_000
-    """Writes to the configuration topic under way. Above it: a further one fails at once."""
+    """Writes to the configuration topic under way. Above it: a further one fails at once. From half of it on `revokeTokens` is refused with
+    50004, so that operators can still act."""
     session_writes: int = 50_000
     """Writes to the sessions topic under way. Above it: a further one fails at once; a resume is then refused with 50003, and the record
     of a connect or a drop is written later."""
@@ -247,6 +248,9 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     revoked_targets: int = 100_000
     """Targets of revocations (`revokeTokens`, the Control API) of the last 25 hours, over all apps. Above it: further requests are refused
     with 42910."""
+    revoked_app_targets: int = 25_000
+    """Those of one app. Above it: further requests of `revokeTokens` are refused with 42910; the Control API has room up to
+    `revoked_targets`."""
     config_waiters: int = 1_024
     """Admits that wait to learn whether an unknown key was just created elsewhere. Above it: refused with 50004."""
     config_barrier_interval_s: float = 0.1

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from core.effects import WriteConfig
 from core.events import ConfigRead, ConfigWritten
+from core.registry import App
 from core.revocations import MAX_AGE_MS, MAX_TARGET, Revocations, asked
 from relay.link.calls import REVOKE_TOKENS, RevokeTokens, encode
 from relay.link.frames import Admitted, Fetch, Present, Refused, Renew, Revoke
@@ -20,6 +21,7 @@ from relay.model.capability import Capability
 from relay.model.errors import RelayError
 from relay.model.limits import CoreLimits
 from tests.unit.core.dialogue import EDGE, SECRET, START_MS, Dialogue, token
+from tests.unit.core.dialogue import key as a_key
 
 KEY = "shop.revocable"
 
@@ -197,3 +199,35 @@ def test_a_target_is_no_longer_than_the_longest_channel_name_needs():
         target = "channel:".ljust(length, "x")
         found = asked(KEY, json.dumps({"targets": [target]}).encode(), os.urandom, START_MS)
         assert (found.record is not None) is good
+
+
+def asks_to_revoke(core: Dialogue, *targets: str, key: str = KEY) -> int:
+    body = msgspec.Raw(json.dumps({"targets": targets}).encode())
+    core.edge_sends(Fetch(req := core.req(), "", REVOKE_TOKENS, encode(RevokeTokens(key, body, f"{key}:{SECRET}"))))
+    core.turns()
+    return req
+
+
+def test_one_app_leaves_room_for_the_revocations_of_others():
+    static = [App(id=app, keys={"k": a_key(app, "k", revocable_tokens=True)}) for app in ("one", "two")]
+    core = Dialogue(limits=CoreLimits(revoked_targets=10, revoked_app_targets=3), static=static)
+    core.edge_up()
+    core.happens(ConfigRead(*record("clientId:a", "clientId:b", key="one.k")))
+    assert core.answer(asks_to_revoke(core, "clientId:c", "clientId:d", key="one.k")).error.code == 42910
+    asks_to_revoke(core, "clientId:c", "clientId:d", key="two.k")
+    assert len(core.take(WriteConfig)) == 2
+    core.happens(ConfigRead(record(key="one.k")[0], None))
+    asks_to_revoke(core, "clientId:c", "clientId:d", key="one.k")
+    assert len(core.take(WriteConfig)) == 2, "what has run out makes room"
+
+
+def test_holders_of_keys_leave_half_of_the_writes_to_operators():
+    core = Dialogue(limits=CoreLimits(config_writes=4))
+    core.edge_up()
+    asks_to_revoke(core, "clientId:a")
+    assert core.answer(asks_to_revoke(core, "clientId:b")).error.code == 50004
+    for one in core.take(WriteConfig):
+        core.happens(ConfigWritten(one.ticket, True))
+    core.take(WriteConfig)
+    asks_to_revoke(core, "clientId:c")
+    assert len(core.take(WriteConfig)) == 2
