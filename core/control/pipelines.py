@@ -555,9 +555,10 @@ def _check_shown_to(before: Body, after: Body) -> None:
 
 
 def _shown_to(body: Body) -> tuple[Any, ...]:
-    """Whom a rule shows its password to, and how."""
+    """Whom a rule shows its password to, and how. With a login there is TLS unless it says otherwise."""
     sasl, target = _sasl(body) or {}, body["target"]
-    return target["brokers"], target.get("tls"), target.get("ca"), sasl.get("mechanism"), sasl.get("tokenEndpoint")
+    endpoint = sasl.get("tokenEndpoint") or ""
+    return target["brokers"], target.get("tls") is not False, target.get("ca") or "", sasl.get("mechanism"), endpoint
 
 
 def _sasl(body: Body) -> Body | None:
