@@ -33,6 +33,7 @@ from core.channel import Channels, OpenChannel
 from core.connections import BAD_KEY, TRIES, Claim, ConnectionRecord, Connections
 from core.connections import EXPIRED as EXPIRED_CONNECTION
 from core.connections import State as ConnectionState
+from core.control.audit import BY_KEY, AuditEntry, record_of
 from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, ShowRecord, WriteConfig
 from core.events import (
     SESSIONS_END,
@@ -72,10 +73,10 @@ from core.occupancy import Occupancies
 from core.occupancy_log import OccupancyLog
 from core.quiet import lasts
 from core.recency import Recency
-from core.registry import App, Registry, Streams, app_of, bars_of
+from core.registry import App, Key, Registry, Streams, app_of, bars_of
 from core.replay import EXPIRED, OTHER_SITE, Replays
+from core.revocations import CREATED, RevocationRecord, Revocations, answer, asked, bound, view_of
 from core.revocations import PREFIX as REVOCATION
-from core.revocations import Revocations, answer, asked, bound
 from core.roster import Denied, Roster, Session
 from relay.link.calls import (
     READS,
@@ -230,12 +231,13 @@ class _Ahead:
 class _Write:
     """A call that is answered when its records, of `tidegate.config` or of the log, are written."""
 
-    __slots__ = ("failed", "left", "link", "page")
+    __slots__ = ("failed", "left", "link", "page", "then")
 
-    def __init__(self, link: int, left: int, page: Page) -> None:
+    def __init__(self, link: int, left: int, page: Page, then: tuple[str, bytes] | None) -> None:
         self.link = link
         self.left = left
         self.page = page
+        self.then = then
         self.failed = False
 
 
@@ -1088,15 +1090,34 @@ class CoreNode:
             raise RelayError(40133, "Tokens are revoked with the very key that issued them")
         if not verified.key.revocable_tokens:
             raise RelayError(40163, "The key does not issue revocable tokens")
+        if 2 * len(self._writes) >= self._limits.config_writes:  # the other half is for operators
+            raise RelayError(50004, "Too many requests at once; try again")
         found = asked(verified.key.name, bytes(call.body), self._random, self._now_ms)
-        bound(self._revocations, found.targets, self._limits)
+        bound(self._revocations, verified.app.id, found.targets, self._limits)
         status, body = answer(found.results, flat=call.flat)
         page = Page(frame.req, status, _encode_json(body))
         if found.record is None:
             self._send(link, page)
         else:
             self.counters["tokens.revocations"] += 1
-            self._write(link, [found.record], page)
+            note = self._note_of(verified.key, self._roster.links[link].identity, *found.record)
+            pending, applied = (record_of(BY_KEY, msgspec.structs.replace(note, outcome=one)) for one in ("pending", "applied"))
+            self._write(link, [pending, found.record], page, then=applied)
+
+    def _note_of(self, key: Key, source: str, record: str, value: bytes) -> AuditEntry:
+        """The audit's entry of a revocation by who holds the key."""
+        view = view_of(record, msgspec.json.decode(value, type=RevocationRecord), self._now_ms)
+        return AuditEntry(
+            id=view["id"],
+            at=self._now_ms,
+            by={"type": "key", "id": key.name, "name": key.id},
+            source=source,
+            core=self.name,
+            action=CREATED,
+            target={"app": key.app, "key": key.id, "revocation": view["id"]},
+            after=view,
+            outcome="pending",
+        )
 
     def _fixtures(self, app: str, body: bytes) -> list[tuple[int, bytes, RecordBody]]:
         """Raises: RelayError."""
@@ -1108,8 +1129,16 @@ class CoreNode:
             found.append((partition, key, record))
         return found
 
-    def _write(self, link: int, records: sandbox.Records, page: Page, appends: Sequence[tuple[int, bytes, RecordBody]] = ()) -> None:
-        write = _Write(link, len(records) + len(appends), page)
+    def _write(
+        self,
+        link: int,
+        records: sandbox.Records,
+        page: Page,
+        appends: Sequence[tuple[int, bytes, RecordBody]] = (),
+        then: tuple[str, bytes] | None = None,
+    ) -> None:
+        """`then` is written when all the others have been."""
+        write = _Write(link, len(records) + len(appends), page, then)
         for partition, place, body in appends:
             ticket = self._number()
             self._writes[ticket] = write
@@ -1125,7 +1154,11 @@ class CoreNode:
             return
         write.left -= 1
         write.failed = write.failed or not ok
-        if write.left or write.link not in self._roster.links:
+        if write.left:
+            return
+        if write.then is not None and not write.failed:
+            self._out.append(WriteConfig(self._number(), *write.then))
+        if write.link not in self._roster.links:
             return
         if write.failed:
             self._refuse(write.link, write.page.req, ErrorInfo.of(50003, "Not written: Kafka did not answer"), Lane.BULK)

@@ -186,6 +186,8 @@ class Registry:
     def _key(self, name: str, value: bytes) -> Key:
         record = msgspec.json.decode(value, type=KeyRecord)
         secret = open_secret(self._keyring, f"key:{name}", record.secret)
+        if secret is None and record.status:
+            secret = ""  # that it is revoked counts whatever it was sealed under
         if secret is None:
             raise ValueError("sealed under a key that is not in the ring, or for another record")
         app_id, _, key_id = name.partition(".")

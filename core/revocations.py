@@ -1,8 +1,10 @@
-"""Tokens that count no more before their time: `POST /keys/{keyName}/revokeTokens`. Source: Ably protocol docs, 7.10.
+"""Tokens that count no more before their time: `POST /keys/{keyName}/revokeTokens`, and the Control API. Source: Ably protocol docs, 7.10.
 
 A request makes one record of `tidegate.config`, under `revocation:<app>.<key>:<id>`, for all its targets: it counts whole or not at all.
 Records are never changed. Whether a token is revoked follows from all of them together, so that it does not matter which was written
 first, and that of two cores neither writes what undoes the other's. A record goes when no token can be left that it speaks of.
+
+The status of a revocation follows from its times: `pending` until it applies, then `active`, and `expired` once no token can be left.
 
 A token is one that a key has issued before some time, and that is called as a target says:
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -27,9 +30,13 @@ from relay.model.limits import PROTOCOL, CoreLimits
 
 PREFIX = "revocation:"
 RECORD_VERSION = 1
+CREATED = "revocation.create"
+"""What the audit calls it."""
 KINDS = ("clientId", "revocationKey", "channel")
 MAX_TARGETS = 100
 """Of one request. Above it: 40003."""
+MAX_TARGET = 2_080
+"""Characters of one: room for every channel name. Above it: 40000."""
 MAX_AGE_MS = 3_600_000
 """How far back `issuedBefore` may lie. Beyond it: 40003. Tokens of a key that can revoke them live no longer."""
 MARGIN_MS = 31_000
@@ -71,6 +78,8 @@ class Revocations:
         self._over: list[tuple[int, str]] = []
         """When records have nothing left to say."""
         self.targets = 0
+        self.targets_of: Counter[str] = Counter()
+        """Of each app."""
         self.unreadable = 0
 
     def __len__(self) -> int:
@@ -94,6 +103,7 @@ class Revocations:
         for target in record.targets:
             words.setdefault(target, []).append(word)
         self.targets += len(record.targets)
+        self.targets_of[name.partition(".")[0]] += len(record.targets)
         heapq.heappush(self._due, (record.applies_at, key))
         heapq.heappush(self._over, (record.issued_before + KEPT_MS, key))
         return name, record
@@ -104,6 +114,10 @@ class Revocations:
             return
         (record, gone), words = known, self._words[name]
         self.targets -= len(record.targets)
+        app = name.partition(".")[0]
+        self.targets_of[app] -= len(record.targets)
+        if not self.targets_of[app]:
+            del self.targets_of[app]
         for target in record.targets:
             words[target] = [word for word in words.get(target, ()) if word is not gone]
             if not words[target]:
@@ -196,17 +210,42 @@ def asked(key_name: str, body: bytes, random: Callable[[int], bytes], now_ms: in
             good[target] = None
             results.append({"target": target, "issuedBefore": before, "appliesAt": applies_at})
         else:
-            why = RelayError(40000, f"Invalid target; must be a text such as {', '.join(f'{kind}:…' for kind in KINDS)}").info
+            kinds = ", ".join(f"{kind}:…" for kind in KINDS)
+            why = RelayError(40000, f"Invalid target; must be a text of at most {MAX_TARGET} characters such as {kinds}").info
             results.append({"target": target, "error": msgspec.to_builtins(why)})
     if not good:
         return Asked(None, results, 0)
     record = RevocationRecord(targets=list(good), issued_before=before, applies_at=applies_at, created=now_ms)
-    number = base64.urlsafe_b64encode(random(9)).decode()
+    # In the order of time, so that lists have pages.
+    number = f"{now_ms:013d}-{base64.urlsafe_b64encode(random(9)).decode()}"
     return Asked((f"{PREFIX}{key_name}:{number}", msgspec.json.encode(record)), results, len(good))
 
 
+def status_of(record: RevocationRecord, now_ms: int) -> str:
+    if now_ms < record.applies_at:
+        return "pending"
+    return "active" if now_ms < record.issued_before + KEPT_MS else "expired"
+
+
+def view_of(key: str, record: RevocationRecord, now_ms: int) -> dict[str, Any]:
+    """A record, by its key, as the Control API and the audit show it."""
+    key_name, _, number = key.removeprefix(PREFIX).partition(":")
+    app, _, key_id = key_name.partition(".")
+    return {
+        "id": number,
+        "appId": app,
+        "key": key_id,
+        "targets": record.targets,
+        "status": status_of(record, now_ms),
+        "issuedBefore": record.issued_before,
+        "appliesAt": record.applies_at,
+        "expires": record.issued_before + KEPT_MS,
+        "created": record.created,
+    }
+
+
 def _is_target(target: object) -> bool:
-    if not isinstance(target, str):
+    if not isinstance(target, str) or len(target) > MAX_TARGET:
         return False
     kind, _, value = target.partition(":")
     return kind in KINDS and bool(value)
@@ -223,7 +262,7 @@ def answer(results: list[dict[str, Any]], *, flat: bool) -> tuple[int, Any]:
     return 400, {"error": msgspec.to_builtins(error), "batchResponse": results}
 
 
-def bound(revocations: Revocations, more: int, limits: CoreLimits) -> None:
-    """Raises: RelayError 42910 rather than forget one."""
-    if revocations.targets + more > limits.revoked_targets:
+def bound(revocations: Revocations, app: str, more: int, limits: CoreLimits) -> None:
+    """For holders of an app's keys, who must leave room to those of others. Raises: RelayError 42910 rather than forget one."""
+    if revocations.targets + more > limits.revoked_targets or revocations.targets_of[app] + more > limits.revoked_app_targets:
         raise RelayError(42910, "Too many tokens are revoked; some will have run out within the day")

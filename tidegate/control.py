@@ -57,12 +57,13 @@ class ControlClient:
             raise ControlError(f"TLS cannot be set up: {error}") from None
         return context
 
-    def ask(self, method: str, *path: str, body: Any = None, query: Mapping[str, str] | None = None) -> Any:
-        """The answer's JSON, None if it is empty. `path` in parts, unquoted. Raises: ControlError."""
+    def ask(self, method: str, *path: str, body: Any = None, query: Mapping[str, str] | None = None, secrets: bool = True) -> Any:
+        """The answer's JSON, None if it is empty. `path` in parts, unquoted. `secrets`: whether they are to be shown, if they may be.
+        Raises: ControlError."""
         url = "/".join([self.url, *(urllib.parse.quote(part, safe="") for part in path)])
         if query:
             url += f"?{urllib.parse.urlencode(query)}"
-        headers = {"accept": "application/json"}
+        headers = {"accept": "application/json"} | ({} if secrets else {"x-tidegate-secrets": "none"})
         if self.token is not None:
             headers["authorization"] = f"Bearer {self.token}"
         data = None

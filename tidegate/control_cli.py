@@ -45,6 +45,7 @@ def _group(text: str) -> typer.Typer:
 
 apps_app = _group("Apps: tenants with keys, namespaces and rules of their own.")
 keys_app = _group("API keys of an app.")
+revocations_app = _group("Revoked tokens of an app.")
 namespaces_app = _group("Properties of channels by the first part of their name.")
 tokens_app = _group("Access tokens of the Control API.")
 
@@ -102,7 +103,7 @@ def _say(content: Any, as_json: bool, title: str, columns: dict[str, str]) -> No
 
 def _cell(row: dict[str, Any], member: str) -> object:
     value = row[member]
-    if member in ("created", "modified", "expires"):
+    if member in ("created", "modified", "expires", "issuedBefore", "appliesAt"):
         return when(value)
     if member == "live":
         return None if value is None else value["state"]
@@ -122,6 +123,10 @@ def _capability(text: str | None) -> Any:
         return json.loads(text)
     except ValueError:
         fail("--capability: not JSON")
+
+
+def _key_body(name: str | None, capability: str | None, revocable_tokens: bool | None) -> dict[str, Any]:
+    return _given(name=name, capability=_capability(capability), revocableTokens=revocable_tokens)
 
 
 def _key(name: str) -> tuple[str, str]:
@@ -203,7 +208,7 @@ def create_key(
     as_json: AsJson = False,
 ) -> None:
     """Make a key."""
-    body = _given(name=name, capability=_capability(capability), revocableTokens=revocable_tokens)
+    body = _key_body(name, capability, revocable_tokens)
     _say(_ask(context, "POST", "apps", app, "keys", body=body), as_json, "Key", _KEY)
 
 
@@ -218,7 +223,7 @@ def change_key(
 ) -> None:
     """Change a key. Who is connected by it and may do less now is sent away to connect again."""
     app, key_id = _key(key)
-    body = _given(name=name, capability=_capability(capability), revocableTokens=revocable_tokens)
+    body = _key_body(name, capability, revocable_tokens)
     _say(_ask(context, "PATCH", "apps", app, "keys", key_id, body=body), as_json, "Key", _KEY)
 
 
@@ -234,6 +239,52 @@ def revoke_key(context: typer.Context, key: KeyName) -> None:
     """Revoke a key for good. Its clients are disconnected within two seconds."""
     app, key_id = _key(key)
     _ask(context, "POST", "apps", app, "keys", key_id, "revoke")
+
+
+# --- revoked tokens ----------------------------------------------------------------------------------------------------------------------
+
+_REVOCATION = {name: name for name in ("id", "key", "targets", "status")} | {
+    "issued before": "issuedBefore",
+    "applies at": "appliesAt",
+    "expires": "expires",
+}
+Named = Annotated[list[str] | None, typer.Option(help="Repeatable.")]
+
+
+@revocations_app.command("list")
+def list_revocations(
+    context: typer.Context,
+    app: App,
+    target: Annotated[str | None, typer.Option(help="Of this target only, as in `clientId:bob`.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many, newest first.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Revocations of the last 25 hours, whoever made them: until none of their tokens can be left."""
+    found = _ask(context, "GET", "apps", app, "revocations", query=_given(target=target, limit=str(limit)))
+    _say(found, as_json, f"Revoked tokens of {app}", _REVOCATION)
+
+
+@revocations_app.command("create")
+def create_revocation(
+    context: typer.Context,
+    key: KeyName,
+    client_id: Named = None,
+    channel: Named = None,
+    revocation_key: Named = None,
+    reauth_margin: Annotated[bool, typer.Option("--reauth-margin", help="Clients have 30 seconds to bring other tokens.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Revoke what tokens a key has issued until now, by their clientId, by a resource of their capability, or by their revocation key.
+
+    Example: `tidegate revocations create xY3fQ9.aB3dE5 --client-id bob`
+    """
+    app, key_id = _key(key)
+    given = {"clientId": client_id, "channel": channel, "revocationKey": revocation_key}
+    targets = [f"{kind}:{name}" for kind, names in given.items() for name in names or ()]
+    if not targets:
+        fail("give at least one of --client-id, --channel and --revocation-key")
+    body = {"key": key_id, "targets": targets, "allowReauthMargin": reauth_margin}
+    _say(_ask(context, "POST", "apps", app, "revocations", body=body), as_json, "Revoked tokens", _REVOCATION)
 
 
 # --- namespaces --------------------------------------------------------------------------------------------------------------------------
@@ -341,7 +392,7 @@ def add_commands(group: typer.Typer, kind: str, columns: dict[str, str]) -> None
         body = ({"ruleType": "kafka"} if kind == "rule" else {}) | _content(content)
         _say(_ask(context, "PATCH", "apps", app, many, name, body=body), as_json, kind.capitalize(), columns)
 
-    @group.command("delete", help=f"Delete a {kind}. Cores run it {'no more' if kind == 'mapping' else 'until they stop'}.")
+    @group.command("delete", help=f"Delete a {kind}. Within two seconds no core runs it.")
     def delete(context: typer.Context, app: App, name: Id) -> None:
         _ask(context, "DELETE", "apps", app, many, name)
 
@@ -508,7 +559,7 @@ def can(
         if key is not None:
             app, key_id = _key(key)
             api = client(url, token_file, ca, certificate, private_key)
-            found = {one["id"]: one for one in api.ask("GET", "apps", app, "keys")}
+            found = {one["id"]: one for one in api.ask("GET", "apps", app, "keys", secrets=False)}
             if key_id not in found:
                 fail(f"there is no key {key}")
             if found[key_id]["status"]:

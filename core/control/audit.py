@@ -1,6 +1,7 @@
 """The audit: who changed what, when, from where, what it was before and is now; and who was shown secrets. Without the secrets.
 
-Records of `tidegate.config` under `audit:c:<id>` (changes) and `audit:r:<id>` (readings of secrets), so that neither crowds out the other.
+Records of `tidegate.config` under `audit:c:<id>` (changes), `audit:r:<id>` (readings of secrets) and `audit:k:<id>` (what holders of API
+keys did: they revoke tokens), so that none crowds out another: to whoever has some API key the audit of the operators is out of reach.
 The record of a change is written *before* the change, as `pending`, and once more when the change has been read back, as `applied`, or as
 `lost` when another change of the same record came first. One that stays `pending` tells that a core died or Kafka went away in between:
 compare it with what is there.
@@ -14,6 +15,7 @@ import msgspec
 
 CHANGE = "audit:c:"
 READING = "audit:r:"
+BY_KEY = "audit:k:"
 Outcome = Literal["pending", "applied", "lost", "shown"]
 
 MAX_SIDE_BYTES = 32_768
@@ -26,9 +28,9 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     id: str
     at: int
     by: dict[str, str]
-    """`type` (`token` or `certificate`), `id`, `name`."""
+    """`type` (`token`, `certificate`, or `key` for an API key), `id`, `name`."""
     source: str = ""
-    """The address that the request came from."""
+    """The address that the request came from; with an API key the edge that it came through."""
     core: str = ""
     action: str
     target: dict[str, str]
@@ -43,8 +45,8 @@ class AuditTrail:
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most = most
         self._most_bytes = most_bytes
-        self._kept: dict[str, dict[str, tuple[int, AuditEntry]]] = {CHANGE: {}, READING: {}}
-        self._bytes = {CHANGE: 0, READING: 0}
+        self._kept: dict[str, dict[str, tuple[int, AuditEntry]]] = {CHANGE: {}, READING: {}, BY_KEY: {}}
+        self._bytes = dict.fromkeys(self._kept, 0)
         self.unreadable = 0
 
     def __len__(self) -> int:
@@ -88,6 +90,12 @@ class AuditTrail:
             and (not app or entry.target.get("app") == app)
             and (not action or entry.action.startswith(action))
         ][:limit]
+
+
+def record_of(prefix: str, entry: AuditEntry) -> tuple[str, bytes]:
+    """The record (key, value) of an entry: what it says of before and after within its bounds."""
+    entry = msgspec.structs.replace(entry, before=side(entry.before), after=side(entry.after))
+    return f"{prefix}{entry.id}", msgspec.json.encode(entry)
 
 
 def side(value: Any) -> Any:

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from core.control.access import SCOPES, Access, Principal, StaticToken, digest, holds, new_id, token_view
-from core.control.audit import CHANGE, READING, AuditEntry, AuditTrail, Outcome, side
+from core.control.audit import CHANGE, READING, AuditEntry, AuditTrail, Outcome, record_of
 from core.control.can import as_data_plane, closed, granted, within
 from core.control.fields import Fields, Invalid, capability_of
 from core.control.ledger import Entry, Ledger
 from core.registry import App, Key, open_secret, seal_secret, sealed_under
+from core.revocations import CREATED, RevocationRecord, asked, view_of
 from relay.model.errors import RelayError
 from relay.model.keyring import Keyring
 from relay.model.limits import CoreLimits
@@ -276,6 +277,34 @@ class Control:
     def _disabled(self, app: str) -> bool:
         return any(view["id"] == app and view["status"] == "disabled" for view in self.apps())
 
+    # --- revoked tokens ----------------------------------------------------------------------------------------------------------------
+
+    def revocations(self, app: str, now_ms: int, *, limit: int, before: str = "", target: str = "") -> list[dict[str, Any]]:
+        """Newest first, whoever revoked; `before` is the id of the last of the page before. O(revocations of all apps)."""
+        self.check_app(app)
+        found = [view_of(*one, now_ms) for one in map(_revocation, self.ledger.of("revocation", f"{app}.")) if one is not None]
+        found = [one for one in found if (not before or one["id"] < before) and (not target or target in one["targets"])]
+        return sorted(found, key=lambda one: one["id"], reverse=True)[:limit]
+
+    def create_revocation(self, app: str, body: dict[str, Any], now_ms: int) -> Change:
+        """Of tokens of one key, be they called revocable or not. Raises: RelayError 40400, 42910, 40003; Invalid."""
+        key = body.get("key")
+        if not isinstance(key, str) or not key:
+            raise Invalid({"key": ["is required: the id of the key that issued the tokens"]})
+        if not any(view["id"] == key for view in self.keys(app, secrets=False)):
+            raise missing("key", f"{app}.{key}")
+        found = asked(f"{app}.{key}", msgspec.json.encode(body), self._random, now_ms)
+        wrong = [one["error"]["message"] for one in found.results if "error" in one]
+        if wrong or found.record is None:
+            raise Invalid({"targets": wrong[:1]})
+        most = self.limits.revoked_targets
+        if found.targets + sum(len(entry.data.get("targets", ())) for entry in self.ledger.of("revocation")) > most:
+            raise too_many("targets of revocations of the last 25 hours", most)
+        record, value = found.record
+        after = view_of(record, msgspec.json.decode(value, type=RevocationRecord), now_ms)
+        target = {"app": app, "key": key, "revocation": after["id"]}
+        return Change(CREATED, target, None, after, record, msgspec.json.decode(value), 201, lambda: after)
+
     # --- namespaces --------------------------------------------------------------------------------------------------------------------
 
     def namespaces(self, app: str) -> list[dict[str, Any]]:
@@ -425,11 +454,11 @@ class Control:
             core=self._core,
             action=action,
             target=target,
-            before=side(before),
-            after=side(after),
+            before=before,
+            after=after,
             outcome=outcome,
         )
-        return f"{prefix}{entry_id}", msgspec.json.encode(entry)
+        return record_of(prefix, entry)
 
     # --- upkeep ------------------------------------------------------------------------------------------------------------------------
 
@@ -440,9 +469,10 @@ class Control:
         found += [(key, None) for key in self.audit.surplus()]
         return found[:most]
 
-    def reseal(self, most: int) -> Iterator[tuple[str, dict[str, Any], str]]:
-        """Records whose secrets are sealed under a key of the ring that no longer signs, sealed anew: key, data, and the change's id.
-        Meant for a core's start, so that two cores with rings in another order do not do and undo it for ever."""
+    def reseal(self, most: int) -> Iterator[tuple[str, bytes]]:
+        """Records whose secrets are sealed under a key of the ring that no longer signs, sealed anew: key and value. Each follows what is
+        there now: a change that is read before it is written stays, and it does not count. Meant for a core's start, so that two cores with
+        rings in another order do not do and undo it for ever."""
         for kind, field in (("key", "secret"), ("rule", "password")):
             for entry in [*self.ledger.of(kind)]:
                 try:
@@ -452,7 +482,8 @@ class Control:
                     continue
                 if secret is not None and entry.rev > 0 and most > 0:
                     most -= 1
-                    yield entry.key, {**kept(entry), field: seal_secret(self.keyring, entry.key, secret)}, self._random(6).hex()
+                    data = {**kept(entry), field: seal_secret(self.keyring, entry.key, secret)}
+                    yield entry.key, self.ledger.next(entry.key, data, self._random(6).hex())
 
     def unused(self, kind: str, length: int, prefix: str = "") -> str:
         while True:
@@ -471,6 +502,13 @@ def missing(what: str, name: str) -> RelayError:
 
 def too_many(what: str, most: int) -> RelayError:
     return RelayError(42910, f"There may be at most {most} {what}")
+
+
+def _revocation(entry: Entry) -> tuple[str, RevocationRecord] | None:
+    try:
+        return entry.key, msgspec.convert(entry.data, RevocationRecord)
+    except msgspec.ValidationError:
+        return None
 
 
 def _app_view(app: str, data: dict[str, Any], account: str) -> dict[str, Any]:

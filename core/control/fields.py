@@ -126,7 +126,7 @@ def _capability_fault(value: Any) -> str | None:
         if not isinstance(asked, dict) or not asked:
             return "must be an object of resource and list of operations"
         capability_of(asked)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return "must be an object of resource and list of operations"
     except RelayError as error:
         return error.info.message.removeprefix("Invalid capability: ")

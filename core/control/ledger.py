@@ -8,9 +8,9 @@ before it answers, sees that it came second, and plans again from what is there 
 The topic is compacted, which keeps the *last* record of a key: the one that did not count. So what does count is written once more behind
 it, at once by the writer that came second, and after `OVERLAID_S` by any core that still sees it so. A deletion is a record too
 (`deleted`): a tombstone has no `rev`, and whoever changed the record meanwhile would bring it back to life. Tombstones are written when
-a deleted or revoked record is `KEPT_MS` old.
+a deleted, revoked or expired record is `KEPT_MS` old.
 
-Records without `rev` (those of sandbox apps) and tombstones always count.
+Records without `rev` (those of sandbox apps, and revocations by holders of API keys) and tombstones always count.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 import msgspec
 
-KINDS = ("app", "key", "namespace", "rule", "mapping", "steering", "token")
-"""Kinds of records that have a `rev`: what stands before the first colon of their keys."""
+KINDS = ("app", "key", "namespace", "rule", "mapping", "steering", "token", "revocation")
+"""Kinds of records that are kept here: what stands before the first colon of their keys."""
 KEPT_MS = 30 * 86_400_000
-"""How long a deleted or revoked record stays, in milliseconds."""
+"""How long a deleted, revoked or expired record stays, in milliseconds."""
 OVERLAID_S = 5.0
 """How long the writer of a record that came second has to put it right, in seconds, before other cores do."""
 
@@ -136,17 +136,19 @@ class Ledger:
         return found
 
     def outdated(self, now_ms: int) -> list[str]:
-        """Keys of records that have been deleted or revoked for so long that a tombstone takes their place, and of those that belong to an
-        app that is deleted."""
+        """Keys of records that have been deleted, revoked or expired for so long that a tombstone takes their place, and of those that
+        belong to an app that is deleted."""
         found = []
         gone = {name for name, entry in self._entries["app"].items() if entry.deleted}
         for kind, entries in self._entries.items():
             for name, entry in entries.items():
                 modified = _whole(entry.data.get("modified"))
                 over = entry.deleted or (kind in ("key", "token") and entry.data.get("status") == 1)
+                expires = _whole(entry.data.get("expires")) if kind == "token" else 0
                 steered = self._entries["mapping"].get(name) if kind == "steering" else None
                 if (
                     (over and modified and now_ms - modified >= KEPT_MS)
+                    or (expires and now_ms - expires >= KEPT_MS)
                     or (kind not in ("app", "token") and _app(kind, name) in gone)
                     or (steered is not None and steered.deleted)
                 ):
@@ -155,7 +157,7 @@ class Ledger:
 
 
 def _app(kind: str, name: str) -> str:
-    return name.partition("." if kind == "key" else ":")[0]
+    return name.partition("." if kind in ("key", "revocation") else ":")[0]
 
 
 def _whole(value: object) -> int:

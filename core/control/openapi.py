@@ -8,6 +8,7 @@ from typing import Any
 from core.control.access import SCOPES
 from core.control.control import MAX_CONFLATION_MS, NAMESPACE_FLAGS, NO_EFFECT, PUSH_TEXTS
 from core.control.fields import MAX_TEXT
+from core.revocations import MAX_TARGET, MAX_TARGETS
 from relay.model.capability import Operation
 
 VERSION = "1.0.0"
@@ -30,6 +31,17 @@ def _object(properties: dict[str, Any], required: tuple[str, ...] | None = None)
 
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "type": ["object", "null"]}
+
+
+def _preview_body(sample: str, about: str, kind: str, otherwise: str) -> dict[str, Any]:
+    return _object(
+        {
+            sample: {"type": "object", "description": about},
+            kind: {"type": ["object", "null"], "description": f"A {kind} as it would be made; it need not be there"},
+            f"{kind}Id": {"type": ["string", "null"], "description": f"One that is there; without both: {otherwise}"},
+        },
+        (sample,),
+    )
 
 
 def _number(low: int, high: int) -> dict[str, Any]:
@@ -114,6 +126,7 @@ _MAPPING = {
     "dlqTopic": {"type": ["string", "null"]},
     "keepLast": _FLAG,
 }
+_TARGET_OF_TOKENS = {"type": "string", "pattern": "^(clientId|revocationKey|channel):[\\s\\S]", "maxLength": MAX_TARGET}
 _STORED = {
     "id": _TEXT,
     "appId": _TEXT,
@@ -242,6 +255,28 @@ SCHEMAS: dict[str, Any] = {
             "modified": _TIME,
         }
     ),
+    "RevocationBody": _object(
+        {
+            "key": {"type": "string", "minLength": 1, "description": "The id of the key that issued the tokens"},
+            "targets": {"type": "array", "minItems": 1, "maxItems": MAX_TARGETS, "items": _TARGET_OF_TOKENS},
+            "issuedBefore": {**_MAYBE_TIME, "description": "Milliseconds since 1970, of the last hour; null: now"},
+            "allowReauthMargin": {**_FLAG, "description": "Clients have 30 seconds to bring other tokens"},
+        },
+        ("key", "targets"),
+    ),
+    "Revocation": _object(
+        {
+            "id": _TEXT,
+            "appId": _TEXT,
+            "key": _TEXT,
+            "targets": {"type": "array", "items": _TARGET_OF_TOKENS},
+            "status": {"enum": ["pending", "active", "expired"], "description": "Until it applies; then; when no token can be left"},
+            "issuedBefore": _TIME,
+            "appliesAt": _TIME,
+            "expires": {**_TIME, "description": "When no token can be left that it speaks of: then it is listed no more"},
+            "created": _TIME,
+        }
+    ),
     "NamespaceBody": _object({"id": {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}, **_NAMESPACE_BODY}, ("id",)),
     "NamespacePatch": _object(_NAMESPACE_BODY, ()),
     "Namespace": _object(
@@ -299,17 +334,12 @@ SCHEMAS: dict[str, Any] = {
             "token": {"type": ["string", "null"], "description": "Shown once, when it is made"},
         }
     ),
-    "RulePreviewBody": _object(
-        {
-            "event": {
-                "type": "object",
-                "description": "`channel`, and one of `messages` and `presence` (as clients send them), `lifecycle` (a name) and "
-                "`occupancy` (counts by name); `connectionId` and `timestamp` if you like",
-            },
-            "rule": {"type": ["object", "null"], "description": "A rule as it would be made; it need not be there"},
-            "ruleId": {"type": ["string", "null"], "description": "One rule that is there; without both: all of the app"},
-        },
-        ("event",),
+    "RulePreviewBody": _preview_body(
+        "event",
+        "`channel`, and one of `messages` and `presence` (as clients send them), `lifecycle` (a name) and `occupancy` (counts by name); "
+        "`connectionId` and `timestamp` if you like",
+        "rule",
+        "all of the app",
     ),
     "RulePreview": _object(
         {
@@ -325,17 +355,12 @@ SCHEMAS: dict[str, Any] = {
         },
         ("rule", "result"),
     ),
-    "MappingPreviewBody": _object(
-        {
-            "record": {
-                "type": "object",
-                "description": "`topic`; `partition`, `offset`, `key`, `value` and `headers` if you like. Keys and values are text, null, "
-                'other JSON, or {"base64": "…"}',
-            },
-            "mapping": {"type": ["object", "null"], "description": "A mapping as it would be made; it need not be there"},
-            "mappingId": {"type": ["string", "null"], "description": "One that is there; without both: all that read the topic"},
-        },
-        ("record",),
+    "MappingPreviewBody": _preview_body(
+        "record",
+        "`topic`; `partition`, `offset`, `key`, `value` and `headers` if you like. Keys and values are text, null, other JSON, or "
+        '{"base64": "…"}',
+        "mapping",
+        "all that read the topic",
     ),
     "MappingPreview": _object(
         {
@@ -452,6 +477,21 @@ PATHS: dict[str, dict[str, Any]] = {
     "/apps/{app}/keys/{key}": {"patch": _operation("Change a key", "security", 200, "Key", body="KeyPatch")},
     "/apps/{app}/keys/{key}/revoke": {"post": _operation("Revoke a key for good", "security", 200)},
     "/apps/{app}/keys/{key}/rotate": {"post": _operation("Give a key another secret", "security", 200, "Key")},
+    "/apps/{app}/revocations": {
+        "get": _operation(
+            "Revocations of tokens, newest first",
+            _ANY,
+            200,
+            "Revocation",
+            many=True,
+            query=(
+                ("limit", {"type": "integer", "minimum": 1, "maximum": 1_000, "default": 100}),
+                ("before", {"type": "string", "description": "The id of the last of the page before"}),
+                ("target", {"type": "string", "description": "Of this target only"}),
+            ),
+        ),
+        "post": _operation("Revoke tokens of a key", "security", 201, "Revocation", body="RevocationBody"),
+    },
     "/apps/{app}/namespaces": {
         "get": _operation("All namespaces", _ANY, 200, "Namespace", many=True),
         "post": _operation("Make a namespace", "operator", 201, "Namespace", body="NamespaceBody"),
@@ -560,7 +600,8 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "Tidegate Control API",
             "version": VERSION,
-            "description": "On the admin listener of every core; what one core changes holds on all within two seconds.",
+            "description": "On the admin listener of every core; what one core changes holds on all within two seconds. A request with the "
+            "header `X-Tidegate-Secrets: none` is answered as if its token had no scope `secrets`.",
         },
         "servers": [{"url": "/v1"}],
         "security": [{"accessToken": []}],

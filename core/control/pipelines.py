@@ -191,6 +191,8 @@ class Pipelines:
         settled, password = _rule_body(body, entry.data["body"])
         if password is None and _sasl(settled) is not None:
             password = old  # sent back as it was shown, without
+            if password is not None and not secrets:
+                _check_shown_to(entry.data["body"], settled)
         self._rule(app, rule, settled, password)
         data = {**kept(entry), "body": settled, "modified": now_ms}
         if entry.data["body"]["status"] == "disabled":
@@ -543,6 +545,20 @@ def _auth(target: Body, details: dict[str, list[str]]) -> tuple[Body | None, str
     kept = {"mechanism": sasl.get("mechanism"), "username": sasl.get("username")}
     kept |= {name: sasl[name] for name in ("tokenEndpoint", "scope", "extensions") if _or(sasl.get(name), None) is not None}
     return {"sasl": kept}, password
+
+
+def _check_shown_to(before: Body, after: Body) -> None:
+    """Who may not see the password of a rule may not have it shown to others either. Raises: Invalid."""
+    if _shown_to(before) != _shown_to(after):
+        why = "must be given again, without the scope secrets: it would be sent elsewhere, or otherwise, than before"
+        raise Invalid({"target.auth.sasl.password": [why]})
+
+
+def _shown_to(body: Body) -> tuple[Any, ...]:
+    """Whom a rule shows its password to, and how. With a login there is TLS unless it says otherwise."""
+    sasl, target = _sasl(body) or {}, body["target"]
+    endpoint = sasl.get("tokenEndpoint") or ""
+    return target["brokers"], target.get("tls") is not False, target.get("ca") or "", sasl.get("mechanism"), endpoint
 
 
 def _sasl(body: Body) -> Body | None:

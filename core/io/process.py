@@ -277,7 +277,7 @@ class CoreProcess:
         """Admin and metrics: inside addresses, each a listener of its own."""
         admin = self._config.admin
         control = ControlApi(lambda: self._writer if self._config_read else None, self._config.limits, self)
-        routes = [self._tails.route(guard), members_route(self._present, guard), *control.routes(), *console_routes()]
+        routes = [self._tails.route(guard, guard.allows), members_route(self._present, guard), *control.routes(), *console_routes()]
         names = [admin.host, *admin.names, *(names_of(admin.certificate) if admin.certificate is not None else ())]
         self._peers = Peers(self.status, admin.peers, admin.peers_ca)
         self._scope.on_stop("peers", self._peers.close)

@@ -79,8 +79,13 @@ class Tails:
     def __len__(self) -> int:
         return sum(map(len, self._readers.values()))
 
-    def route(self, guard: Callable[[Page], Page] = lambda page: page) -> Route:
-        return Route("/v1/tail", guard(self._tail))
+    def route(self, guard: Callable[[Page], Page] = lambda page: page, still: Callable[[Request], bool] = lambda _: True) -> Route:
+        """`still`: whether whom `guard` has let in may go on watching."""
+
+        async def tail(request: Request) -> Response:
+            return self._tail(request, lambda: still(request))
+
+        return Route("/v1/tail", guard(tail))
 
     # --- what the node shows -----------------------------------------------------------------------------------------------------------
 
@@ -101,7 +106,7 @@ class Tails:
 
     # --- requests ----------------------------------------------------------------------------------------------------------------------
 
-    async def _tail(self, request: Request) -> Response:
+    def _tail(self, request: Request, still: Callable[[], bool]) -> Response:
         app, channel = request.query_params.get("app", ""), request.query_params.get("channel", "")
         if not app or ":" in app:
             return _refusal(400, "app: name one")
@@ -113,10 +118,10 @@ class Tails:
             return _refusal(503, "the core is starting or stopping")
         if len(self) >= self._limits.tail_readers:
             return _refusal(503, "too many readers on this core")
-        return StreamingResponse(self._lines(log_key(app, name.name), app, name.name), media_type="application/x-ndjson")
+        return StreamingResponse(self._lines(log_key(app, name.name), app, name.name, still), media_type="application/x-ndjson")
 
-    async def _lines(self, key: bytes, app: str, channel: str) -> AsyncIterator[bytes]:
-        """Until the reader goes or the core stops."""
+    async def _lines(self, key: bytes, app: str, channel: str, still: Callable[[], bool]) -> AsyncIterator[bytes]:
+        """Until the reader goes, may not watch any more, or the core stops."""
         reader = _Reader()
         post = self.post
         assert post is not None, "it has just been there"
@@ -126,12 +131,15 @@ class Tails:
             yield _line(event="watching", app=app, channel=channel, core=self._node)
             post(Watching(key, on=True))
             while not self._closed:
+                beat = b""
                 try:
                     async with asyncio.timeout(BEAT_S):
                         await reader.more.wait()
                 except TimeoutError:
-                    yield b"\n"
-                yield reader.take()
+                    beat = b"\n"
+                if not still():
+                    break
+                yield beat + reader.take()
         finally:
             del readers[reader]
             if not readers and self._readers.get(key) is readers:

@@ -24,6 +24,8 @@ PUSH_HEADER = "com.ably.extras.push"
 
 MAPPED = "m:"
 """First part of publish ids where the last message of a channel is not kept."""
+MAX_TOPICS = 1_000
+"""Of one mapping, by name. As many more may its pattern find (`mapping_topics`)."""
 MAX_TIME_MS = 2**62
 """Latest time that Kafka can be asked about, in milliseconds since 1970."""
 
@@ -190,6 +192,8 @@ class Mapping:
         config = self.config
         if not config.topics and not config.topic_pattern:
             raise ConfigError("topics", "name at least one topic, or set topic_pattern")
+        if len(config.topics) > MAX_TOPICS:
+            raise ConfigError("topics", f"more than {MAX_TOPICS}")
         for topic in config.topics:
             if wrong := topic_fault(topic, self._prefix):
                 raise ConfigError("topics", f"{topic!r} cannot be read ({wrong.replace('_', ' ')})")

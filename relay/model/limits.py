@@ -200,7 +200,8 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     end_timeout_s: float = 5.0
     """How long a barrier waits for Kafka. Beyond it: it fails."""
     config_writes: int = 1_000
-    """Writes to the configuration topic under way. Above it: a further one fails at once."""
+    """Writes to the configuration topic under way. Above it: a further one fails at once. From half of it on `revokeTokens` is refused with
+    50004, so that operators can still act."""
     session_writes: int = 50_000
     """Writes to the sessions topic under way. Above it: a further one fails at once; a resume is then refused with 50003, and the record
     of a connect or a drop is written later."""
@@ -245,7 +246,11 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     nonces: int = 100_000
     """Nonces of token requests remembered, for as long as their timestamp is current. Above it: requestToken is refused with 50004."""
     revoked_targets: int = 100_000
-    """Targets of revocations (`revokeTokens`) of the last 25 hours, over all apps. Above it: further requests are refused with 42910."""
+    """Targets of revocations (`revokeTokens`, the Control API) of the last 25 hours, over all apps. Above it: further requests are refused
+    with 42910."""
+    revoked_app_targets: int = 25_000
+    """Those of one app. Above it: further requests of `revokeTokens` are refused with 42910; the Control API has room up to
+    `revoked_targets`."""
     config_waiters: int = 1_024
     """Admits that wait to learn whether an unknown key was just created elsewhere. Above it: refused with 50004."""
     config_barrier_interval_s: float = 0.1
@@ -366,11 +371,11 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     control_closed_namespaces: int = 100
     """Namespaces of one app with `authenticated` or `tlsOnly`: clients that may not use them are sent all their names. Above it: 42910."""
     control_tokens: int = 1_000
-    """Access tokens made by the Control API, revoked ones of the last 30 days included. Above it: 42910."""
+    """Access tokens made by the Control API, those revoked or expired in the last 30 days included. Above it: 42910."""
     control_upkeep_records: int = 500
     """Records of `tidegate.config` that a core puts in order in one go (`core.control.ledger`). Above it: the rest waits for the next."""
     audit_records: int = 10_000
-    """Changes in the audit, and as many readings of secrets. Above it: the oldest is taken out."""
+    """Changes in the audit, as many readings of secrets, and as many revocations by holders of keys. Above it: the oldest is taken out."""
     audit_bytes: int = 16_777_216
     """The same, in bytes."""
 

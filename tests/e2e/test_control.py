@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
+from tests.journeys import world as fake
 from tests.journeys.real import RealWorld
 from tests.support.product import Product
 
@@ -193,6 +194,36 @@ def test_the_audit_answers_who_changed_a_capability(api: Api, app: str) -> None:
     assert (by["type"], by["id"], by["name"]) == ("token", alice["id"], "alice")
     assert (before["capability"], after["capability"], outcome) == ({"*": ["subscribe"]}, {"*": ["*"]}, "applied")
     assert (before["key"], after["key"]) == (None, None)
+
+
+def test_tokens_revoked_by_the_control_api_and_by_their_key_are_listed_and_in_the_audit(api: Api, app: str, world: RealWorld) -> None:
+    made = api.made(f"/apps/{app}/keys", {"name": "revocable", "capability": {"*": ["*"]}, "revocableTokens": True})
+    name = f"{app}.{made['id']}"
+    clients = {}
+    for edge, who in enumerate(("bob", "ann")):
+        clients[who] = world.client(access_token=fake.token(world.now_ms - 2_000, key=made["key"], client_id=who, ttl_s=600), edge=edge)
+        clients[who].gets(CONNECTED)
+    start = time.monotonic()
+    revoked = api.made(f"/apps/{app}/revocations", {"key": made["id"], "targets": ["clientId:bob"]}, core=1)
+    assert clients["bob"].gets(DISCONNECTED)["error"]["code"] == 40141
+    assert time.monotonic() - start < WITHIN_S
+    assert world.rest("POST", f"/keys/{name}/revokeTokens", {"targets": ["clientId:ann"]}, credential=made["key"])[0] == 201
+    assert clients["ann"].gets(DISCONNECTED)["error"]["code"] == 40141
+    for core in (0, 1):
+        status, listed = api.ask("GET", f"/apps/{app}/revocations", core=core)
+        assert (status, [(one["targets"], one["status"]) for one in listed]) == (
+            200,
+            [(["clientId:ann"], "active"), (["clientId:bob"], "active")],
+        )
+        assert listed[1] == revoked
+
+    def applied() -> list[Any]:
+        return [one for one in api.ask("GET", f"/audit?app={app}&action=revocation.")[1] if one["outcome"] == "applied"]
+
+    until(lambda: len(applied()) == 2, WITHIN_S)
+    holder, operator = applied()
+    assert (holder["by"]["type"], holder["by"]["id"], holder["after"]["targets"]) == ("key", name, ["clientId:ann"])
+    assert (operator["by"]["type"], operator["after"]["targets"]) == ("token", ["clientId:bob"])
 
 
 def test_a_namespace_that_is_closed_holds_on_both_edges_at_once(api: Api, app: str, world: RealWorld) -> None:

@@ -15,7 +15,7 @@ export function audit(place, context) {
     return;
   }
   const app = choice("App", [["", "all apps"], ...context.apps().map((each) => [each.id, each.name || each.id])]);
-  const action = choice("About", [["", "everything"], ["app.", "apps"], ["key.", "keys"], ["namespace.", "namespaces"], ["rule.", "rules"], ["mapping.", "mappings"], ["token.", "access tokens"]]);
+  const action = choice("About", [["", "everything"], ["app.", "apps"], ["key.", "keys"], ["namespace.", "namespaces"], ["rule.", "rules"], ["mapping.", "mappings"], ["token.", "access tokens"], ["revocation.", "revoked tokens"]]);
   const body = h("div", { class: "stack", "aria-live": "polite" });
   const stopped = new AbortController();
   const load = async (before) => {

@@ -92,7 +92,7 @@ function form(found) {
     "target.tls": check("Over TLS", { value: target.tls ?? sasl !== undefined }),
     "target.auth.sasl.mechanism": choice("SASL", [["", "none"], ["plain", "PLAIN"], ["scram-sha-256", "SCRAM-SHA-256"], ["scram-sha-512", "SCRAM-SHA-512"], [OAUTH, "OAUTHBEARER"]], { value: sasl?.mechanism ?? "" }),
     "target.auth.sasl.username": text("User name", { value: sasl?.username ?? "", hint: "For OAUTHBEARER the client’s id, and its secret" }),
-    "target.auth.sasl.password": text("Password", { type: "password", hint: found && sasl ? "Empty: it stays what it is" : undefined }),
+    "target.auth.sasl.password": text("Password", { type: "password", hint: found && sasl ? "Empty: it stays what it is. To be given again when brokers, TLS, authority or SASL change" : undefined }),
     "target.auth.sasl.tokenEndpoint": text("Token endpoint", { value: sasl?.tokenEndpoint ?? "", mono: true, hint: "https://…" }),
     "target.auth.sasl.scope": text("Scope", { value: sasl?.scope ?? "", mono: true }),
     "target.ca": area("Certificate authority", { rows: 2, value: target.ca ?? "", hint: "In PEM. Empty: those that the cores’ machines trust" }),

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from core.control.access import READ, Access, Principal
+from core.control.access import READ, Access, Principal, Scope
 from core.control.control import Change
 from core.control.fields import Invalid, object_of
 from core.control.io.writer import ConfigWriter
@@ -37,6 +37,7 @@ log = structlog.get_logger("core.control")
 
 MOST_AUDIT = 1_000
 MOST_CHANNELS = 1_000
+MOST_REVOCATIONS = 1_000
 SCHEMA_S = 5.0
 """How long a preview waits for Schema Registry."""
 WITHOUT_SECRETS = "x-tidegate-secrets"
@@ -112,6 +113,7 @@ class ControlApi:
             "/apps/{app}/keys/{key}": {"PATCH": self._change_key},
             "/apps/{app}/keys/{key}/revoke": {"POST": self._revoke_key},
             "/apps/{app}/keys/{key}/rotate": {"POST": self._rotate_key},
+            "/apps/{app}/revocations": {"GET": self._revocations, "POST": self._create_revocation},
             "/apps/{app}/namespaces": {"GET": self._namespaces, "POST": self._create_namespace},
             "/apps/{app}/namespaces/{namespace}": {"PATCH": self._change_namespace, "DELETE": self._delete_namespace},
             "/apps/{app}/rules": {"GET": self._rules, "POST": self._create_rule},
@@ -171,7 +173,7 @@ class ControlApi:
         if self._find() is None:
             raise RelayError(50320, "The core is starting; try again")
         who = self._principal(request)
-        takes_body = request.method in ("POST", "PATCH") and not request.url.path.endswith(_WITHOUT_BODY)
+        takes_body = request.method == "PATCH" or (request.method == "POST" and not request.url.path.endswith(_WITHOUT_BODY))
         body = await self._body(request) if takes_body else {}
         return Call(request, _as_asked(request, who), request.client.host if request.client is not None else "", body)
 
@@ -197,13 +199,18 @@ class ControlApi:
         assert writer is not None, "asked before"
         return writer
 
-    async def _look(self, call: Call) -> None:
-        """May read, and sees whatever anybody has been told is done. Raises: RelayError."""
-        call.who.require(*READ)
+    async def _look(self, call: Call, *scopes: Scope) -> None:
+        """May read, and sees whatever anybody has been told is done: also that the token has been revoked. Raises: RelayError."""
+        call.who.require(*(scopes or READ))
         await self._writer.catch_up()
+        self._principal(call.request)
 
     async def _change(self, call: Call, plan: Callable[[], Change]) -> Response:
-        change = await self._writer.change(plan, call.who, call.source)
+        def still() -> Change:
+            self._principal(call.request)
+            return plan()
+
+        change = await self._writer.change(still, call.who, call.source)
         return _answer(change.answer(), change.status)
 
     # --- me, apps ------------------------------------------------------------------------------------------------------------------------
@@ -268,6 +275,17 @@ class ControlApi:
     async def _revoke_key(self, call: Call) -> Response:
         call.who.require("security")
         return await self._change(call, lambda: self._writer.control.revoke_key(call["app"], call["key"], self._writer.now_ms()))
+
+    async def _revocations(self, call: Call) -> Response:
+        await self._look(call)
+        query = call.request.query_params
+        limit = _limit(query.get("limit", "100"), MOST_REVOCATIONS)
+        control, more = self._writer.control, {name: query.get(name, "") for name in ("before", "target")}
+        return _answer(control.revocations(call["app"], self._writer.now_ms(), limit=limit, **more))
+
+    async def _create_revocation(self, call: Call) -> Response:
+        call.who.require("security")
+        return await self._change(call, lambda: self._writer.control.create_revocation(call["app"], call.body, self._writer.now_ms()))
 
     # --- namespaces ----------------------------------------------------------------------------------------------------------------------
 
@@ -402,8 +420,7 @@ class ControlApi:
     # --- access tokens, audit ------------------------------------------------------------------------------------------------------------
 
     async def _tokens(self, call: Call) -> Response:
-        call.who.require("security")
-        await self._writer.catch_up()
+        await self._look(call, "security")
         return _answer(self._writer.control.tokens(self._writer.now_ms()))
 
     async def _create_token(self, call: Call) -> Response:
@@ -417,10 +434,9 @@ class ControlApi:
         return await self._change(call, lambda: self._writer.control.revoke_token(call["token"], self._writer.now_ms()))
 
     async def _audit(self, call: Call) -> Response:
-        call.who.require("security")
+        await self._look(call, "security")
         query = call.request.query_params
         limit = _limit(query.get("limit", "100"), MOST_AUDIT)
-        await self._writer.catch_up()
         found = self._writer.control.audit.newest(
             limit, before=query.get("before", ""), app=query.get("app", ""), action=query.get("action", "")
         )

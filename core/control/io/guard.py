@@ -37,6 +37,14 @@ class Guard:
 
         return guarded
 
+    def allows(self, request: Request) -> bool:
+        """Whether who was let in may stay."""
+        try:
+            self._check(request)
+        except RelayError:
+            return False
+        return True
+
     def _check(self, request: Request) -> None:
         """Raises: RelayError 40100, 40160."""
         if self._everybody:

@@ -104,12 +104,12 @@ class ConfigWriter:
         outcome: Outcome = "applied" if counted else "lost"
         if not counted:
             await self._put(control.ledger.repairs(time.monotonic(), at_once=True))
-        if change.shows is not None and counted:
-            await self._write(*control.entry_of_reading(f"{change.action}.secret", change.shows, who, source, now_ms))
         await self._write(*control.entry_of(change, who, source, change_id, now_ms, outcome))
         log.info(
             "configuration change", action=change.action, outcome=outcome, by=who.id, of=who.type, source=source, **_target(change.target)
         )
+        if change.shows is not None and counted:
+            await self.note_reading(f"{change.action}.secret", change.shows, who, source)
         return counted
 
     async def note_reading(self, action: str, target: dict[str, str], who: Principal, source: str) -> None:
@@ -122,17 +122,23 @@ class ConfigWriter:
 
     async def run(self) -> None:
         """Until cancelled: what nobody asks for. The first thing is to seal secrets under the key that signs now."""
-        while outdated := [*self.control.reseal(self._limits.control_upkeep_records)]:
-            for key, data, change in outdated:
-                if not await self._write(key, self.control.ledger.next(key, data, change)):
+        most = self._limits.control_upkeep_records
+        while outdated := [*self.control.reseal(most)]:
+            for key, value in outdated:
+                if not await self._write(key, value):
                     await asyncio.sleep(RETRY_S)
         while True:
             await asyncio.sleep(UPKEEP_S)
-            await self._put(self.control.upkeep(time.monotonic(), self.now_ms(), self._limits.control_upkeep_records))
+            # As long as there is more to do than goes at once, and Kafka takes it: the bounds of the audit hold however fast it grows.
+            while len(records := self.control.upkeep(time.monotonic(), self.now_ms(), most)) == most:
+                if not await self._put(records):
+                    break
+            else:
+                await self._put(records)
 
-    async def _put(self, records: list[tuple[str, bytes]] | list[tuple[str, bytes | None]]) -> None:
-        if records:
-            await asyncio.gather(*(self._write(key, value) for key, value in records))
+    async def _put(self, records: list[tuple[str, bytes]] | list[tuple[str, bytes | None]]) -> bool:
+        """Whether all of them have been written."""
+        return all(await asyncio.gather(*(self._write(key, value) for key, value in records)))
 
     # --- the topic -----------------------------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,8 @@ SCOPE_OF = [
     ("PATCH", "/apps/none/keys/k", {"security"}),
     ("POST", "/apps/none/keys/k/revoke", {"security"}),
     ("POST", "/apps/none/keys/k/rotate", {"security"}),
+    ("GET", "/apps/none/revocations", {"reader", "operator", "security"}),
+    ("POST", "/apps/none/revocations", {"security"}),
     ("GET", "/apps/none/namespaces", {"reader", "operator", "security"}),
     ("POST", "/apps/none/namespaces", {"operator"}),
     ("PATCH", "/apps/none/namespaces/n", {"operator"}),

@@ -96,6 +96,27 @@ def test_namespaces_tokens_and_audit(served):
     assert "root (token)" in table
 
 
+def test_tokens_of_clients_are_revoked_and_listed(served):
+    app = served.tell("apps", "create", "revoking")["id"]
+    key = served.tell("keys", "create", app, "--capability", '{"*":["*"]}')["id"]
+    name = f"{app}.{key}"
+    targets = ["--client-id", "bob", "--channel", "chat:*", "--revocation-key", "g"]
+    made = served.tell("revocations", "create", name, *targets, "--reauth-margin")
+    assert (made["targets"], made["status"]) == (["clientId:bob", "channel:chat:*", "revocationKey:g"], "pending")
+    served.say("revocations", "create", name, "--client-id", "ann")
+    assert served.tell("revocations", "list", app, "--target", "clientId:bob") == [made]
+    assert "active" in served.say("revocations", "list", app)
+    assert "at least one" in served.say("revocations", "create", name, code=2)
+    assert served.tell("audit", "--action", "revocation.")[0]["by"]["id"] == "root"
+
+
+def test_can_does_not_ask_for_secrets(served):
+    app = served.tell("apps", "create", "quiet")["id"]
+    key = served.tell("keys", "create", app, "--capability", '{"*":["*"]}')["id"]
+    served.say("can", "publish", "x", "--key", f"{app}.{key}")
+    assert served.tell("audit", "--app", app, "--action", "key.list") == []
+
+
 def test_rules_and_mappings_are_made_from_files(served, tmp_path):
     app = served.tell("apps", "create", "piped")["id"]
     for kind, body, change in (

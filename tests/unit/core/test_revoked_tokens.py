@@ -11,14 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.events import ConfigRead
-from core.revocations import MAX_AGE_MS, Revocations, asked
+from core.effects import WriteConfig
+from core.events import ConfigRead, ConfigWritten
+from core.registry import App
+from core.revocations import MAX_AGE_MS, MAX_TARGET, Revocations, asked
 from relay.link.calls import REVOKE_TOKENS, RevokeTokens, encode
 from relay.link.frames import Admitted, Fetch, Present, Refused, Renew, Revoke
 from relay.model.capability import Capability
 from relay.model.errors import RelayError
 from relay.model.limits import CoreLimits
-from tests.unit.core.dialogue import SECRET, START_MS, Dialogue, token
+from tests.unit.core.dialogue import EDGE, SECRET, START_MS, Dialogue, token
+from tests.unit.core.dialogue import key as a_key
 
 KEY = "shop.revocable"
 
@@ -153,3 +156,78 @@ def test_nothing_is_forgotten_where_there_is_no_room():
     core.edge_sends(Fetch(req := core.req(), "", REVOKE_TOKENS, encode(RevokeTokens(KEY, body, f"{KEY}:{SECRET}"))))
     core.turns()
     assert core.answer(req).error.code == 42910
+
+
+def test_the_audit_says_which_key_revoked_and_before_it_comes_to_pass():
+    core = Dialogue()
+    core.edge_up()
+    body = msgspec.Raw(b'{"targets":["clientId:bob","nonsense"]}')
+    core.edge_sends(Fetch(req := core.req(), "", REVOKE_TOKENS, encode(RevokeTokens(KEY, body, f"{KEY}:{SECRET}"))))
+    core.turns()
+    first = core.take(WriteConfig)
+    number = first[1].key.rpartition(":")[2]
+    assert [one.key for one in first] == [f"audit:k:{number}", f"revocation:{KEY}:{number}"]
+    for one in first:
+        assert core.take(WriteConfig) == [], "not before it has come to pass"
+        core.happens(ConfigWritten(one.ticket, True))
+    (then,) = core.take(WriteConfig)
+    assert core.answer(req).status == 201
+    pending, entry = json.loads(first[0].value), json.loads(then.value)
+    assert (then.key, pending.pop("outcome"), entry["outcome"]) == (first[0].key, "pending", "applied")
+    assert pending == {name: value for name, value in entry.items() if name != "outcome"}
+    assert (entry["by"], entry["core"], entry["action"]) == ({"type": "key", "id": KEY, "name": "revocable"}, "core-1", "revocation.create")
+    assert entry["target"] == {"app": "shop", "key": "revocable", "revocation": number}
+    assert (entry["after"]["targets"], entry["source"]) == (["clientId:bob"], EDGE)
+    assert SECRET not in str((first, then))
+
+
+def test_a_revocation_that_is_not_written_stays_pending_in_the_audit():
+    core = Dialogue()
+    core.edge_up()
+    body = msgspec.Raw(b'{"targets":["clientId:bob"]}')
+    core.edge_sends(Fetch(req := core.req(), "", REVOKE_TOKENS, encode(RevokeTokens(KEY, body, f"{KEY}:{SECRET}"))))
+    core.turns()
+    noted, revoked = core.take(WriteConfig)
+    core.happens(ConfigWritten(noted.ticket, True))
+    core.happens(ConfigWritten(revoked.ticket, False))
+    assert core.answer(req).error.code == 50003
+    assert core.take(WriteConfig) == []
+
+
+def test_a_target_is_no_longer_than_the_longest_channel_name_needs():
+    for length, good in ((MAX_TARGET, True), (MAX_TARGET + 1, False)):
+        target = "channel:".ljust(length, "x")
+        found = asked(KEY, json.dumps({"targets": [target]}).encode(), os.urandom, START_MS)
+        assert (found.record is not None) is good
+
+
+def asks_to_revoke(core: Dialogue, *targets: str, key: str = KEY) -> int:
+    body = msgspec.Raw(json.dumps({"targets": targets}).encode())
+    core.edge_sends(Fetch(req := core.req(), "", REVOKE_TOKENS, encode(RevokeTokens(key, body, f"{key}:{SECRET}"))))
+    core.turns()
+    return req
+
+
+def test_one_app_leaves_room_for_the_revocations_of_others():
+    static = [App(id=app, keys={"k": a_key(app, "k", revocable_tokens=True)}) for app in ("one", "two")]
+    core = Dialogue(limits=CoreLimits(revoked_targets=10, revoked_app_targets=3), static=static)
+    core.edge_up()
+    core.happens(ConfigRead(*record("clientId:a", "clientId:b", key="one.k")))
+    assert core.answer(asks_to_revoke(core, "clientId:c", "clientId:d", key="one.k")).error.code == 42910
+    asks_to_revoke(core, "clientId:c", "clientId:d", key="two.k")
+    assert len(core.take(WriteConfig)) == 2
+    core.happens(ConfigRead(record(key="one.k")[0], None))
+    asks_to_revoke(core, "clientId:c", "clientId:d", key="one.k")
+    assert len(core.take(WriteConfig)) == 2, "what has run out makes room"
+
+
+def test_holders_of_keys_leave_half_of_the_writes_to_operators():
+    core = Dialogue(limits=CoreLimits(config_writes=4))
+    core.edge_up()
+    asks_to_revoke(core, "clientId:a")
+    assert core.answer(asks_to_revoke(core, "clientId:b")).error.code == 50004
+    for one in core.take(WriteConfig):
+        core.happens(ConfigWritten(one.ticket, True))
+    core.take(WriteConfig)
+    asks_to_revoke(core, "clientId:c")
+    assert len(core.take(WriteConfig)) == 2
