@@ -358,8 +358,7 @@ class Rest:
         session, turn = call.session, self.desk.turn
         assert session is not None, "admitted"
         for_connector = call.params.get(FOR_CONNECTORS) == "true"
-        told = call.headers.get("x-ably-version") or call.params.get("v")
-        flat = told is not None and _version(call) == 2 and not for_connector
+        flat = _told_version(call) == 2 and not for_connector
         msgpack = _kind(call) == MSGPACK
         parsed = parse(call.body, turn.limits, msgpack=msgpack, lenient=for_connector)
         turn.stats.bytes_in += len(call.body)

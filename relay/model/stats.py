@@ -95,7 +95,7 @@ def span(interval: str) -> tuple[int, int]:
     return start_ms, start_ms + length_ms - 1
 
 
-_INTERVAL = re.compile(r"(20\d\d)-(\d\d)(?:-(\d\d)(?::(\d\d)(?::(\d\d))?)?)?", re.ASCII)
+_INTERVAL = re.compile(r"(19[789]\d|20\d\d)-(\d\d)(?:-(\d\d)(?::(\d\d)(?::(\d\d))?)?)?", re.ASCII)
 
 
 class Query(NamedTuple):
