@@ -57,7 +57,8 @@ def test_rsc6_what_was_published_and_delivered_is_counted_on_all_edges_and_cores
     assert running["inProgress"].startswith(running["intervalId"])
 
 
-def test_what_a_suite_posts_is_paged(world: AnyWorld) -> None:
+def test_what_a_suite_posts_is_paged() -> None:
+    world = World(edges=2, cores=2)
     year = int(interval_id(world.now_ms)[:4]) - 1
     posted = [
         {"intervalId": f"{year}-02-03:15:0{minute}", "inbound": {"realtime": {"messages": {"count": count, "data": 100 * count}}}}
