@@ -316,7 +316,7 @@ class Usage:
     `since_ms`: from when on this process would have seen levels; None if it does not look.
     """
 
-    __slots__ = ("_areas", "_at_ms", "_changed", "_ended", "_levels", "_running", "_since_ms", "_told", "counts")
+    __slots__ = ("_areas", "_at_ms", "_changed", "_ended", "_levels", "_minute", "_running", "_since_ms", "_told", "counts")
 
     def __init__(self, now_ms: int, since_ms: int | None = None) -> None:
         self.counts = [0] * len(SUMS)
@@ -324,6 +324,7 @@ class Usage:
         self._areas = [0] * len(LEVELS)
         self._since_ms = since_ms
         self._at_ms = now_ms
+        self._minute = now_ms // MINUTE_MS
         self._running: list[_Running] = []
         self._ended: list[tuple[int, str, list[int]]] = []
         self._told: list[int] = list(self.counts)
@@ -336,6 +337,7 @@ class Usage:
     def begin(self, now_ms: int) -> None:
         """Levels are known from now on: what was heard before was of the past."""
         self._at_ms = self._since_ms = now_ms
+        self._minute = now_ms // MINUTE_MS
         self._areas = [0] * len(LEVELS)
         self._running = [_Running(interval_id(now_ms, unit), self.counts, self._areas, 0, self._levels) for unit in UNITS]
 
@@ -357,9 +359,10 @@ class Usage:
     def turn(self, now_ms: int) -> bool:
         """Once a second or so, and when an interval ends: whether one has."""
         self._advance(now_ms)
-        minute = interval_id(self._at_ms)
-        if minute == self._running[0].interval:
+        if self._at_ms // MINUTE_MS == self._minute:
             return False
+        self._minute = self._at_ms // MINUTE_MS
+        minute = interval_id(self._at_ms)
         for index, running in enumerate(self._running):
             interval = minute[: len(running.interval)]
             if interval == running.interval:
@@ -391,5 +394,5 @@ class Usage:
         for level in range(len(LEVELS)):
             area, seen = self._areas[level] - running.areas[level], self._observed - running.observed
             values += (area, seen, running.peaks[level], running.lows[level]) if running.peaks[level] else (0, 0, 0, 0)
-        values += (now - before for now, before in zip(self.counts, running.counts, strict=True))
+        values += map(operator.sub, self.counts, running.counts)
         return values
