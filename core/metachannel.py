@@ -43,7 +43,7 @@ CONNECTION_OPENED = "connection.opened"
 CONNECTION_CLOSED = "connection.closed"
 REGION_ACTIVE = "channel.region.active"
 REGION_INACTIVE = "channel.region.inactive"
-MESSAGES = frozenset({PREFIX, CONNECTION_PREFIX, LOG_PREFIX})
+MESSAGES = frozenset({PREFIX, CONNECTION_PREFIX, LOG_PREFIX, STATS_PREFIX})
 """How the publish ids of all messages here begin, and no others."""
 TIMELY_MS = 120_000
 """An event that was not shown in this time is not shown any more: well within the window of the duplicate verdict."""

@@ -252,7 +252,7 @@ class _Ahead:
 
 
 class _Write:
-    """A call that is answered when its records, of `tidegate.config` or of the log, are written."""
+    """A call that is answered when its records, of `tidegate.config`, `tidegate.sessions` or the log, are written."""
 
     __slots__ = ("failed", "left", "link", "page", "then")
 
@@ -1356,7 +1356,7 @@ class CoreNode:
         if not records:
             self._send(link, page)
             return
-        write = _Write(link, len(records), page)
+        write = _Write(link, len(records), page, None)
         for key, value in records:
             ticket = self._number()
             self._writes[ticket] = write
