@@ -1,6 +1,6 @@
 """Connections across edges and cores: what `tidegate.sessions` says of each, and who may go on with one.
 
-Two kinds of its records, each with the last word under its key (`core.occupancy` has a third there):
+Two kinds of its records, each with the last word under its key (`core.occupancy` and `core.stats` have others there):
 
     connection:<id>     ConnectionRecord: where the connection is, under which incarnation, and since when it is gone
     edge:<boot>         EdgeRecord: the lease of an edge process, renewed while any core has a link to it
@@ -181,7 +181,10 @@ class Connections:
         emit: Callable[[Effect], None],
         number: Callable[[], int],
         random: Callable[[int], bytes],
+        lives: Callable[[str, int], None] = lambda _app, _by: None,
     ) -> None:
+        """`lives(app, by)`: so many more of its connections live."""
+        self._lives = lives
         self._core = core
         self._keyring = keyring
         self._limits = limits
@@ -480,6 +483,7 @@ class Connections:
             if before is None:
                 return None
             del self._table[name]
+            self._moved(before, None)
             return Change(name, before, None)
         after = join(before, record)
         if record.core == self._core and not after.says_the_same(record):
@@ -487,14 +491,21 @@ class Connections:
         if after is before:
             return None
         self._table[name] = after
+        self._moved(before, after)
         if after.state is State.LIVE and after.boot not in self._leases:
             # Its lease could not be written in time: it counts from what is known of the time.
             self._leases[after.boot] = EdgeRecord(core=after.core, edge=after.edge, at=self._heard_ms)
             self._heard[after.boot] = now
         if before is None and len(self._table) > self._limits.connections:
             self._counters["sessions.forgotten_early"] += 1
-            self._table.popitem(last=False)
+            _, forgotten = self._table.popitem(last=False)
+            self._moved(forgotten, None)
         return Change(name, before, after)
+
+    def _moved(self, before: ConnectionRecord | None, after: ConnectionRecord | None) -> None:
+        was, now = (record is not None and record.state is State.LIVE for record in (before, after))
+        if was != now:
+            self._lives((after or before).app, 1 if now else -1)  # type: ignore[union-attr]
 
     # --- time ------------------------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import msgspec
 
@@ -152,11 +153,16 @@ class PartitionLifecycle:
             self._take(log_key, known)
 
 
+class Opens(Protocol):
+    def __call__(self, key: bytes, by: int, *, ours: bool) -> None: ...
+
+
 class Lifecycle:
     """The channels of all partitions that a core serves, and what it appends for those that it owns.
 
     `append(partition, key, value, id)` hands a record to the log; `connections(key)` says how many attachments a channel has, over all
-    edges, and `counts(key)` its whole occupancy. All are of the caller.
+    edges, and `counts(key)` its whole occupancy. `opens(key, by, ours=…)` is told of each channel that opens (+1) or
+    closes (-1), and whether its partition is this core's. All are of the caller.
     """
 
     def __init__(
@@ -167,7 +173,9 @@ class Lifecycle:
         append: Callable[[int, bytes, bytes, str], None],
         connections: Callable[[bytes], int],
         counts: Callable[[bytes], tuple[int, ...]] = lambda _key: (),
+        opens: Opens = lambda _key, _by, *, ours: None,
     ) -> None:
+        self._opens = opens
         self._limits = limits
         self._counters = counters
         self._append = append
@@ -192,14 +200,21 @@ class Lifecycle:
     # --- the log ---------------------------------------------------------------------------------------------------------------------
 
     def restore(self, partition: int, records: dict[bytes, bytes]) -> None:
-        self._view(partition).restore(records)
+        view = self._view(partition)
+        view.restore(records)
+        for key, known in view.channels.items():
+            if known.open:
+                self._opens(key, +1, ours=False)
 
     def read(self, record: LogRecord, now: float, now_ms: int) -> LifecycleBody | None:
         """A LIFECYCLE record, duplicates left out. What happened, None if it counts for nothing. The newest event of a channel happened
         also if the state that was restored includes it."""
         view = self._view(record.partition)
-        body = view.apply(record) or view.includes(record)
         key = record.key
+        was_open = view.is_open(key)
+        body = view.apply(record) or view.includes(record)
+        if (is_open := view.is_open(key)) != was_open:
+            self._opens(key, 1 if is_open else -1, ours=record.partition in self.owned)
         if record.partition in self.owned:
             self._asked.pop(key, None)
             if view.is_open(key):

@@ -3,6 +3,7 @@
     [meta]channel.lifecycle       channels that open and close
     [meta]connection.lifecycle    connections that open and close
     [meta]log                     what went wrong, and no client was told
+    [meta]stats:minute            what was counted in the minute before
 
     event read ──by every core──▶ to be shown ──the owner appends──▶ on its way ──read back──▶ shown
                                        ▲                                  │
@@ -26,7 +27,7 @@ import msgspec
 from core.connections import Change, ConnectionRecord, State
 from core.lifecycle import OPENED, LifecycleBody
 from core.log import LogRecord
-from relay.model.channel import CHANNEL_LIFECYCLE, CONNECTION_LIFECYCLE, META_LOG
+from relay.model.channel import CHANNEL_LIFECYCLE, CONNECTION_LIFECYCLE, META_LOG, META_STATS
 from relay.model.limits import CoreLimits
 from relay.model.message import Message, RecordBody
 from relay.model.occupancy import METRICS, details
@@ -36,11 +37,13 @@ PREFIX = "l:"
 """Of the publish ids of messages about channels; the rest is the serial of the record that they tell of."""
 CONNECTION_PREFIX = "k:"
 LOG_PREFIX = "g:"
+STATS_PREFIX = "u:"
+UPDATE = "update"
 CONNECTION_OPENED = "connection.opened"
 CONNECTION_CLOSED = "connection.closed"
 REGION_ACTIVE = "channel.region.active"
 REGION_INACTIVE = "channel.region.inactive"
-MESSAGES = frozenset({PREFIX, CONNECTION_PREFIX, LOG_PREFIX})
+MESSAGES = frozenset({PREFIX, CONNECTION_PREFIX, LOG_PREFIX, STATS_PREFIX})
 """How the publish ids of all messages here begin, and no others."""
 TIMELY_MS = 120_000
 """An event that was not shown in this time is not shown any more: well within the window of the duplicate verdict."""
@@ -154,6 +157,11 @@ class Metachannel:
         messages = [_message(name, about)]
         self._take(LOG_PREFIX + number, _Event(_OURS, app, META_LOG, now_ms, lambda: messages, now_ms), now_ms)
 
+    def statistics(self, app: str, publish_id: str, at_ms: int, about: Callable[[], dict[str, Any]], now_ms: int) -> None:
+        """A minute (`minute_id`) is over, and `about` says what was counted in it."""
+        event = _Event(self._partition(app, META_STATS), app, META_STATS, now_ms, lambda: [_message(UPDATE, about())], at_ms)
+        self._take(publish_id, event, now_ms)
+
     def _take(self, publish_id: str, event: _Event, now_ms: int) -> None:
         if publish_id in self._early:
             del self._early[publish_id]
@@ -222,6 +230,11 @@ class Metachannel:
         for publish_id in [publish_id for publish_id, event in self._events.items() if event.at_ms < now_ms - TIMELY_MS]:
             self._counters["lifecycle.unshown"] += 1
             self._forget(publish_id)
+
+
+def minute_id(app: str, interval: str) -> str:
+    """The publish id of the statistics of a minute."""
+    return f"{STATS_PREFIX}{app}:{interval}"
 
 
 def _message(name: str, about: dict[str, Any]) -> Message:

@@ -34,7 +34,7 @@ from core.connections import BAD_KEY, TRIES, Claim, ConnectionRecord, Connection
 from core.connections import EXPIRED as EXPIRED_CONNECTION
 from core.connections import State as ConnectionState
 from core.control.audit import BY_KEY, AuditEntry, record_of
-from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, ShowRecord, WriteConfig
+from core.effects import AskConfigEnd, AskEnd, Effect, LinkClose, LinkSend, Produce, ShowRecord, WriteConfig, WriteSession
 from core.events import (
     SESSIONS_END,
     ConfigRead,
@@ -67,7 +67,7 @@ from core.kept import KeptMessages, kept
 from core.lifecycle import Lifecycle
 from core.log import EPHEMERAL_TAIL, LogRecord, body_is_ephemeral
 from core.metachannel import MESSAGES as _META
-from core.metachannel import Metachannel
+from core.metachannel import Metachannel, minute_id
 from core.occupancy import PREFIX as COUNTS_PREFIX
 from core.occupancy import Occupancies
 from core.occupancy_log import OccupancyLog
@@ -78,6 +78,8 @@ from core.replay import EXPIRED, OTHER_SITE, Replays
 from core.revocations import CREATED, RevocationRecord, Revocations, answer, asked, bound, view_of
 from core.revocations import PREFIX as REVOCATION
 from core.roster import Denied, Roster, Session
+from core.stats import PREFIX as STATS_PREFIX
+from core.stats import Statistics, totals
 from relay.link.calls import (
     READS,
     STATUS,
@@ -86,10 +88,13 @@ from relay.link.calls import (
     History,
     MemberPage,
     Members,
+    PostStats,
     Read,
     RequestToken,
     RevokeTokens,
     Rewind,
+    Stats,
+    StatsPage,
     Status,
     UnknownCall,
     decode,
@@ -102,6 +107,7 @@ from relay.link.frames import (
     Append,
     Appended,
     Barrier,
+    Counted,
     Counts,
     Credit,
     Depart,
@@ -128,7 +134,7 @@ from relay.link.frames import (
     Watch,
 )
 from relay.model.capability import Bars, Capability, Operation
-from relay.model.channel import METACHANNELS, ChannelName, log_key, parse_channel, partition_of
+from relay.model.channel import META_STATS, METACHANNELS, ChannelName, log_key, parse_channel, partition_of
 from relay.model.connection_key import CONNECTION_ID_BYTES, claimed_id, make_key, new_connection_id, parse_key
 from relay.model.errors import ErrorInfo, RelayError
 from relay.model.grants import Grant, seal_grant
@@ -140,6 +146,20 @@ from relay.model.occupancy import details
 from relay.model.presence import settle_presence
 from relay.model.publish import is_ephemeral, recheck
 from relay.model.serials import Serial
+from relay.model.stats import (
+    CHANNELS,
+    CHANNELS_OPENED,
+    CONNECTIONS,
+    CONNECTIONS_OPENED,
+    IN_REALTIME,
+    IN_REALTIME_PRESENCE,
+    IN_REST,
+    TOKEN_REFUSED,
+    TOKEN_SUCCEEDED,
+    Query,
+    shape,
+    span,
+)
 
 POSITIONS_S = 30.0
 """How often edges hear how far the log has gone, in seconds: well within what the index holds."""
@@ -150,6 +170,8 @@ INDEX_RETENTION_MS = 150_000
 LOOK_BACK_MS = WINDOW_MS + SKEW_MS + INDEX_RETENTION_MS
 """How far before its start a tail should begin, so that the verdicts on all that the index should hold are sound from the start."""
 
+MOST_STATS = 1_000
+"""Intervals of one page of statistics."""
 _WITNESS_TRIES = 256
 _WITNESSES_PER_SWEEP = 200
 _CONFIG_RETRY_S = 1.0
@@ -202,7 +224,7 @@ class _Partition:
 class _Pending:
     """An append between `Produce` and its answer."""
 
-    __slots__ = ("at", "fresh", "id", "key", "link", "partition", "presence", "req", "session", "size", "ticket")
+    __slots__ = ("at", "count", "fresh", "id", "key", "link", "partition", "presence", "req", "session", "size", "ticket")
 
     def __init__(self, ticket: int, link: int, frame: Append, session: Session, key: bytes, partition: int, fresh: bool, size: int) -> None:
         self.ticket = ticket
@@ -211,6 +233,7 @@ class _Pending:
         self.req = frame.req
         self.id = frame.id
         self.presence = bool(frame.presence)
+        self.count = len(frame.presence) or len(frame.messages)
         self.key = key
         self.partition = partition
         self.fresh = fresh
@@ -229,7 +252,7 @@ class _Ahead:
 
 
 class _Write:
-    """A call that is answered when its records, of `tidegate.config` or of the log, are written."""
+    """A call that is answered when its records, of `tidegate.config`, `tidegate.sessions` or the log, are written."""
 
     __slots__ = ("failed", "left", "link", "page", "then")
 
@@ -329,6 +352,15 @@ class CoreNode:
             emit=self._emit,
             number=self._number,
             random=random,
+            lives=self._connection_lives,
+        )
+        self._statistics = Statistics(
+            f"c{random(8).hex()}",
+            limits,
+            self.counters,
+            emit=self._emit,
+            number=self._number,
+            owns=lambda app: partition_of(log_key(app, META_STATS), self._stream.partitions) in self._absence.owned,
         )
         self._roster = Roster(keyring, limits, self.counters, self._connections.floor, self._bars)
         self._channels = Channels()
@@ -351,6 +383,7 @@ class CoreNode:
             append=self._append_lifecycle,
             connections=self._occupancy.connections,
             counts=self._occupancy.totals,
+            opens=self._channel_opens,
         )
         self._occupancy_log = OccupancyLog(limits, self.counters, append=self._append_occupancy, totals=self._occupancy.totals)
         self._metachannel = Metachannel(
@@ -488,6 +521,7 @@ class CoreNode:
                 for number, partition in self._partitions.items()
             ],
             "occupancyEntries": len(self._occupancy),
+            "statsEntries": len(self._statistics),
             "occupancyWatched": self._occupancy.watched,
             "lifecycleChannels": len(self._lifecycle),
             "lifecycleUnshown": len(self._metachannel),
@@ -591,7 +625,10 @@ class CoreNode:
 
     def _edge_lost(self, link: int) -> None:
         """Its appends stay on their way; nobody waits for their answers any more. Its connections live on as long as its lease."""
+        boot = self._roster.links[link].boot if link in self._roster.links else ""
         self._connections.edge_lost(link)
+        if not self._connections.is_linked(boot):
+            self._statistics.forget(boot)
         self._roster.link_lost(link)
         self._congested.discard(link)
         self._replays.link_lost(link)
@@ -620,6 +657,8 @@ class CoreNode:
                 self._ask_status(link, frame)
             case Counts():
                 self._counts(link, frame)
+            case Counted():
+                self._counted(link, frame)
             case Watch():
                 self._watch(link, frame)
             case Admit() | Fetch():
@@ -799,6 +838,7 @@ class CoreNode:
         grant = self._make_grant(link, session_id, frame.realtime, verified, client_id, 0, plain=not frame.tls)
         if frame.realtime:
             self._connections.connected(session_id, grant, self._now_ms, frame.remain_present_ms)
+            self._statistics.of(grant.app, self._now_ms).counts[CONNECTIONS_OPENED] += 1
         self._grant(link, frame.req, grant, self._connection_key(grant), error)
 
     def _connection_key(self, grant: Grant) -> str:
@@ -855,7 +895,10 @@ class CoreNode:
                 pass  # the edge that asked is gone
 
     def _session_written(self, event: SessionWritten) -> None:
-        if self._occupancy.settled(event.ticket, event.ok, self._now):
+        if self._statistics.settled(event.ticket, event.ok) or self._occupancy.settled(event.ticket, event.ok, self._now):
+            return
+        if event.ticket in self._writes:
+            self._written(event.ticket, event.ok)
             return
         claim = self._connections.settled(event.ticket, event.ok)
         if claim is not None:
@@ -889,6 +932,9 @@ class CoreNode:
         kind, _, counted = event.key.partition(":")
         if kind == COUNTS_PREFIX:
             self._occupancy.read(counted, event.value, self._now)
+            return
+        if kind == STATS_PREFIX:
+            self._statistics.read(counted, event.value, event.at)
             return
         change = self._connections.read(event.key, event.value, self._now)
         if change is None:
@@ -1061,11 +1107,12 @@ class CoreNode:
             raise RelayError(40400, "No such call") from None
         match call:
             case RequestToken():
-                details = self._admission.request_token(call, self._now_ms)
-                self._send(link, Page(frame.req, 201, _encode_json(details)))
+                self._request_token(link, frame, call)
+            case Stats():
+                self._stats(link, frame, call)
             case RevokeTokens():
                 self._revoke_tokens(link, frame, call)
-            case CreateApp() | DeleteApp() if not (self._sandbox and self._config_log):
+            case CreateApp() | DeleteApp() | PostStats() if not (self._sandbox and self._config_log):
                 raise RelayError(40400, "Not a sandbox")
             case CreateApp():
                 if sandbox.count(self._registry) >= self._limits.sandbox_apps:
@@ -1080,8 +1127,24 @@ class CoreNode:
                     raise RelayError(40101, "The key belongs to another app")
                 self._absence.end_fixtures(app.id, self._now_ms)
                 self._write(link, sandbox.delete_app(app), Page(frame.req, 204, b""))
+            case PostStats():
+                self._post_stats(link, frame, call)
             case _:
                 raise RelayError(40400, "No such call")
+
+    def _request_token(self, link: int, frame: Fetch, call: RequestToken) -> None:
+        """Raises: RelayError; UnknownCredential."""
+        app = call.key_name.partition(".")[0]
+        try:
+            details = self._admission.request_token(call, self._now_ms)
+        except UnknownCredential:
+            raise
+        except RelayError:
+            if self._registry.app(app) is not None:
+                self._statistics.of(app, self._now_ms).counts[TOKEN_REFUSED] += 1
+            raise
+        self._statistics.of(app, self._now_ms).counts[TOKEN_SUCCEEDED] += 1
+        self._send(link, Page(frame.req, 201, _encode_json(details)))
 
     def _revoke_tokens(self, link: int, frame: Fetch, call: RevokeTokens) -> None:
         """Answered when every core that keeps up has read of it. Raises: RelayError; UnknownCredential."""
@@ -1242,6 +1305,79 @@ class CoreNode:
         except RelayError as error:
             return error.info
         return None
+
+    # --- statistics --------------------------------------------------------------------------------------------------------------------
+
+    def _connection_lives(self, app: str, by: int) -> None:
+        self._statistics.of(app, self._now_ms).move(CONNECTIONS, by, self._now_ms)
+
+    def _channel_opens(self, key: bytes, by: int, *, ours: bool) -> None:
+        """`ours`: this core owns its partition, and so counts the event."""
+        usage = self._statistics.of(key.partition(b":")[0].decode(errors="replace"), self._now_ms)
+        usage.move(CHANNELS, by, self._now_ms)
+        if ours and by > 0:
+            usage.counts[CHANNELS_OPENED] += 1
+
+    def _accepted(self, pending: _Pending) -> None:
+        """Its record is in the log, and no repetition."""
+        grant = pending.session.grant
+        counts = self._statistics.of(grant.app, self._now_ms).counts
+        index = IN_REALTIME_PRESENCE if pending.presence else IN_REALTIME if grant.realtime else IN_REST
+        counts[index] += pending.count
+        counts[index + 1] += pending.size
+
+    def _counted(self, link: int, frame: Counted) -> None:
+        """An edge is believed about apps of which it has, or had, a session."""
+        boot = self._roster.links[link].boot
+        try:
+            known = self._roster.get(link, frame.session, self._now_ms).grant.app == frame.app
+        except RelayError:
+            known = False
+        if known or self._statistics.knows(boot, frame.app):
+            self._statistics.reported(boot, frame, self._now_ms)
+        else:
+            self.counters["stats.no_witness"] += 1
+
+    def _stats(self, link: int, frame: Fetch, call: Stats) -> None:
+        """Raises: RelayError."""
+        session = self._roster.get(link, frame.session, self._now_ms)
+        if not session.capability.permits(Operation.STATS, "*"):
+            raise _denied(session, "*", Operation.STATS)
+        query = Query(call.unit, call.start, call.end, call.backwards, min(call.limit, MOST_STATS), call.after)
+        page = StatsPage(*self._statistics.page(session.grant.app, query))
+        self._send(link, Page(frame.req, 200, _encode_json(page)))
+
+    def _post_stats(self, link: int, frame: Fetch, call: PostStats) -> None:
+        """Raises: RelayError."""
+        session = self._roster.get(link, frame.session, self._now_ms)
+        items = msgspec.json.decode(call.body)
+        records = self._statistics.posted(session.grant.app, items, f"p{self._random(8).hex()}")
+        page = Page(frame.req, 201, bytes(call.body))
+        if not records:
+            self._send(link, page)
+            return
+        write = _Write(link, len(records), page, None)
+        for key, value in records:
+            ticket = self._number()
+            self._writes[ticket] = write
+            self._out.append(WriteSession(ticket, key, value))
+
+    def statistics(self, apps: Sequence[str], query: Query) -> Callable[[], list[tuple[str, list[int]]]]:
+        """For the Control API: what to call, on any thread, for the intervals that a query finds of several apps together. Raises:
+        RelayError before the node is ready."""
+        if not self.ready:
+            raise RelayError(50320, "The core is not ready; try another")
+        found, _ = self._statistics.find(apps, query)
+        return lambda: [(interval, totals(lists)) for interval, lists in found]
+
+    def _minute_over(self, app: str, interval: str) -> None:
+        def about() -> dict[str, Any]:
+            return shape({"appId": app}, interval, self._statistics.minute(app, interval), self._now_ms)
+
+        key = log_key(app, META_STATS)
+        publish_id = minute_id(app, interval)
+        if self._fold.first(partition_of(key, self._stream.partitions), key, publish_id) is None:  # or another core was faster
+            self._metachannel.statistics(app, publish_id, span(interval)[1], about, self._now_ms)
 
     # --- reading -----------------------------------------------------------------------------------------------------------------------
 
@@ -1588,10 +1724,13 @@ class CoreNode:
             return
         partition = self._partitions[pending.partition]
         if pending.fresh and not pending.presence:  # whoever enters is shown it before it is acknowledged
+            self._accepted(pending)
             self._finish(pending, Appended(pending.req, self._serial(pending.partition, event.offset)))
         elif event.offset < partition.position:
             # The tail was faster than the report.
             first = self._fold.first(pending.partition, pending.key, pending.id)
+            if first is None or first == event.offset:
+                self._accepted(pending)
             self._finish(pending, Appended(pending.req, self._serial(pending.partition, event.offset if first is None else first)))
         else:
             pending.at = self._now
@@ -1670,6 +1809,8 @@ class CoreNode:
             if partition.verdicts:
                 pending = partition.verdicts.pop(offset, None)
                 if pending is not None:
+                    if first is None:
+                        self._accepted(pending)
                     told.append((pending, offset if first is None else first))
             moved.add(number)
             if first is not None:
@@ -1789,6 +1930,7 @@ class CoreNode:
         looked = all(partition.looked for partition in self._partitions.values())
         if not self._was_ready and self._config_read and looked and self._attendance.restored:
             self._was_ready = True
+            self._statistics.begin(self._now_ms)
             self._release_held()
 
     def _end_offset(self, event: EndOffset) -> None:
@@ -1975,6 +2117,9 @@ class CoreNode:
         for waiting in self._connections.overdue(self._now):
             self._first_word(waiting)
         self._occupancy.sweep(self._now)
+        self._statistics.sweep(self._now_ms)
+        for app, interval in self._statistics.over(self._now_ms):
+            self._minute_over(app, interval)
         self._lifecycle.sweep(self._now, self._now_ms)
         self._occupancy_log.sweep(self._now, self._now_ms)
         self._metachannel.sweep(self._now, self._now_ms)

@@ -211,6 +211,7 @@ class Connection(Timed):
             return
         desk, turn = self.desk, self.desk.turn
         self.session = Session(frame, link)
+        desk.usages.admitted(self.session)
         self.key = frame.key
         self.unused = frame.incarnation > 0
         self.epoch = desk.links.losses

@@ -13,6 +13,7 @@ from edge.limits import Addresses
 from edge.links import Links
 from edge.occupancy import Occupancies
 from edge.turn import Turn
+from edge.usage import Usages
 from relay.model.limits import EdgeLimits
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 class Desk:
     __slots__ = (
         *("addresses", "admissions", "connections", "hub", "links", "occupancies", "policy", "random", "renewals"),
-        *("server_id", "sessions", "stopping", "to_flush", "turn"),
+        *("server_id", "sessions", "stopping", "to_flush", "turn", "usages"),
     )
 
     def __init__(self, policy: Policy, limits: EdgeLimits, random: Callable[[int], bytes]) -> None:
@@ -47,7 +48,8 @@ class Desk:
         self.admissions = Admissions(self.turn, self.links)
         self.sessions: dict[str, Connection] = {}
         """By connection id."""
-        self.hub = Hub(self.turn, self.links, self.sessions)
+        self.usages = Usages(self.turn, self.links)
+        self.hub = Hub(self.turn, self.links, self.sessions, self.usages)
         self.occupancies = self.hub.occupancies = Occupancies(self.turn, self.links, self.hub, self.new_id)
         self.addresses = Addresses(limits)
         self.connections: dict[int, Connection] = {}

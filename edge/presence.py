@@ -17,6 +17,7 @@ from relay.link.frames import Fetch, Record
 from relay.link.frames import Page as Answer
 from relay.model.errors import ErrorInfo
 from relay.model.serials import Serial
+from relay.model.stats import OUT_REALTIME_PRESENCE
 
 if TYPE_CHECKING:
     from edge.attachment import Attachment
@@ -254,12 +255,16 @@ class Presence(Timed):
                 connection.channel_dropped(attachment, _EVICTED)
             own.clear()
         serial = Serial(channel.stream, channel.partition, record.offset).text
+        sent = 0
         for group in self.groups.values():
             group.named_at = turn.number
-            turn.stats.deliveries += len(group.clients)
+            sent += len(group.clients)
             turn.effects.append(Broadcast(group.clients, group.wire.presence(body, shown, group.text, serial)))
         for attachment in own:
             if not attachment.receives_presence:
                 # Its own members it is told of whatever its modes are.
                 turn.write(attachment.client, attachment.wire.presence(body, shown, attachment.text, serial))
-                turn.stats.deliveries += 1
+                sent += 1
+        turn.stats.deliveries += sent
+        channel.usage.counts[OUT_REALTIME_PRESENCE] += sent * len(shown)
+        channel.usage.counts[OUT_REALTIME_PRESENCE + 1] += sent * len(record.body)

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from edge import history, presence_set, rest_publish
+from edge import history, presence_set, rest_publish, stats
 from edge.ably.codec import Malformed, decode_body, encode_body, error_shape
 from edge.ably.connect import Credential, credential_of, parse_query, protocol_version
 from edge.admission import Admission
@@ -35,6 +35,7 @@ from relay.model.errors import ErrorInfo, RelayError
 from relay.model.limits import EdgeLimits
 from relay.model.occupancy import details
 from relay.model.serials import message_serial
+from relay.model.stats import OUT_REST, OUT_REST_PRESENCE
 
 JSON = "application/json"
 MSGPACK = "application/x-msgpack"
@@ -102,8 +103,8 @@ class RestCall(Timed):
         self.append: PendingAppend | None = None
         self.publish_id = ""
         self.name = ""
-        self.read: tuple[str, calls.Read] | None = None
-        """The read of the past that it is, by its name on the link."""
+        self.read: tuple[str, calls.Read | calls.Stats] | None = None
+        """The read that it is, by its name on the link."""
         self.members: list[calls.MemberItem] = []
         """Of a presence set, what is there so far."""
         self.batch: Batch | PresenceBatch | None = None
@@ -121,6 +122,8 @@ class RestCall(Timed):
         if self.over:
             return
         self.rest.close(self)
+        if self.session is not None:
+            self.desk.usages.answered(self.session.app, status)
         headers = [("content-type", kind)] if body or status != 204 else []
         headers += [("x-ably-serverid", self.desk.server_id), *CORS, *extra]
         self.desk.turn.effects.append(RestAnswer(self.call, status, headers, body))
@@ -172,6 +175,7 @@ class RestCall(Timed):
 
     def go_on(self, session: Session) -> None:
         self.session = session
+        self.desk.usages.admitted(session)
         assert self.then is not None, "it waits for a session"
         try:
             self.then(self)
@@ -310,6 +314,10 @@ class Rest:
                 call.with_session(self._publish_batch)
             case "GET" | "HEAD", ["presence"]:
                 call.with_session(self._presence_batch)
+            case "GET" | "HEAD", ["stats"]:
+                call.with_session(self._stats)
+            case "POST", ["stats"] if self.desk.policy.sandbox:
+                call.with_session(self._post_stats)
             case "POST", ["keys", _, "requestToken"]:
                 self._request_token(call)
             case "POST", ["keys", _, "revokeTokens"]:
@@ -350,8 +358,7 @@ class Rest:
         session, turn = call.session, self.desk.turn
         assert session is not None, "admitted"
         for_connector = call.params.get(FOR_CONNECTORS) == "true"
-        told = call.headers.get("x-ably-version") or call.params.get("v")
-        flat = told is not None and _version(call) == 2 and not for_connector
+        flat = _told_version(call) == 2 and not for_connector
         msgpack = _kind(call) == MSGPACK
         parsed = parse(call.body, turn.limits, msgpack=msgpack, lenient=for_connector)
         turn.stats.bytes_in += len(call.body)
@@ -401,12 +408,30 @@ class Rest:
         call.read = calls.STATUS, calls.Status(channel=name.name)
         self._send_read(call)
 
+    def _stats(self, call: RestCall) -> None:
+        """Raises RelayError."""
+        session, turn = call.session, self.desk.turn
+        assert session is not None, "admitted"
+        if not session.capability.permits(Operation.STATS, "*"):
+            raise session.capability.refusal("*")
+        call.read = calls.STATS, stats.asked(call.params, turn.limits, turn.now_ms)
+        self._send_read(call)
+
+    def _post_stats(self, call: RestCall) -> None:
+        """Raises RelayError."""
+        assert call.session is not None, "admitted"
+        link = self.desk.links.any()
+        if link is None:
+            raise RelayError(50320, "this server has no connection to its core")
+        call.waits_for = self._ask(link.id, call, call.session, calls.POST_STATS, calls.PostStats(_json_body(call)))
+
     def _send_read(self, call: RestCall) -> None:
-        """To a core that serves the channel. Raises RelayError 50320."""
+        """To a core that serves the channel, or to any. Raises RelayError 50320."""
         assert call.session is not None, "admitted"
         assert call.read is not None, "it is one"
         what, body = call.read
-        link = self.desk.links.pick(log_key(call.session.app, body.channel))
+        links = self.desk.links
+        link = links.any() if isinstance(body, calls.Stats) else links.pick(log_key(call.session.app, body.channel))
         if link is None:
             raise RelayError(50320, "this server has no connection to its core")
         call.waits_for = self._ask(link.id, call, call.session, what, body)
@@ -420,7 +445,7 @@ class Rest:
             raise RelayError(50320, "this server has no connection to its core")
         read.call.reads.add(self._ask(link.id, read, session, calls.MEMBERS, read.read))
 
-    def _ask(self, link: int, who: RestCall | SetRead, session: Session, what: str, body: calls.Read) -> int:
+    def _ask(self, link: int, who: RestCall | SetRead, session: Session, what: str, body: calls.Call) -> int:
         req = self.desk.turn.request()
         self._fetches[req] = (link, who)
         self.desk.links.present_for_call(session, link)
@@ -508,8 +533,7 @@ class Rest:
             raise RelayError(40162, "revokeTokens needs the API key that issued the tokens, not a token")
         if not self.desk.addresses.may_present(call.address, self.desk.turn.now):
             raise RelayError(42910, "too many refused credentials from this address; try again later")
-        told = call.headers.get("x-ably-version") or call.params.get("v")
-        flat = told is not None and _version(call) == 2
+        flat = _told_version(call) == 2
         self._fetch(call, calls.REVOKE_TOKENS, calls.RevokeTokens(call.segments[1], _json_body(call), credential.text, flat))
 
     def _fetch(self, call: RestCall, what: str, body: calls.Call) -> None:
@@ -531,6 +555,7 @@ class Rest:
             return
         call.waits_for = None
         if call.read is not None:
+            value: Any
             links: tuple[tuple[str, str], ...] = ()
             try:
                 if isinstance(call.read[1], calls.Status):
@@ -543,10 +568,15 @@ class Rest:
                         self._send_read(call)
                         return
                     value, links = presence_set.answer(call.members, after, call.params, self.desk.turn.limits, msgpack=call.msgpack)
+                elif isinstance(call.read[1], calls.Stats):
+                    assert call.session is not None, "admitted"
+                    flat = _told_version(call) != 2
+                    value, links = stats.answer(call.read[1], frame, call.session.app, self.desk.turn.now_ms, call.params, flat=flat)
                 else:
                     value, links = history.answer(
                         call.read[1], frame, call.segments[-1], self.desk.turn.now_ms, call.params, msgpack=call.msgpack
                     )
+                    self._count_past(call, call.read[1], len(value) if isinstance(value, list) else 1, len(frame.body))
             except RelayError as error:
                 call.fail(error.info)
                 return
@@ -557,6 +587,13 @@ class Rest:
             call.answer(frame.status, msgspec.json.decode(frame.body))
         else:
             call.answer_raw(frame.status, frame.body, JSON)
+
+    def _count_past(self, call: RestCall, read: calls.Read, count: int, size: int) -> None:
+        assert call.session is not None, "admitted"
+        counts = self.desk.usages.of(call.session.app).counts
+        index = OUT_REST_PRESENCE if isinstance(read, calls.History) and read.presence else OUT_REST
+        counts[index] += count
+        counts[index + 1] += size
 
     def fetch_refused(self, req: int, error: ErrorInfo) -> bool:
         """Whether `req` was a call."""
@@ -630,6 +667,11 @@ def _version(call: RestCall) -> int:
         return protocol_version(call.headers.get("x-ably-version") or call.params.get("v"))
     except RelayError:
         return protocol_version(None)
+
+
+def _told_version(call: RestCall) -> int | None:
+    """None for who does not say: that is nobody's client of long ago."""
+    return _version(call) if call.headers.get("x-ably-version") or call.params.get("v") else None
 
 
 def _kind(call: RestCall) -> str:

@@ -10,6 +10,7 @@ from core.control.control import MAX_CONFLATION_MS, NAMESPACE_FLAGS, NO_EFFECT, 
 from core.control.fields import MAX_TEXT
 from core.revocations import MAX_TARGET, MAX_TARGETS
 from relay.model.capability import Operation
+from relay.model.stats import UNITS
 
 VERSION = "1.0.0"
 
@@ -396,6 +397,18 @@ SCHEMAS: dict[str, Any] = {
             ),
         }
     ),
+    "Stats": _object(
+        {
+            "intervalId": {"type": "string", "description": "2026-02-03:15:04, and shorter ones for longer units; UTC"},
+            "unit": {"enum": list(UNITS)},
+            "appId": {"type": "string"},
+            "accountId": {"type": "string"},
+            "schema": {"type": "string", "description": "Where the names of entries are described"},
+            "inProgress": {"type": "string", "description": "The present minute, if the interval is not over"},
+            "entries": {"type": "object", "additionalProperties": {"type": "number"}, "description": "By name; only what is not zero"},
+        },
+        required=("intervalId", "unit", "schema", "entries"),
+    ),
     "Cluster": _object(
         {
             "cores": {"type": "array", "items": {"type": "object"}, "description": "As each says in /v1/status, or its `error`"},
@@ -459,6 +472,14 @@ def _operation(
 
 
 _ANY = "reader, operator or security"
+_STATS_QUERY = (
+    ("unit", {"enum": list(UNITS), "default": "minute"}),
+    ("by", {"enum": list(UNITS), "description": "The former name of unit"}),
+    ("start", {"type": "string", "description": "Milliseconds since 1970, or an interval"}),
+    ("end", {"type": "string", "description": "The same, inclusive; now, if not given"}),
+    ("direction", {"enum": ["backwards", "forwards"], "default": "backwards"}),
+    ("limit", {"type": "integer", "minimum": 1, "maximum": 1_000, "default": 100}),
+)
 PATHS: dict[str, dict[str, Any]] = {
     "/me": {"get": _operation("Who asks, and in which account", "any", 200, "Me")},
     "/me/accounts": {"get": _operation("The one account", "any", 200, "Account", many=True)},
@@ -555,6 +576,8 @@ PATHS: dict[str, dict[str, Any]] = {
             ),
         )
     },
+    "/apps/{app}/stats": {"get": _operation("Statistics of an app", _ANY, 200, "Stats", many=True, query=_STATS_QUERY)},
+    "/accounts/{account}/stats": {"get": _operation("Those of all its apps together", _ANY, 200, "Stats", many=True, query=_STATS_QUERY)},
     "/cluster": {"get": _operation("Cores, edges, and who owns which partition", _ANY, 200, "Cluster")},
     "/apps/{app}/queues": {
         "get": {

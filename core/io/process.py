@@ -16,7 +16,7 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,6 +78,7 @@ from relay.link.frames import Frame, Hello, Lane, Stream
 from relay.link.io.accept import LinkServer
 from relay.link.session import Ended
 from relay.model.errors import RelayError
+from relay.model.stats import Query
 from relay.runtime import tls
 from relay.runtime.driver import Driver
 from relay.runtime.listener import Listener, Refusal
@@ -260,6 +261,13 @@ class CoreProcess:
         async with self._looking:
             found = await asyncio.to_thread(self._node.channels_in_use(app, prefix, after, limit))
         return self._node.channel_details(found)
+
+    async def stats(self, apps: Sequence[str], query: Query) -> list[tuple[str, list[int]]]:
+        """Raises: RelayError."""
+        if self._node is None:
+            raise RelayError(50320, "The core is not ready; try another")
+        async with self._looking:
+            return await asyncio.to_thread(self._node.statistics(apps, query))
 
     async def cluster(self, authorization: str) -> dict[str, Any]:
         return await self._peers.cluster(authorization)

@@ -35,6 +35,10 @@ MEMBERS = "members"
 """A piece of a channel's presence set. Page: 200 and a `MemberPage`."""
 STATUS = "status"
 """`GET /channels/{c}`. Page: 200 and the counts of `relay.model.occupancy.METRICS`, as a JSON array."""
+STATS = "stats"
+"""`GET /stats`. Page: 200 and a `StatsPage`."""
+POST_STATS = "sandbox.stats"
+"""`POST /stats`, by a session of the app. Page: 201 and what was posted. Refused with 40400 unless the core runs as a sandbox."""
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
@@ -129,6 +133,23 @@ class Status(Read, frozen=True, kw_only=True):
     """How many are on the channel. Needs `channel-metadata`."""
 
 
+class Stats(Call, frozen=True, kw_only=True):
+    """Statistics of the app of the session that `Fetch` names, as `relay.model.stats.Query` has it. Needs `stats` on `*`."""
+
+    unit: str
+    start: str
+    end: str
+    backwards: bool
+    limit: int
+    after: str | None = None
+
+
+class PostStats(Call, frozen=True):
+    """`body` is what a client suite posts: minutes in the form of protocol version 2."""
+
+    body: msgspec.Raw
+
+
 READS = frozenset({HISTORY, MESSAGE, REWIND, MEMBERS})
 CALLS: dict[str, type[Call]] = {
     REQUEST_TOKEN: RequestToken,
@@ -140,6 +161,8 @@ CALLS: dict[str, type[Call]] = {
     REWIND: Rewind,
     MEMBERS: Members,
     STATUS: Status,
+    STATS: Stats,
+    POST_STATS: PostStats,
 }
 
 
@@ -183,6 +206,13 @@ class MemberPage(msgspec.Struct, array_like=True, frozen=True):
     after: int | None = None
 
 
+class StatsPage(msgspec.Struct, array_like=True, frozen=True):
+    """Intervals in the order asked for, each with its numbers (`relay.model.stats`). `more`: there are others behind the last one."""
+
+    items: list[tuple[str, list[int]]]
+    more: bool
+
+
 class UnknownCall(Exception):  # noqa: N818 - a refusal, not a fault of ours
     """The name is not one of `CALLS`, or the body is not of its shape. The text names the call, never what the body holds."""
 
@@ -191,6 +221,7 @@ _encoder = msgspec.json.Encoder()
 _past_encoder = msgspec.msgpack.Encoder()
 _past_decoder = msgspec.msgpack.Decoder(Past)
 _counts_decoder = msgspec.json.Decoder(list[int])
+_stats_decoder = msgspec.json.Decoder(StatsPage)
 _members_decoder = msgspec.msgpack.Decoder(MemberPage)
 
 
@@ -233,6 +264,14 @@ def decode_counts(body: bytes) -> list[int]:
     except msgspec.MsgspecError:
         counts = []
     return [*counts, *(0,) * len(METRICS)][: len(METRICS)]
+
+
+def decode_stats(body: bytes) -> StatsPage | None:
+    """None for what no core of ours has written."""
+    try:
+        return _stats_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def decode_past(body: bytes) -> Past | None:

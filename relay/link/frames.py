@@ -198,6 +198,20 @@ class Barrier(Frame, tag=22):
     ref: int
 
 
+class Counted(Frame, tag=23):
+    """What this edge process has counted of an app so far: `relay.model.stats`. `current` are the running intervals, in full each time,
+    so that a report may be lost or come twice; `ended` those that are over, said a few times.
+
+    `session` is one of that app, presented on this link: without it nothing is believed of an app that this edge process has not reported
+    before.
+    """
+
+    app: str
+    session: str
+    current: list[tuple[str, list[int]]]
+    ended: list[tuple[str, list[int]]]
+
+
 # --- core → edge ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -352,7 +366,7 @@ class Reached(Frame, tag=44):
     req: int
 
 
-ToCore = Credit | Hello | Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up | Counts | Watch | Barrier
+ToCore = Credit | Hello | Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up | Counts | Watch | Barrier | Counted
 ToEdge = (
     Credit
     | Welcome

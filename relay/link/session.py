@@ -29,6 +29,7 @@ from relay.link.frames import (
     Append,
     Appended,
     Barrier,
+    Counted,
     Counts,
     Credit,
     Depart,
@@ -58,7 +59,7 @@ from relay.link.frames import (
 )
 from relay.model.limits import LinkLimits
 
-FromEdge = Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up | Counts | Watch | Barrier
+FromEdge = Admit | Present | Renew | Open | Shut | Append | Fetch | Depart | Up | Counts | Watch | Barrier | Counted
 FromCore = (
     Admitted | Refused | Opened | Record | Appended | Unknown | Page | Lost | Revoke | Drain | Superseded | Positions | Occupancy | Reached
 )

@@ -91,7 +91,8 @@ def _encodes_within(text: str, bound: int) -> bool:
 CHANNEL_LIFECYCLE = "[meta]channel.lifecycle"
 CONNECTION_LIFECYCLE = "[meta]connection.lifecycle"
 META_LOG = "[meta]log"
-METACHANNELS = frozenset({CHANNEL_LIFECYCLE, CONNECTION_LIFECYCLE, META_LOG})
+META_STATS = "[meta]stats:minute"
+METACHANNELS = frozenset({CHANNEL_LIFECYCLE, CONNECTION_LIFECYCLE, META_LOG, META_STATS})
 """Those that there are. Clients read them; only cores write."""
 
 

@@ -133,6 +133,11 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     emptied_channels: int = 10_000
     """Channels whose last attachment has just gone, remembered for ten seconds so that another core can be told if the one that was told
     dies. Above it: the oldest is forgotten, and may count until this process ends."""
+    stats_interval_s: float = 5.0
+    """Shortest time between two reports of what was counted of one app, in seconds. What is counted within it is lost if the process is
+    killed."""
+    stats_apps: int = 10_000
+    """Apps that one edge process counts for. Above it: what it does for further ones is in no statistics, until it starts anew."""
     auth_notice_s: float = 30.0
     """How long before its token expires a client is asked (AUTH) for another, if the token lives longer than that."""
     grant_renewal_s: float = 60.0
@@ -341,6 +346,20 @@ class CoreLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     occupancy_events: int = 200_000
     """Channels whose occupancy changes and is written to the log for rules, at one time. Above it: a further one is written when it changes
     again (`occupancy.unsaid`)."""
+    stats_interval_s: float = 5.0
+    """Shortest time between two records of what a core has counted of one app, in seconds. What is counted within it is lost if the core
+    is killed."""
+    stats_apps: int = 10_000
+    """Apps that one core counts for, and that one edge process may report. Above it: what is done for further ones is in no statistics."""
+    stats_entries: int = 250_000
+    """Intervals of statistics that a core remembers, counted once for each process that was part of one, about 500 bytes each. Above it: a
+    further one is left out of what is shown (`stats.full`)."""
+    stats_minutes_s: float = 86_400.0
+    """How long the statistics of a minute are kept, in seconds."""
+    stats_hours_s: float = 2_678_400.0
+    """The same of an hour."""
+    stats_days_s: float = 34_560_000.0
+    """The same of a day, and of a month."""
     channel_close_s: float = 60.0
     """How long a channel without attachments and publishes stays open, in seconds. Then: `channel.closed`."""
     lifecycle_channels: int = 500_000

@@ -18,6 +18,7 @@ from relay.link.frames import (
     Admit,
     Admitted,
     Append,
+    Counted,
     Counts,
     Credit,
     Depart,
@@ -34,9 +35,10 @@ from relay.link.frames import (
     ToCore,
     Watch,
 )
-from relay.model.channel import CHANNEL_LIFECYCLE, log_key
+from relay.model.channel import CHANNEL_LIFECYCLE, META_STATS, log_key
 from relay.model.message import Kind, Message, RecordBody
 from relay.model.serials import Serial
+from relay.model.stats import GAUGES, SIZE, UNITS, interval_id
 from tests.journeys import world as fake
 from tests.journeys.forged import Forge, Forged, WireForge, forge_of
 from tests.journeys.real import RealWorld
@@ -261,6 +263,9 @@ def _frames(
     messages = st.just([Message(data="forged")]) | st.lists(odd, min_size=1, max_size=2)
     serial = st.sampled_from([None, *serials, "nonsense"])
     counts = st.lists(st.integers(-1, 9), min_size=7, max_size=7)
+    interval = st.sampled_from([interval_id(fake.START_MS, unit) for unit in UNITS] + ["2020-01", "nonsense"])
+    numbers = st.lists(st.integers(0, 9), max_size=SIZE + 1) | st.just([-1]) | st.just([1 << 60])
+    intervals = st.lists(st.tuples(interval, numbers), max_size=2)
     return st.one_of(
         st.builds(Append, number, session, _channels, ids, st.booleans(), messages, st.booleans(), st.none()),
         st.builds(Present, st.sampled_from([*grants, b"", b"\2xx" + bytes(40)])),
@@ -269,6 +274,7 @@ def _frames(
         st.builds(Renew, number, session),
         st.builds(Shut, number),
         st.builds(Counts, number, st.sampled_from([fake.APP, "bank"]), _channels, counts, session),
+        st.builds(Counted, st.sampled_from([fake.APP, "bank"]), session, intervals, intervals),
         st.builds(Watch, number, st.booleans(), session),
         st.builds(
             Admit, number, st.sampled_from(tokens), st.just(False), st.booleans(), st.just(True), st.integers(0, 9), st.none(),
@@ -330,11 +336,17 @@ def test_nothing_that_it_sends_reaches_beyond_its_clients_rights(data: st.DataOb
     assert len(_records_of(world, PRIVATE)) == sent
     counted = {key.split(":", 2)[2] for key, value in world.log.sessions if key.startswith(f"counts:{forged.boot}") and value is not None}
     assert all(channel.startswith(f"{fake.APP}:own:") for channel in counted), counted
+    for key, value in world.log.sessions:
+        if key.startswith("stats:") and value is not None:
+            _, app, process, *_ = key.split(":")
+            assert app == fake.APP
+            if process == forged.boot:
+                assert all(not any(numbers[: len(GAUGES)]) for numbers in msgspec.json.decode(value)["intervals"].values())
     mine = {frame.session for frame in (*clients, *came) if isinstance(frame, Admitted)}
     written = [record for partition in world.log.partitions for record in partition if record.key != log_key(fake.APP, PRIVATE)]
     for record in written:
-        if record.key == log_key(fake.APP, CHANNEL_LIFECYCLE):
-            assert record.id.startswith("l:")
+        if record.key in (log_key(fake.APP, CHANNEL_LIFECYCLE), log_key(fake.APP, META_STATS)):
+            assert record.id.startswith(("l:", "u:"))
             continue  # the cores' own word, too
         assert record.key.startswith(log_key(fake.APP, "own:"))
         if record.kind == Kind.LIFECYCLE:

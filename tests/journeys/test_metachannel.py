@@ -141,7 +141,7 @@ def test_a_metachannel_has_no_lifecycle_and_nobody_is_counted_on_it() -> None:
     watcher = watching(world)
     world.wait(130)
     watcher.gets_nothing()
-    assert all(not records for records in world.log.partitions)
+    assert {record.key for records in world.log.partitions for record in records} == {b"shop:[meta]stats:minute"}
     assert not any("[meta]" in key for key, _ in world.log.sessions)
 
 

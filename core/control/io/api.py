@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,6 +31,8 @@ from core.control.pipelines import shows_password
 from core.mappings import Schemas
 from relay.model.errors import HELP, RelayError
 from relay.model.limits import CoreLimits
+from relay.model.stats import ACCOUNT_SCHEMA, APP_SCHEMA, Query, shape
+from relay.model.stats import asked as stats_asked
 from relay.runtime.tls import SpiffeId
 
 log = structlog.get_logger("core.control")
@@ -38,6 +40,7 @@ log = structlog.get_logger("core.control")
 MOST_AUDIT = 1_000
 MOST_CHANNELS = 1_000
 MOST_REVOCATIONS = 1_000
+MOST_STATS = 1_000
 SCHEMA_S = 5.0
 """How long a preview waits for Schema Registry."""
 WITHOUT_SECRETS = "x-tidegate-secrets"
@@ -72,6 +75,10 @@ class Running(Protocol):
 
     async def channels(self, app: str, prefix: str, after: str, limit: int) -> list[dict[str, Any]]:
         """Channels that are open or have attachments, by name, with their occupancy. Raises: RelayError 50320."""
+        ...
+
+    async def stats(self, apps: Sequence[str], query: Query) -> list[tuple[str, list[int]]]:
+        """The intervals that a query finds of these apps together. Raises: RelayError 50320."""
         ...
 
     async def cluster(self, authorization: str) -> dict[str, Any]:
@@ -132,6 +139,8 @@ class ControlApi:
             "/apps/{app}/preview/mappings": {"POST": self._preview_mappings},
             "/apps/{app}/keys/{key}/can": {"GET": self._can},
             "/apps/{app}/channels": {"GET": self._channels},
+            "/apps/{app}/stats": {"GET": self._app_stats},
+            "/accounts/{account}/stats": {"GET": self._account_stats},
             "/cluster": {"GET": self._cluster},
             "/tokens": {"GET": self._tokens, "POST": self._create_token},
             "/tokens/{token}": {"DELETE": self._revoke_token},
@@ -412,6 +421,23 @@ class ControlApi:
         query = call.request.query_params
         limit = _limit(query.get("limit", "100"), MOST_CHANNELS)
         return _answer(await self._core.channels(call["app"], query.get("prefix", ""), query.get("after", ""), limit))
+
+    async def _app_stats(self, call: Call) -> Response:
+        await self._look(call)
+        self._writer.control.check_app(call["app"])
+        return await self._stats(call, [call["app"]], {"appId": call["app"]}, APP_SCHEMA)
+
+    async def _account_stats(self, call: Call) -> Response:
+        self._writer.control.check_account(call["account"])
+        await self._look(call)
+        apps = [app["id"] for app in self._writer.control.apps()]
+        return await self._stats(call, apps, {"accountId": call["account"]}, ACCOUNT_SCHEMA)
+
+    async def _stats(self, call: Call, apps: Sequence[str], owner: dict[str, str], schema: str) -> Response:
+        params, now_ms = call.request.query_params, self._writer.now_ms()
+        query = stats_asked(params, _limit(params.get("limit", "100"), MOST_STATS), now_ms)
+        found = await self._core.stats(apps, query)
+        return _answer([shape(owner, interval, values, now_ms, schema=schema) for interval, values in found])
 
     async def _cluster(self, call: Call) -> Response:
         call.who.require(*READ)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -25,6 +26,7 @@ from core.rules import Rule
 from relay.model.keyring import Keyring
 from relay.model.limits import CoreLimits
 from relay.model.occupancy import details
+from relay.model.stats import Query
 from tests.unit.core.dialogue import RING, START_MS, apps
 
 ALL = ["reader", "operator", "security", "secrets"]
@@ -106,6 +108,9 @@ class OneCore:
         self.registry_of_schemas: Schemas | None = None
         self.open_channels: dict[str, tuple[int, ...]] = {}
         """Of whatever app, by name; counts in the order of METRICS."""
+        self.counted: list[tuple[str, list[int]]] = []
+        """Intervals, whatever is asked for."""
+        self.stats_asked: tuple[list[str], Query] | None = None
         control = ControlApi(lambda: self.writer, limits, self)
         self.app: Starlette = admin_app(lambda: True, self.status, [*control.routes(), *console_routes()], names=["core", "testserver"])
         for record in topic.compacted():
@@ -132,6 +137,10 @@ class OneCore:
     async def channels(self, app: str, prefix: str, after: str, limit: int) -> list[dict[str, Any]]:
         names = sorted(name for name in self.open_channels if name.startswith(prefix) and name > after)
         return [details(name, self.open_channels[name]) for name in names[:limit]]
+
+    async def stats(self, apps: Sequence[str], query: Query) -> list[tuple[str, list[int]]]:
+        self.stats_asked = (list(apps), query)
+        return self.counted
 
     async def cluster(self, authorization: str) -> dict[str, Any]:
         return await Peers(self.status).cluster(authorization)

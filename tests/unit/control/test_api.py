@@ -70,6 +70,8 @@ SCOPE_OF = [
     ("POST", "/apps/none/preview/mappings", {"reader", "operator", "security"}),
     ("GET", "/apps/none/keys/k/can", {"reader", "operator", "security"}),
     ("GET", "/apps/none/channels", {"reader", "operator", "security"}),
+    ("GET", "/apps/none/stats", {"reader", "operator", "security"}),
+    ("GET", "/accounts/tidegate/stats", {"reader", "operator", "security"}),
     ("GET", "/cluster", {"reader", "operator", "security"}),
     ("GET", "/apps/none/queues", {"reader", "operator", "security"}),
     ("GET", "/tokens", {"security"}),

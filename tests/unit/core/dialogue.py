@@ -243,7 +243,7 @@ class Dialogue:
                 if isinstance(effect, AskSessionsEnd):
                     self.happens(EndOffset(effect.ask, SESSIONS_END, 0))
                     continue
-                self.written.append(SessionRead(effect.key, effect.value))
+                self.written.append(SessionRead(effect.key, effect.value, self.now_ms))
                 for core in (self, *self.peers):
                     core.happens(self.written[-1])
                 self.happens(SessionWritten(effect.ticket, True))

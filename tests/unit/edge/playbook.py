@@ -19,6 +19,7 @@ from relay.link.frames import (
     Append,
     Appended,
     Barrier,
+    Counted,
     Counts,
     Frame,
     Open,
@@ -79,6 +80,8 @@ class Edge:
         self.sent: dict[int, list[Frame]] = {}
         self.reports: list[tuple[int, Counts]] = []
         """How many are attached where, as the cores were told; apart from everything else, for it comes with almost everything."""
+        self.usage: list[tuple[int, Counted]] = []
+        """What was counted for statistics, as the cores were told."""
         self.answers: dict[int, RestAnswer] = {}
         self.next_client = self.next_link = self.next_call = 0
         self.sessions = 0
@@ -123,6 +126,8 @@ class Edge:
                     copy = msgspec.msgpack.decode(msgspec.msgpack.encode(link_frame), type=type(link_frame))
                     if isinstance(copy, Counts):
                         self.reports.append((link, copy))
+                    elif isinstance(copy, Counted):
+                        self.usage.append((link, copy))
                     else:
                         self.sent[link].append(copy)
                 case RestAnswer(call):
