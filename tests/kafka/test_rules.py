@@ -176,7 +176,7 @@ def test_a_topic_deleted_under_way(kafka_brokers: str) -> None:
                 gone.result(10)
             publish(world, producer, 1)
             await until(lambda: rules.written["app/good"] == 2, 40)
-            assert [each["rule"] for each in rules.parked_rules()] == ["app/doomed"]
+            await until(lambda: [each["rule"] for each in rules.parked_rules()] == ["app/doomed"])
             create(world, "doomed")
             await until(lambda: rules.written["app/doomed"] == 2, 40)
             await rules.close()
