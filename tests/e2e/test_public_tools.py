@@ -25,10 +25,9 @@ import pytest
 from tests.e2e.test_control import Api, until
 from tests.journeys.real import RealWorld
 from tests.support.kafka import skip_or_fail
-from tests.support.other_cluster import PASSWORD, USER, OtherCluster
+from tests.support.other_cluster import PASSWORD, USER, OtherCluster, other_cluster
 from tests.support.product import ROOT, Product
 from tests.support.ruled import records_of
-from tidegate.kafka_local import KafkaUnavailable
 
 PROVIDER = os.environ.get("TERRAFORM_PROVIDER_ABLY") or shutil.which("terraform-provider-ably")
 CLI = os.environ.get("ABLY_CLI") or shutil.which("ably")
@@ -49,14 +48,8 @@ def terraform(relay: Product, tmp_path: Path) -> Terraform:
 
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[OtherCluster]:
-    cluster = OtherCluster(tmp_path / "other")
-    try:
-        cluster.start()
+    with other_cluster(tmp_path / "other") as cluster:
         yield cluster
-    except KafkaUnavailable as missing:
-        skip_or_fail(str(missing))
-    finally:
-        cluster.broker.stop()
 
 
 class Terraform:

@@ -18,24 +18,17 @@ from core.rules import Rule, RuleConfig
 from relay.runtime.settings import Secret
 from tests.kafka.test_parked import CHANNELS, publishing, routing, settled
 from tests.kafka.test_rules import committed, create, numbers, publish, rule, until
-from tests.support.kafka import kafka, skip_or_fail
-from tests.support.other_cluster import OtherCluster
+from tests.support.kafka import kafka
+from tests.support.other_cluster import OtherCluster, other_cluster
 from tests.support.owner_process import owner_process
-from tidegate.kafka_local import KafkaUnavailable
 
 pytestmark = pytest.mark.kafka
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OtherCluster]:
-    cluster = OtherCluster(tmp_path_factory.mktemp("other"))
-    try:
-        cluster.start()
+    with other_cluster(tmp_path_factory.mktemp("other")) as cluster:
         yield cluster
-    except KafkaUnavailable as missing:
-        skip_or_fail(str(missing))
-    finally:
-        cluster.broker.stop()
 
 
 def remote(name: str, topic: str, target: dict[str, Any], **fields: Any) -> Rule:

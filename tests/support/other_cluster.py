@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tidegate.kafka_local import LocalKafka, free_port
+from tests.support.kafka import skip_or_fail
+from tidegate.kafka_local import KafkaUnavailable, LocalKafka, free_port
 
 USER, PASSWORD = "relay", "a password of rules"
 SETTINGS = """\
@@ -67,6 +70,19 @@ class OtherCluster:
         login = {"mechanism": mechanism, "username": USER, "password": PASSWORD} | sasl
         port = self.secure if tls else self.sasl
         return {"brokers": [f"127.0.0.1:{port}"], "auth": {"sasl": login}, "tls": tls} | ({"ca": self.ca} if tls else {})
+
+
+@contextmanager
+def other_cluster(directory: Path) -> Iterator[OtherCluster]:
+    """One that runs. Skips the test, or fails it in CI, if there cannot be one."""
+    cluster = OtherCluster(directory)
+    try:
+        cluster.start()
+        yield cluster
+    except KafkaUnavailable as missing:
+        skip_or_fail(str(missing))
+    finally:
+        cluster.broker.stop()
 
 
 def _self_signed() -> tuple[str, str]:

@@ -11,17 +11,6 @@ from core.registry import App
 from relay.model.limits import CoreLimits
 from tests.unit.control.cores import ALL, SECRET, OneCore, Topic
 
-
-@pytest.fixture
-def topic() -> Topic:
-    return Topic()
-
-
-@pytest.fixture
-def core(topic) -> OneCore:
-    return OneCore(topic)
-
-
 # --- who may --------------------------------------------------------------------------------------------------------------------------
 
 

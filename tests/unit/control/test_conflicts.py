@@ -18,11 +18,6 @@ from tests.unit.core.dialogue import RING
 
 
 @pytest.fixture
-def topic() -> Topic:
-    return Topic()
-
-
-@pytest.fixture
 def cores(topic) -> tuple[OneCore, OneCore]:
     return OneCore(topic, "core-1"), OneCore(topic, "core-2")
 

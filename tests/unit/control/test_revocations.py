@@ -18,16 +18,6 @@ from tests.unit.core.dialogue import SECRET, Dialogue, token
 
 
 @pytest.fixture
-def topic() -> Topic:
-    return Topic()
-
-
-@pytest.fixture
-def core(topic) -> OneCore:
-    return OneCore(topic)
-
-
-@pytest.fixture
 def key(core) -> tuple[str, str]:
     """App, and the id of a key of it."""
     app = core.an_app()

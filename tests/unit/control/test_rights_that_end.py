@@ -14,20 +14,9 @@ from core.io.tail import Tails
 from core.registry import seal_secret
 from relay.model.keyring import Keyring
 from relay.model.limits import CoreLimits
-from tests.unit.control.cores import SECRET, OneCore, Topic
+from tests.unit.control.cores import SECRET, OneCore
 from tests.unit.control.test_pipelines import FOREIGN
 from tests.unit.core.dialogue import RING
-
-
-@pytest.fixture
-def topic() -> Topic:
-    return Topic()
-
-
-@pytest.fixture
-def core(topic) -> OneCore:
-    return OneCore(topic)
-
 
 ALL_KEYS = {"name": "k", "capability": {"*": ["*"]}}
 
