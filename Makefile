@@ -34,7 +34,7 @@ test: $(VENV)/.tests .cache/node/.installed ## linters, types, and every test; s
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -rs -n 3 $(ARGS)
+	$(BIN)/python -m pytest -rs -n 2 $(ARGS)
 
 lint: $(VENV)/.tests ## linters and types alone
 	$(BIN)/ruff check .
