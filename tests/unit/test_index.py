@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.index import Index, MemoryIndex, Slice
@@ -23,8 +23,13 @@ def record(offset: int, key: bytes = b"app:a", at: int = T0, partition: int = 0,
     return LogRecord(stream, partition, offset, at, key, b"v" * size, 0, f"s:{offset}")
 
 
-@pytest.fixture(params=["memory", "disk"])
-def index(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Index]:
+HELD = {"disk": 1, "disk, later": 1_200, "disk, not yet": on_disk.HELD_BYTES}
+"""How much is held in memory before it goes to disk."""
+
+
+@pytest.fixture(params=["memory", *HELD])
+def index(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+    monkeypatch.setattr(on_disk, "HELD_BYTES", HELD.get(request.param, 0))
     made: Index = MemoryIndex() if request.param == "memory" else RocksIndex(tmp_path / "index")
     yield made
     made.close()
@@ -141,10 +146,21 @@ def test_partitions_and_streams_are_apart(index: Index) -> None:
     assert offsets(read(index, 4)) == [5]
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is held in memory."""
+    monkeypatch.setattr(on_disk, "HELD_BYTES", 1)
+
+
+@pytest.mark.parametrize("held", HELD.values(), ids=HELD.keys())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_disk_and_memory_give_the_same_or_say_expired(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_disk_and_memory_give_the_same_or_say_expired(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, held: int, data: st.DataObject
+) -> None:
     """The disk keeps whole minutes, so it may hold more than memory; where both answer, they agree with what was written."""
+    monkeypatch.setattr(on_disk, "HELD_BYTES", held)
+    monkeypatch.setattr(on_disk, "BLOCK_RECORDS", data.draw(st.sampled_from([1, 2, 32])))
     memory, disk = MemoryIndex(), RocksIndex(tmp_path_factory.mktemp("index"))
     written: list[LogRecord] = []
     last: dict[bytes, int] = {}
@@ -196,8 +212,12 @@ def test_a_restart_begins_empty_and_is_filled_by_the_look_back(tmp_path: Path) -
 
 def test_channels_of_equal_hash_do_not_see_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_disk, "channel_hash", lambda key: -7)
+    monkeypatch.setattr(on_disk, "HELD_BYTES", 1)
     index = RocksIndex(tmp_path)
     put(index, [record(offset, b"app:%d" % (offset % 2)) for offset in range(10)])
+    assert [offsets(read_back(index, before, b"app:0", records=2)) for before in range(8)] == [
+        [], [0], [0], [2, 0], [2, 0], [4, 2], [4, 2], [6, 4],
+    ]  # fmt: skip
     assert offsets(read(index, 0, b"app:0")) == [2, 4, 6, 8]
     assert offsets(read_back(index, 6, b"app:0")) == [4, 2, 0]
     assert index.head("stream00", 0, b"app:0") == 8
@@ -216,6 +236,7 @@ def close_files(index: RocksIndex) -> None:
         bucket.db.close()
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("spoil", [damage_files, close_files])
 def test_a_damaged_disk_costs_the_index_not_an_answer(tmp_path: Path, spoil: Callable[[RocksIndex], None]) -> None:
     index = RocksIndex(tmp_path)
@@ -229,6 +250,7 @@ def test_a_damaged_disk_costs_the_index_not_an_answer(tmp_path: Path, spoil: Cal
     index.close()
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("spoil", [damage_files, close_files])
 def test_a_damaged_disk_shortens_what_is_read_backwards(tmp_path: Path, spoil: Callable[[RocksIndex], None]) -> None:
     index = RocksIndex(tmp_path)
@@ -241,6 +263,7 @@ def test_a_damaged_disk_shortens_what_is_read_backwards(tmp_path: Path, spoil: C
     index.close()
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_write_that_fails_expires_what_it_did_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = RocksIndex(tmp_path)
     put(index, [record(0), record(1)])
@@ -254,6 +277,7 @@ def test_a_write_that_fails_expires_what_it_did_not_take(tmp_path: Path, monkeyp
     index.close()
 
 
+@pytest.mark.usefixtures("at_once")
 def test_above_its_size_the_oldest_minutes_go_early(tmp_path: Path) -> None:
     index = RocksIndex(tmp_path, max_bytes=1_000_000)
     for minute in range(3):
