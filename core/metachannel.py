@@ -35,7 +35,7 @@ from relay.model.serials import Serial
 
 PREFIX = "l:"
 """Of the publish ids of messages about channels; the rest is the serial of the record that they tell of."""
-CONNECTION_PREFIX = "k:"
+CONNECTION_PREFIX = "n:"
 LOG_PREFIX = "g:"
 STATS_PREFIX = "u:"
 UPDATE = "update"

@@ -178,6 +178,7 @@ _CONFIG_RETRY_S = 1.0
 _EXPIRE_INDEX_S = 10.0
 
 # Plain numbers: every record of the log is compared with them, and members of an enumeration compare slowly.
+_MESSAGE = int(Kind.MESSAGE)
 _LIFECYCLE = int(Kind.LIFECYCLE)
 _OCCUPANCY = int(Kind.OCCUPANCY)
 _FOLDED = frozenset(map(int, FOLDED))
@@ -1795,10 +1796,14 @@ class CoreNode:
         moved: set[int] = set()
         told: list[tuple[_Pending, int]] = []
         """Answers, with the offsets that they name. They come after what they are about."""
-        stream, partitions = self._stream.id, self._partitions
+        stream = self._stream.id
+        at, partition = -1, None
         for record in records:
             of_stream, number, offset, timestamp, key, value, kind, publish_id = record
-            partition = partitions.get(number)
+            if number != at:  # they come in runs
+                at, partition = number, self._partitions.get(number)
+                if partition is not None:
+                    moved.add(number)
             if partition is None or of_stream != stream or offset < partition.position:
                 self.counters["tail.unexpected"] += 1
                 continue
@@ -1812,28 +1817,28 @@ class CoreNode:
                     if first is None:
                         self._accepted(pending)
                     told.append((pending, offset if first is None else first))
-            moved.add(number)
             if first is not None:
                 self.duplicates += 1
                 continue
-            if kind == _LIFECYCLE:
-                event = self._lifecycle.read(record, self._now, self._now_ms)
-                if event is not None:
-                    self._metachannel.happened(record, event, self._now_ms)
-                if key in self._watched:
-                    out.append(ShowRecord(record))
-                continue
-            if kind == _OCCUPANCY:
-                self._occupancy_log.read(record, self._now, self._now_ms)
-                continue
-            if kind in _FOLDED:
-                shown = self._attendance.read(record, self._now)
-                self._occupancy.touched(key, self._now)
-                if self._occupancy_log.wanted:
-                    self._occupancy_log.changed(number, key, self._now, self._now_ms)
-                if shown is None:
+            if kind != _MESSAGE:
+                if kind == _LIFECYCLE:
+                    event = self._lifecycle.read(record, self._now, self._now_ms)
+                    if event is not None:
+                        self._metachannel.happened(record, event, self._now_ms)
+                    if key in self._watched:
+                        out.append(ShowRecord(record))
                     continue
-                record, kind, value = shown, shown.kind, shown.value  # noqa: PLW2901 - from here on it is what everybody is shown
+                if kind == _OCCUPANCY:
+                    self._occupancy_log.read(record, self._now, self._now_ms)
+                    continue
+                if kind in _FOLDED:
+                    shown = self._attendance.read(record, self._now)
+                    self._occupancy.touched(key, self._now)
+                    if self._occupancy_log.wanted:
+                        self._occupancy_log.changed(number, key, self._now, self._now_ms)
+                    if shown is None:
+                        continue
+                    record, kind, value = shown, shown.kind, shown.value  # noqa: PLW2901 - from here on it is what everybody is shown
             if publish_id[:2] in _META:
                 self._metachannel.shown(publish_id)
             if partition.looked:

@@ -11,8 +11,9 @@ FORMAT_VERSION = b"1"
 UNKNOWN = -1
 """Kind of a record that this build cannot read: no headers, another format version, or a kind that is no number."""
 NUMERALS = [str(kind).encode() for kind in range(256)]
-KINDS = {numeral: kind for kind, numeral in enumerate(NUMERALS)}
+KINDS: dict[bytes | None, int] = {numeral: kind for kind, numeral in enumerate(NUMERALS)}
 
+_kind_of = KINDS.get
 _new_tuple = tuple.__new__  # without the function that a NamedTuple puts before it: every record of the log comes through here
 
 
@@ -44,8 +45,8 @@ def read_headers(found: list[tuple[str, bytes | None]]) -> tuple[int, str]:
     """Kind and publish id."""
     if len(found) == 3:  # as this build writes them, in that order: half the price of looking for each
         (first, kind), (second, identity), (third, version) = found
-        if first == "kind" and second == "id" and third == "version" and version == FORMAT_VERSION and identity:
-            return KINDS.get(kind or b"", UNKNOWN), identity.decode(errors="replace")
+        if identity and version == FORMAT_VERSION and first == "kind" and second == "id" and third == "version":
+            return _kind_of(kind, UNKNOWN), identity.decode("utf-8", "replace")
     values = dict(found)
     publish_id = (values.get("id") or b"").decode(errors="replace")
     return (KINDS.get(values.get("kind") or b"", UNKNOWN) if values.get("version") == FORMAT_VERSION else UNKNOWN), publish_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import confluent_kafka
@@ -28,6 +29,8 @@ ASK_S = 3.0
 RECORD_OVERHEAD = 300
 """Bytes that a record costs in memory beside key and value."""
 LOST_POSITION = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
+
+_key, _value = attrgetter("key"), attrgetter("value")
 
 
 class Tail(KafkaThread):
@@ -127,24 +130,20 @@ class Tail(KafkaThread):
             return
         records: list[LogRecord] = []
         troubles: list[Any] = []
-        size = 0
-        topic, partition, offset, stream = "", -1, 0, ""
+        topic, partition, stream = "", -1, ""
         for message in messages:
             if message.error() is not None:
                 troubles.append(message)
                 continue
-            if message.topic() != topic or message.partition() != partition:  # they come in runs
+            if message.partition() != partition or message.topic() != topic:  # they come in runs
                 if stream:
-                    self._positions[topic, partition] = offset + 1
+                    self._positions[topic, partition] = records[-1].offset + 1
                 topic, partition = message.topic(), message.partition()
                 stream = self._streams[topic].stream
-            record = log_record(message, stream)
-            offset = record.offset
-            size += len(record.value) + len(record.key)
-            records.append(record)
+            records.append(log_record(message, stream))
         if stream:
-            self._positions[topic, partition] = offset + 1
-        size += len(records) * RECORD_OVERHEAD
+            self._positions[topic, partition] = records[-1].offset + 1
+        size = sum(map(len, map(_value, records))) + sum(map(len, map(_key, records))) + len(records) * RECORD_OVERHEAD
         self.records += len(records)
         events: list[Event] = [Tailed(records)] if records else []
         for place in list(self._looking):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from core import state
 from core.events import StateRead, Tailed
-from core.kept import OVERHEAD, KeptMessages, KeptToWrite, is_tombstone, kept
+from core.kept import OVERHEAD, PREFIX, KeptMessages, KeptToWrite, is_tombstone, kept
+from core.metachannel import MESSAGES
 from core.quiet import QUIET_MS, Changes
 from core.state import KeptState
 from relay.link import calls
@@ -24,6 +25,10 @@ CHANNELS = [b"app:%d" % number for number in range(5)]
 
 def body(data: str | bytes | None, at: int = 0) -> bytes:
     return msgspec.msgpack.encode(RecordBody("t:0:1", at, None, [Message(id="t:0:1:0", data=data)]))
+
+
+def test_nothing_on_a_metachannel_is_kept() -> None:
+    assert PREFIX not in MESSAGES
 
 
 STEPS = st.lists(
