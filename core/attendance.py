@@ -380,4 +380,4 @@ def _shown(record: LogRecord, changes: list[Change]) -> LogRecord:
             if filled > _FILLED_BYTES:
                 data = encoding = None
         items.append(PresenceItem(action=action, client_id=client_id, id=state.id, data=data, encoding=encoding, extras=state.extras))
-    return record._replace(value=_encode_body(msgspec.structs.replace(body, presence=items)))
+    return msgspec.structs.replace(record, value=_encode_body(msgspec.structs.replace(body, presence=items)))

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections import deque
 
+import msgspec
+
 WINDOW_MS = 240_000
 """How far back an occurrence counts, in milliseconds of broker time."""
 SKEW_MS = 10_000
@@ -21,13 +23,20 @@ _BUCKET_MS = 10_000
 _BUCKET_IDS = 65_536
 
 
+class _Seen(msgspec.Struct, gc=False):
+    """An id: when it was last seen, and where first."""
+
+    last: int
+    first: int
+
+
 class _Window:
     """The ids of one partition. `buckets` holds their hashes by time of last sight, so that forgetting needs no scan of the table."""
 
     __slots__ = ("bucket", "bucket_end", "buckets", "table")
 
     def __init__(self) -> None:
-        self.table: dict[int, tuple[int, int]] = {}
+        self.table: dict[int, _Seen] = {}
         self.bucket: list[int] = []
         self.bucket_end = 0
         self.buckets: deque[tuple[int, list[int]]] = deque()
@@ -64,17 +73,16 @@ class Fold:
         known = table.get(digest)
         window.bucket.append(digest)
         if known is None:
-            table[digest] = (timestamp, offset)
+            table[digest] = _Seen(timestamp, offset)
             self.ids += 1
             if self.ids > self._max:
                 self._forget_early()
             return None
-        last, first = known
-        if timestamp - last > WINDOW_MS:
-            table[digest] = (timestamp, offset)
+        if timestamp - known.last > WINDOW_MS:
+            known.last, known.first = timestamp, offset
             return None
-        table[digest] = (timestamp if timestamp > last else last, first)
-        return first
+        known.last = max(timestamp, known.last)
+        return known.first
 
     def first(self, partition: int, key: bytes, publish_id: str) -> int | None:
         """The offset of the first occurrence of an id that has been seen, None if it is not remembered."""
@@ -82,7 +90,7 @@ class Fold:
         if window is None:
             return None
         known = window.table.get(hash((self._secret, key, publish_id)))
-        return None if known is None else known[1]
+        return None if known is None else known.first
 
     def forget(self, partition: int) -> None:
         """The partition is read no further, or from elsewhere."""
@@ -106,7 +114,7 @@ class Fold:
         table, dropped = window.table, 0
         for digest in digests:
             known = table.get(digest)
-            if known is not None and known[0] < end:
+            if known is not None and known.last < end:
                 del table[digest]
                 dropped += 1
         self.ids -= dropped

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import msgspec
 
 from relay.model.message import RecordBody
@@ -14,8 +12,10 @@ EPHEMERAL_TAIL = msgspec.msgpack.encode("ephemeral") + msgspec.msgpack.encode(Tr
 _decode_body = msgspec.msgpack.Decoder(RecordBody).decode
 
 
-class LogRecord(NamedTuple):
-    """`timestamp` is broker time (LogAppendTime) in milliseconds; `id` the publish id (header); `key` is `app:channel` in UTF-8."""
+class LogRecord(msgspec.Struct, frozen=True, gc=False):
+    """`timestamp` is broker time (LogAppendTime) in milliseconds; `id` the publish id (header); `key` is `app:channel` in UTF-8.
+
+    There are many of them, and none holds anything that could hold it: the garbage collector does not look at them."""
 
     stream: str
     partition: int

@@ -1799,18 +1799,18 @@ class CoreNode:
         stream = self._stream.id
         at, partition = -1, None
         for record in records:
-            of_stream, number, offset, timestamp, key, value, kind, publish_id = record
+            number, offset, key, value, kind, publish_id = record.partition, record.offset, record.key, record.value, record.kind, record.id
             if number != at:  # they come in runs
                 at, partition = number, self._partitions.get(number)
                 if partition is not None:
                     moved.add(number)
-            if partition is None or of_stream != stream or offset < partition.position:
+            if partition is None or record.stream != stream or offset < partition.position:
                 self.counters["tail.unexpected"] += 1
                 continue
             if partition.floor is None:
                 self._find_floor(partition, record)
             partition.position = offset + 1
-            first = see(number, key, publish_id, timestamp, offset)
+            first = see(number, key, publish_id, record.timestamp, offset)
             if partition.verdicts:
                 pending = partition.verdicts.pop(offset, None)
                 if pending is not None:

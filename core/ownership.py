@@ -173,7 +173,7 @@ class OwnedPartition:
 
     def take(self, record: LogRecord, *, duplicate: bool, rules: RuleSet, now: float) -> list[Drop]:
         """The next record from `first` on. Returns what rules matched and cannot write."""
-        _, _, offset, timestamp, key, value, kind, publish_id = record
+        offset, timestamp, key, value, kind = record.offset, record.timestamp, record.key, record.value, record.kind
         self.position = offset + 1
         self._read_at = now
         if timestamp > self.time:  # noqa: PLR1730 - a third of the time of max(), for each record
@@ -192,7 +192,7 @@ class OwnedPartition:
             self.size += len(value)
         if kind not in _HIDDEN and not body_is_ephemeral(value):
             self.quiet.saw(key, offset, timestamp, self.changes)
-        if publish_id.startswith(KEPT):
+        if record.id.startswith(KEPT):
             self.kept.saw(key, offset, timestamp, value, self.changes)
             self.size += len(value)
         if (kind != _MESSAGE and not happened) or not rules.enabled or offset < self.rules_from:

@@ -17,7 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,14 +41,8 @@ HELD_OVERHEAD = 300
 BLOCK_RECORDS = 32
 """Records of a block, at most: whoever wants one of them reads them all."""
 
-Entry = tuple[int, int, int, int, str, bytes]
-"""A record: offset, the offset before (see `Index.put`), timestamp, kind, publish id and value. A plain tuple of such is nothing to the
-garbage collector."""
-
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[bytes, list[Entry]]).decode
-"""A block: its channel and the channel's records."""
-_offset = itemgetter(0)
+_offset = attrgetter("offset")
 _timestamp = attrgetter("timestamp")
 
 
@@ -67,6 +61,21 @@ def _options() -> Options:
     options.set_level_zero_stop_writes_trigger(1 << 30)
     options.set_keep_log_file_num(1)
     return options
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A record of a channel. `before`: see `Index.put`."""
+
+    offset: int
+    before: int
+    timestamp: int
+    kind: int
+    id: str
+    value: bytes
+
+
+_decode = msgspec.msgpack.Decoder(tuple[bytes, list[Entry]]).decode
+"""A block: its channel and the channel's records."""
 
 
 class _Place:
@@ -122,12 +131,12 @@ class _Bucket:
             while count > 0 and channels:
                 channel, held = channels.popitem()
                 count -= len(held)
-                highest = max(highest, held[-1][0])
+                highest = max(highest, held[-1].offset)
                 hashed = channel_hash(channel)
                 for at in range(0, len(held), BLOCK_RECORDS):
                     entries = held[at : at + BLOCK_RECORDS]
                     block = _encode((channel, entries))
-                    batch.put(KEY.pack(place.stream, place.partition, hashed, entries[-1][0]), block)
+                    batch.put(KEY.pack(place.stream, place.partition, hashed, entries[-1].offset), block)
                     size += len(block) + KEY.size
             moved[place] = highest
             if not channels:
@@ -251,7 +260,8 @@ class RocksIndex:
         at_partition = -1
         at_stream = ""
         until = size = 0
-        for (stream, partition, offset, timestamp, channel, value, kind, publish_id), before in zip(records, befores, strict=True):
+        for record, before in zip(records, befores, strict=True):
+            stream, partition, offset, timestamp = record.stream, record.partition, record.offset, record.timestamp
             if place is None or timestamp >= until or partition != at_partition or stream != at_stream:  # they come in runs
                 if bucket is not None:
                     bucket.held += size
@@ -271,11 +281,13 @@ class RocksIndex:
             if bucket is None:
                 place.lost(offset + 1)
                 continue
-            held = channels.get(channel)
+            value = record.value
+            entry = Entry(offset, before, timestamp, record.kind, record.id, value)
+            held = channels.get(record.key)
             if held is None:
-                channels[channel] = [(offset, before, timestamp, kind, publish_id, value)]
+                channels[record.key] = [entry]
             else:
-                held.append((offset, before, timestamp, kind, publish_id, value))
+                held.append(entry)
             bucket.last[place] = offset
             size += len(value) + HELD_OVERHEAD
         if bucket is not None:
@@ -355,14 +367,14 @@ class RocksIndex:
             if bucket.last.get(place, -1) <= offset:
                 continue
             try:
-                for at, before, timestamp, kind, publish_id, value in bucket.read(place, key, first):
-                    if not whole and before > offset:
+                for each in bucket.read(place, key, first):
+                    if not whole and each.before > offset:
                         return None
                     whole = True
-                    size += len(value)
+                    size += len(each.value)
                     if found and (len(found) >= limit_records or size > limit_bytes):
                         return Slice(found, more=True)
-                    found.append(LogRecord(stream, partition, at, timestamp, key, value, kind, publish_id))
+                    found.append(LogRecord(stream, partition, each.offset, each.timestamp, key, each.value, each.kind, each.id))
             except Exception:
                 self.errors += 1
                 self._lose(minute)
@@ -381,13 +393,13 @@ class RocksIndex:
             if place not in bucket.last:
                 continue
             try:
-                for at, _, timestamp, kind, publish_id, value in bucket.read_backwards(place, key, offset - 1):
-                    if at < covers:
+                for each in bucket.read_backwards(place, key, offset - 1):
+                    if each.offset < covers:
                         break
-                    size += len(value)
+                    size += len(each.value)
                     if found and (len(found) >= limit_records or size > limit_bytes):
                         return Slice(found, more=True)
-                    found.append(LogRecord(stream, partition, at, timestamp, key, value, kind, publish_id))
+                    found.append(LogRecord(stream, partition, each.offset, each.timestamp, key, each.value, each.kind, each.id))
             except Exception:
                 self.errors += 1
                 self._lose(minute)
@@ -403,7 +415,7 @@ class RocksIndex:
                 continue
             try:
                 for entry in self._buckets[minute].read_backwards(place, key, LAST_OFFSET):
-                    return entry[0]
+                    return entry.offset
             except Exception:
                 self.errors += 1
                 self._lose(minute)

@@ -13,9 +13,6 @@ UNKNOWN = -1
 NUMERALS = [str(kind).encode() for kind in range(256)]
 KINDS: dict[bytes | None, int] = {numeral: kind for kind, numeral in enumerate(NUMERALS)}
 
-_kind_of = KINDS.get
-_new_tuple = tuple.__new__  # without the function that a NamedTuple puts before it: every record of the log comes through here
-
 
 def headers(kind: int, publish_id: str) -> list[tuple[str, str | bytes | None]]:
     """The headers of a new record."""
@@ -26,18 +23,15 @@ def log_record(message: Any, stream: str) -> LogRecord:
     """What a message of confluent_kafka says as a record of the log. Foreign records keep their place and get the kind `UNKNOWN`."""
     found = message.headers()
     kind, publish_id = read_headers(found) if found else (UNKNOWN, "")
-    return _new_tuple(
-        LogRecord,
-        (
-            stream,
-            message.partition(),
-            message.offset(),
-            message.timestamp()[1],
-            message.key() or b"",
-            message.value() or b"",
-            kind,
-            publish_id,
-        ),
+    return LogRecord(
+        stream,
+        message.partition(),
+        message.offset(),
+        message.timestamp()[1],
+        message.key() or b"",
+        message.value() or b"",
+        kind,
+        publish_id,
     )
 
 
@@ -46,7 +40,7 @@ def read_headers(found: list[tuple[str, bytes | None]]) -> tuple[int, str]:
     if len(found) == 3:  # as this build writes them, in that order: half the price of looking for each
         (first, kind), (second, identity), (third, version) = found
         if identity and version == FORMAT_VERSION and first == "kind" and second == "id" and third == "version":
-            return _kind_of(kind, UNKNOWN), identity.decode("utf-8", "replace")
+            return KINDS.get(kind, UNKNOWN), identity.decode("utf-8", "replace")
     values = dict(found)
     publish_id = (values.get("id") or b"").decode(errors="replace")
     return (KINDS.get(values.get("kind") or b"", UNKNOWN) if values.get("version") == FORMAT_VERSION else UNKNOWN), publish_id

@@ -145,7 +145,7 @@ def test_state_and_the_log_after_it_are_the_same_view(log: Log) -> None:
     assert found is not None
     assert found.state.data == b"\x00\xff"
     body = RecordBody(id="x", timestamp=1, connection_id="a", incarnation=4, edge="e3")
-    record = log.records[-1]._replace(value=msgspec.msgpack.encode(body), kind=Kind.BACK)
+    record = msgspec.structs.replace(log.records[-1], value=msgspec.msgpack.encode(body), kind=Kind.BACK)
     for view in (loaded, log.view):
         view.apply(record, 30.0)
         assert set(view.gone) == {(KEY, "b")}
