@@ -1799,7 +1799,8 @@ class CoreNode:
         stream = self._stream.id
         at, partition = -1, None
         for record in records:
-            number, offset, key, value, kind, publish_id = record.partition, record.offset, record.key, record.value, record.kind, record.id
+            number, offset, key = record.partition, record.offset, record.key
+            value, kind, publish_id = record.value, record.kind, record.id
             if number != at:  # they come in runs
                 at, partition = number, self._partitions.get(number)
                 if partition is not None:

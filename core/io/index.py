@@ -261,7 +261,8 @@ class RocksIndex:
         at_stream = ""
         until = size = 0
         for record, before in zip(records, befores, strict=True):
-            stream, partition, offset, timestamp = record.stream, record.partition, record.offset, record.timestamp
+            stream, partition = record.stream, record.partition
+            offset, timestamp = record.offset, record.timestamp
             if place is None or timestamp >= until or partition != at_partition or stream != at_stream:  # they come in runs
                 if bucket is not None:
                     bucket.held += size
