@@ -36,10 +36,14 @@ channel_hash = hash
 LAST_OFFSET = 0xFFFF_FFFF_FFFF_FFFF
 HELD_BYTES = 8 * 1_048_576
 """A minute's records that are held in memory before they begin to go to its database, beside at most as many that are on their way."""
-HELD_OVERHEAD = 300
-"""Bytes that a record costs there beside its value."""
+HELD_OVERHEAD = 280
+"""Bytes that a record costs there beside its value and its publish id."""
+CHANNEL_OVERHEAD = 200
+"""Bytes that a channel costs there beside its key and its records."""
 BLOCK_RECORDS = 32
 """Records of a block, at most: whoever wants one of them reads them all."""
+BLOCK_BYTES = 32_768
+"""Bytes of their values, at most, unless one alone has more."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _offset = attrgetter("offset")
@@ -100,6 +104,18 @@ _Held = dict[_Place, dict[bytes, list[Entry]]]
 """Records by channel, in order."""
 
 
+def _neighbours(held: list[Entry], at: int) -> list[Entry]:
+    """Those from `at` on that are stored as one block."""
+    entries = held[at : at + BLOCK_RECORDS]
+    if sum([len(entry.value) for entry in entries]) > BLOCK_BYTES:
+        size = 0
+        for count, entry in enumerate(entries):
+            size += len(entry.value)
+            if count and size > BLOCK_BYTES:
+                return entries[:count]
+    return entries
+
+
 class _Bucket:
     """What is held of one minute: a database, in memory what goes there next, and how far each partition goes."""
 
@@ -121,27 +137,36 @@ class _Bucket:
         """All that is fresh is to leave; nothing is leaving."""
         self.leaving, self.fresh, self.held = self.fresh, {}, 0
 
-    def leave(self, count: int, batch: WriteBatch) -> tuple[dict[_Place, int], int]:
-        """Move channels of `count` records, or somewhat more, to `batch`. Returns the highest offset moved of each partition, and bytes."""
+    def leave(self, size: int, batch: WriteBatch) -> tuple[dict[_Place, int], int]:
+        """Move what takes `size` bytes here, or a block more, to `batch`: of each channel the oldest first. Returns the highest offset moved
+        of each partition, and how many bytes it takes there."""
         moved: dict[_Place, int] = {}
-        size = 0
-        while count > 0 and self.leaving:
+        taken = 0
+        put, pack = batch.put, KEY.pack
+        while size > 0 and self.leaving:
             place, channels = next(iter(self.leaving.items()))
             highest = -1
-            while count > 0 and channels:
+            while size > 0 and channels:
                 channel, held = channels.popitem()
-                count -= len(held)
-                highest = max(highest, held[-1].offset)
                 hashed = channel_hash(channel)
-                for at in range(0, len(held), BLOCK_RECORDS):
-                    entries = held[at : at + BLOCK_RECORDS]
+                at = 0
+                while size > 0 and at < len(held):
+                    entries = _neighbours(held, at) if len(held) > 1 else held
+                    at += len(entries)
                     block = _encode((channel, entries))
-                    batch.put(KEY.pack(place.stream, place.partition, hashed, entries[-1].offset), block)
-                    size += len(block) + KEY.size
+                    put(pack(place.stream, place.partition, hashed, entries[-1].offset), block)
+                    size -= len(block) + len(entries) * HELD_OVERHEAD
+                    taken += len(block) + KEY.size
+                highest = max(highest, entries[-1].offset)
+                if at < len(held):
+                    del held[:at]
+                    channels[channel] = held
+                else:
+                    size -= CHANNEL_OVERHEAD
             moved[place] = highest
             if not channels:
                 del self.leaving[place]
-        return moved, size
+        return moved, taken
 
     def read(self, place: _Place, key: bytes, offset: int) -> Iterator[Entry]:
         """A channel's records from an offset on. Raises if the database is damaged."""
@@ -259,13 +284,14 @@ class RocksIndex:
         channels: dict[bytes, list[Entry]] = {}
         at_partition = -1
         at_stream = ""
-        until = size = 0
+        until = size = taken = 0
         for record, before in zip(records, befores, strict=True):
             stream, partition = record.stream, record.partition
             offset, timestamp = record.offset, record.timestamp
             if place is None or timestamp >= until or partition != at_partition or stream != at_stream:  # they come in runs
                 if bucket is not None:
                     bucket.held += size
+                    taken += size
                     size = 0
                 place = self._places.get((stream, partition)) or self._place(stream, partition)
                 at_stream, at_partition = stream, partition
@@ -287,26 +313,28 @@ class RocksIndex:
             held = channels.get(record.key)
             if held is None:
                 channels[record.key] = [entry]
+                size += len(record.key) + CHANNEL_OVERHEAD
             else:
                 held.append(entry)
             bucket.last[place] = offset
-            size += len(value) + HELD_OVERHEAD
+            size += len(value) + len(record.id) + HELD_OVERHEAD
         if bucket is not None:
             bucket.held += size
+            taken += size
         for bucket in found.values():
             if bucket is not None:
                 if bucket.held >= HELD_BYTES:
                     self._store(bucket, sys.maxsize)
                     bucket.turn()
-                self._store(bucket, 2 * len(records))  # a part each time, so that none takes long
+                self._store(bucket, taken * 3 // 2)  # a part each time, so that none takes long, and all have left by the next turn
         self.expire(self._now_ms)
 
-    def _store(self, bucket: _Bucket, count: int) -> None:
-        """Move about `count` of the records that are leaving to the database."""
+    def _store(self, bucket: _Bucket, size: int) -> None:
+        """Move about `size` bytes of what is leaving to the database."""
         if not bucket.leaving:
             return
         batch = WriteBatch(raw_mode=True)
-        moved, size = bucket.leave(count, batch)
+        moved, taken = bucket.leave(size, batch)
         try:
             bucket.db.write(batch, self._write)
         except Exception:
@@ -314,8 +342,8 @@ class RocksIndex:
             for place, offset in moved.items():
                 place.lost(offset + 1)
             return
-        bucket.size += size
-        self._size += size
+        bucket.size += taken
+        self._size += taken
 
     def _bucket(self, minute: int) -> _Bucket | None:
         bucket = self._buckets.get(minute)

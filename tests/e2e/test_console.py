@@ -431,12 +431,91 @@ def test_a_rule_into_another_cluster_that_is_saved_keeps_its_login_and_tls(visit
     assert form.get_by_label("Over TLS").is_checked(), "or the password would be sent in clear"
 
 
+def test_an_access_token_is_made_shown_once_and_revoked(visitor: Visitor, api: Api) -> None:
+    visitor.signs_in()
+    page, name = visitor.page, f"ada {time.time_ns()}"
+    visitor.goes_to("#/tokens")
+    form, tokens = page.get_by_role("form", name="A new token"), page.get_by_role("table", name="Access tokens")
+    form.get_by_label("Name").fill(name)
+    form.get_by_label("reader", exact=True).uncheck()
+    form.get_by_role("button", name="Make the token").click()
+    form.get_by_text("must be a list of").wait_for(timeout=SOON_MS)
+    form.get_by_label("operator", exact=True).check()
+    form.get_by_label("Days until it expires").fill("7")
+    visitor.looks("token-new")
+    form.get_by_role("button", name="Make the token").click()
+    told = page.get_by_role("dialog").get_by_label("The token")
+    told.wait_for(timeout=SOON_MS)
+    visitor.looks("token-made")
+    token = str(told.input_value())
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()
+    row = tokens.get_by_role("row", name=name)
+    row.get_by_text("Valid").wait_for(timeout=SOON_MS)
+    assert page.get_by_role("dialog").count() == 0
+    assert token not in page.content()
+    assert sum(token in answer for answer in visitor.answers) == 1, "when it was made"
+    (made,) = [each for each in api.ask("GET", "/tokens")[1] if each["name"] == name]
+    assert (made["id"], made["scopes"], made["expires"] - made["created"] < 7 * 86_400_000 + 60_000) == (
+        token.partition(".")[0], ["operator"], True,
+    )  # fmt: skip
+    row.get_by_role("button", name="Revoke").click()
+    page.get_by_role("dialog").get_by_role("button", name="Revoke it").click()
+    row.get_by_text("Revoked").wait_for(timeout=SOON_MS)
+    visitor.looks("tokens")
+    page.reload()
+    page.get_by_label("Access token").fill(token)
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_text("This core does not take the token").wait_for(timeout=SOON_MS)
+    assert (visitor.errors, visitor.elsewhere) == ([], [])
+
+
+def test_the_schema_of_a_rule_is_given_shown_and_taken_out_by_form(visitor: Visitor, api: Api) -> None:
+    """These cores have no Schema Registry: what the form sends is looked at, and what it makes of a rule that has one."""
+    app = str(api.made("/accounts/tidegate/apps", {"name": f"console {time.time_ns()}"})["id"])
+    visitor.signs_in()
+    page = visitor.page
+    form, preview = page.get_by_role("form", name="The rule"), page.get_by_role("region", name="Preview")
+    visitor.goes_to(f"#/apps/{app}/rules/new")
+    form.get_by_label("Topic and key").fill("orders")
+    preview.get_by_text("Topic", exact=True).wait_for(timeout=SOON_MS)
+    assert not form.get_by_label("Subject").is_visible()
+    form.get_by_label("Schema", exact=True).select_option("avro")
+    form.get_by_label("Subject").fill("orders-value")
+    form.get_by_label("A payload that is not valid").select_option("dlq")
+    with page.expect_request(lambda asked: "orders-dead" in (asked.post_data or "")) as sent:
+        form.get_by_label("Dead letter topic").fill("orders-dead")
+    schema = {"format": "avro", "subject": "orders-value", "version": 0, "onInvalid": "dlq", "dlqTopic": "orders-dead"}
+    assert sent.value.post_data_json["rule"]["target"]["schema"] == schema
+    form.get_by_text("needs [schema_registry]").wait_for(timeout=SOON_MS)
+    preview.get_by_text("Schema").wait_for(timeout=SOON_MS)
+    visitor.looks("rule-schema")
+
+    rule = {"ruleType": "kafka", "requestMode": "single", "source": {"type": "channel.message"}, "target": {"routingKey": "orders"}}
+    made = api.made(f"/apps/{app}/rules", rule)
+    given = {**made, "target": {**made["target"], "schema": {**schema, "version": 3}}}
+    path = f"**/rules/{made['id']}"
+    page.route(path, lambda route: route.fulfill(json=given) if route.request.method == "GET" else route.continue_())
+    visitor.goes_to(f"#/apps/{app}/rules/{made['id']}")
+    form.get_by_label("Version").wait_for(timeout=SOON_MS)
+    assert [form.get_by_label(label).input_value() for label in ("Subject", "Version", "Dead letter topic")] == [
+        "orders-value", "3", "orders-dead",
+    ]  # fmt: skip
+    form.get_by_label("Schema", exact=True).select_option("")
+    with page.expect_request(lambda asked: asked.method == "PATCH") as sent:
+        form.get_by_role("button", name="Save").click()
+    assert sent.value.post_data_json["target"]["schema"] is None
+    page.get_by_role("table", name="Rules").wait_for(timeout=SOON_MS)
+    assert (visitor.errors, visitor.elsewhere) == ([], [])
+
+
 def test_a_reader_is_told_what_a_token_may_not(visitor: Visitor, api: Api) -> None:
     visitor.token = api.ask("POST", "/tokens", {"name": "looks only", "scopes": ["reader"]})[1]["token"]
     visitor.signs_in()
     page = visitor.page
     visitor.goes_to("#/audit")
     page.get_by_text("Your token may not read the audit").wait_for(timeout=SOON_MS)
+    visitor.goes_to("#/tokens")
+    page.get_by_text("Your token may not read this list").wait_for(timeout=SOON_MS)
     visitor.goes_to("#/apps")
     page.get_by_text("takes a token with the scope security").wait_for(timeout=SOON_MS)
     visitor.goes_to("#/apps/dev/rules")
@@ -462,6 +541,9 @@ def test_a_reader_is_told_what_a_token_may_not(visitor: Visitor, api: Api) -> No
     page.get_by_role("dialog").get_by_text("not shown to your token").wait_for(timeout=SOON_MS)
     ((_, secret),) = [each["key"].split(":") for each in api.ask("GET", f"/apps/{app}/keys")[1]]
     assert not any(secret in answer for answer in visitor.answers)
+    visitor.goes_to("#/tokens")
+    page.get_by_text("takes a token with the scope secrets too").wait_for(timeout=SOON_MS)
+    assert page.get_by_role("form").count() == 0
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ export const onSignedOut = (act) => { whenRefused = act; };
 export async function ask(method, path, { query, body, signal, secrets } = {}) {
   const given = Object.entries(query ?? {}).filter(([, value]) => value !== undefined && value !== "");
   const url = `/v1/${path.map(encodeURIComponent).join("/")}${given.length ? `?${new URLSearchParams(given)}` : ""}`;
-  // Secrets are asked for never to be sent, even if the token could have them: but for the one of a key that is made here.
+  // Secrets are asked for never to be sent, even if the token could have them: but for that of a key or an access token that is made here.
   const headers = { accept: "application/json", authorization: `Bearer ${token}` };
   if (!secrets) headers["x-tidegate-secrets"] = "none";
   if (body !== undefined) headers["content-type"] = "application/json";

@@ -10,6 +10,7 @@ import { key, keys } from "./keys.js";
 import { mappings, mapping } from "./mappings.js";
 import { namespace, namespaces } from "./namespaces.js";
 import { rules, rule } from "./rules.js";
+import { tokens } from "./tokens.js";
 import { empty, notice, text } from "./ui.js";
 
 const shell = document.getElementById("shell");
@@ -22,7 +23,7 @@ function signIn(why) {
   page?.stop?.();
   page = null;
   document.title = "Sign in · Tidegate console";
-  const token = text("Access token", { type: "password", mono: true, required: true, hint: "As in “id.secret”. Scopes: reader to look, operator to change rules and mappings, security for keys and the audit, secrets to be shown those of new keys." });
+  const token = text("Access token", { type: "password", mono: true, required: true, hint: "As in “id.secret”. Scopes: reader to look, operator to change rules and mappings, security for keys, access tokens and the audit, secrets to be shown new keys and tokens." });
   const trouble = h("div", {});
   const go = h("button", { type: "submit", class: "main" }, "Sign in");
   const form = h(
@@ -39,7 +40,7 @@ function signIn(why) {
         go.disabled = true;
         useToken(token.value.trim());
         try {
-          world.me = await get(["me"]);
+          world.me = await get(["me"], { secrets: true }); // or the answer would not say whether it has that scope
           token.value = "";
           await enter();
         } catch (error) {
@@ -89,6 +90,7 @@ const ICONS = {
   namespaces: "M4 4h5v5H4zM11 4h5M11 8h5M4 13h12M4 16h12",
   channels: "M4 16V9m4 7V4m4 12V7m4 9v-5",
   audit: "M5 3h7l3 3v11H5zM8 9h4M8 12h4",
+  tokens: "M3 5h14v10H3zM6 9h4M6 12h2.500M13.500 9.500a1.500 1.500 0 1 0 0 .1M13.500 11.500v1.500",
   apps: "M3 3h6v6H3zM11 3h6v6h-6zM3 11h6v6H3zM11 11h6v6h-6z",
 };
 const icon = (name) => s("svg", { viewBox: "0 0 20 20", class: "icon", "aria-hidden": "true" }, s("path", { d: ICONS[name] }));
@@ -108,6 +110,7 @@ const PAGES = [
   ["keys", "Keys", "app"],
   ["namespaces", "Namespaces", "app"],
   ["channels", "Channels", "app"],
+  ["tokens", "Access tokens", null],
   ["audit", "Audit", null],
 ];
 
@@ -179,6 +182,7 @@ const may = (scope) => world.me.token.scopes.includes(scope);
 const context = {
   may,
   path,
+  me: () => world.me.token,
   account: () => world.me.account.id,
   apps: () => world.apps,
   app: () => world.apps.find((app) => app.id === world.app),
@@ -208,7 +212,7 @@ async function route() {
     show(main, empty("There is no app yet", "Rules, mappings, keys and channels belong to apps. ", h("a", { href: "#/apps" }, "Make one"), "."));
     return;
   }
-  const pages = { cluster, apps, rules: id === undefined ? rules : rule, mappings: id === undefined ? mappings : mapping, keys: id === undefined ? keys : key, namespaces: id === undefined ? namespaces : namespace, channels, audit };
+  const pages = { cluster, apps, rules: id === undefined ? rules : rule, mappings: id === undefined ? mappings : mapping, keys: id === undefined ? keys : key, namespaces: id === undefined ? namespaces : namespace, channels, tokens, audit };
   if (pages[name] === undefined) {
     location.replace("#/cluster");
     return;

@@ -14,6 +14,8 @@ const SOURCES = [
 
 const OAUTH = "oauthbearer";
 
+const SCHEMAS = [["", "none"], ["avro", "Avro"], ["protobuf", "Protobuf"], ["json_schema", "JSON Schema"]];
+
 export function rules(place, context, app) {
   return list(place, context, app, {
     kind: "rule",
@@ -78,6 +80,7 @@ export function rule(place, context, app, id) {
 function form(found) {
   const { source = {}, target = {} } = found ?? {};
   const sasl = target.auth?.sasl;
+  const known = target.schema ?? {};
   const fields = {
     "source.type": choice("What", SOURCES, { value: source.type ?? "channel.message" }),
     "source.channelFilter": text("Channels", { value: source.channelFilter ?? "", mono: true, hint: ["RE2 expression, searched anywhere in the name, as in ", code("^chat:"), ". Empty: every channel"] }),
@@ -86,6 +89,12 @@ function form(found) {
     "target.enveloped": choice("Content", [["yes", "An envelope"], ["no", "The payload alone"]], { value: target.enveloped === false ? "no" : "yes", hint: "An envelope tells source, channel and rule as well; with the payload alone, headers do" }),
     "target.format": choice("Format of envelopes", [["json", "JSON"], ["msgpack", "MessagePack"]], { value: target.format || "json" }),
     "target.headers": area("Headers of each record", { rows: 2, value: (target.headers ?? []).map((each) => `${each.name}: ${each.value}`).join("\n"), hint: "One a line, as in team: web" }),
+    "target.schema.subject": text("Subject", { value: known.subject ?? "", mono: true, hint: "As in orders-value" }),
+    "target.schema.version": text("Version", { type: "number", min: 1, step: 1, value: known.version || "", hint: "Empty: the latest" }),
+    "target.schema.onInvalid": choice("A payload that is not valid", [["drop", "Is dropped and counted"], ["dlq", "Goes to the dead letter topic"]], { value: known.onInvalid ?? "drop" }),
+    "target.schema.dlqTopic": text("Dead letter topic", { value: known.dlqTopic ?? "", mono: true }),
+    // Behind those whose names begin with its own: what is wrong with all of it is told here.
+    "target.schema": choice("Schema", SCHEMAS, { value: known.format ?? "", hint: "Of Schema Registry: payloads are checked and encoded by it. The preview shows them before" }),
     status: check("Enabled", { value: found?.status !== "disabled" }),
     "target.brokers": area("Brokers", { rows: 2, value: (target.brokers ?? []).join("\n"), hint: "host:port, one a line. Empty: this cluster, exactly once" }),
     // As the core has it where it is not said: with a login on, or its password would cross the network in clear.
@@ -107,6 +116,8 @@ function form(found) {
   const follow = () => {
     for (const name of ["username", "password"]) fields[`target.auth.sasl.${name}`].hide(mechanism.value === "");
     for (const name of ["tokenEndpoint", "scope"]) fields[`target.auth.sasl.${name}`].hide(mechanism.value !== OAUTH);
+    for (const name of ["subject", "version", "onInvalid"]) fields[`target.schema.${name}`].hide(of("target.schema") === "");
+    fields["target.schema.dlqTopic"].hide(of("target.schema") === "" || of("target.schema.onInvalid") !== "dlq");
     fields["target.ca"].hide(!of("target.tls"));
     sample.follow(of("source.type"));
   };
@@ -115,14 +126,22 @@ function form(found) {
     const given = { mechanism: mechanism.value, username: of("target.auth.sasl.username"), password: of("target.auth.sasl.password") || null };
     return given.mechanism === OAUTH ? { ...given, tokenEndpoint: of("target.auth.sasl.tokenEndpoint"), scope: of("target.auth.sasl.scope"), extensions: sasl?.extensions } : given;
   };
+  const schemaOf = () => ({
+    format: of("target.schema"),
+    subject: of("target.schema.subject").trim(),
+    version: Number(of("target.schema.version")),
+    onInvalid: of("target.schema.onInvalid"),
+    dlqTopic: of("target.schema.onInvalid") === "dlq" ? of("target.schema.dlqTopic").trim() : "",
+  });
   const elsewhere = h("details", { class: "card", open: (target.brokers ?? []).length > 0 }, h("summary", {}, "Another cluster"), h("div", { class: "fields" }, Object.keys(fields).filter((name) => /^target\.(brokers|tls|ca|auth)/.test(name)).map((name) => fields[name].element)));
-  for (const name of ["source.type", "target.auth.sasl.mechanism", "target.tls"]) fields[name].control.addEventListener("change", follow);
+  for (const name of ["source.type", "target.auth.sasl.mechanism", "target.tls", "target.schema", "target.schema.onInvalid"]) fields[name].control.addEventListener("change", follow);
   follow();
   return {
     fields,
     groups: [
       group("From", fields["source.type"], fields["source.channelFilter"]),
       group("To", fields["target.routingKey"], fields.requestMode, fields["target.enveloped"], fields["target.format"], fields["target.headers"]),
+      group("Payloads by schema", ...["", ".subject", ".version", ".onInvalid", ".dlqTopic"].map((name) => fields[`target.schema${name}`])),
       elsewhere,
       group("State", fields.status),
     ],
@@ -141,7 +160,7 @@ function form(found) {
         tls: of("target.tls"),
         ca: of("target.tls") ? of("target.ca").trim() : "",
         auth: mechanism.value === "" ? null : { sasl: loginOf() },
-        ...(target.schema && { schema: target.schema }), // for the preview: what a form has no field for stays anyway
+        schema: of("target.schema") === "" ? null : schemaOf(),
       },
     }),
   };

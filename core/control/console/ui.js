@@ -184,10 +184,10 @@ export function confirm(title, what, doing) {
 }
 
 /** Tell something that must be read, with a secret to take away if there is one. Settled when it is closed; then nothing of it is left. */
-export function tell(title, what, secret) {
+export function tell(title, what, secret, label = "The key with its secret") {
   return new Promise((settle) => {
     const id = newId("dialog");
-    const field = secret && text("The key with its secret", { value: secret, mono: true, readonly: true });
+    const field = secret && text(label, { value: secret, mono: true, readonly: true });
     const close = () => dialog.close();
     const dialog = h(
       "dialog",
