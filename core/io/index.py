@@ -138,8 +138,8 @@ class _Bucket:
         self.leaving, self.fresh, self.held = self.fresh, {}, 0
 
     def leave(self, size: int, batch: WriteBatch) -> tuple[dict[_Place, int], int]:
-        """Move what takes `size` bytes here, or a block more, to `batch`: of each channel the oldest first. Returns the highest offset moved
-        of each partition, and how many bytes it takes there."""
+        """Move what takes `size` bytes here, or a block more, to `batch`: of each channel the oldest first. Returns the highest offset of
+        each partition that is moved, and how many bytes it takes there."""
         moved: dict[_Place, int] = {}
         taken = 0
         put, pack = batch.put, KEY.pack

@@ -8,8 +8,8 @@ import { time } from "./words.js";
 
 const SCOPES = [
   ["reader", "To look at everything but secrets, the audit and this list"],
-  ["operator", "The same, and to change namespaces, rules and mappings"],
-  ["security", "To look, to change apps, keys and access tokens, and to read the audit"],
+  ["operator", "To look as a reader does, and to change namespaces, rules and mappings"],
+  ["security", "To look as a reader does, to change apps, keys and access tokens, and to read the audit"],
   ["secrets", "To be shown secrets where the others permit to read what they belong to"],
 ];
 const DAY_MS = 86_400_000;
