@@ -48,8 +48,8 @@ def test_what_is_appended_is_reported_and_tailed_with_its_position_kind_and_id(k
             producer.append(7, 2, b"app:channel", b"\x81\xa2id\xa1x", Kind.PRESENCE, "c:connection:0")
             await world.until(lambda: tailed(world) and world.of(Reported))
             (record,) = tailed(world)
-            assert record[:3] == (world.log.stream, 2, 0)
-            assert record[4:] == (b"app:channel", b"\x81\xa2id\xa1x", Kind.PRESENCE, "c:connection:0")
+            said = (world.log.stream, 2, 0, record.timestamp, b"app:channel", b"\x81\xa2id\xa1x", Kind.PRESENCE, "c:connection:0")
+            assert record == LogRecord(*said)
             assert world.of(Reported) == [Reported(7, 2, 0)]
             assert producer.unreported == 0
 
