@@ -60,6 +60,10 @@ class Index(Protocol):
         """Offset of the channel's newest record that is held, if any."""
         ...
 
+    def hold(self, until_ms: float) -> None:
+        """Nothing is forgotten for its age before `until_ms` (as `now_ms` below); for want of room it still is."""
+        ...
+
     def expire(self, now_ms: int) -> None:
         """Forget what is older than the retention. `now_ms` is broker time, or wall clock where there is no traffic."""
         ...
@@ -80,6 +84,7 @@ class MemoryIndex:
         self._covers: dict[tuple[str, int], int] = {}
         self._forgotten: dict[tuple[str, int], int] = {}
         self._newest_ms = 0
+        self._hold_ms = 0.0
 
     def begin(self, stream: str, partition: int, offset: int) -> None:
         place = (stream, partition)
@@ -140,8 +145,11 @@ class MemoryIndex:
         channel = self._channels.get((stream, partition, key))
         return channel[-1].offset if channel else None
 
+    def hold(self, until_ms: float) -> None:
+        self._hold_ms = until_ms
+
     def expire(self, now_ms: int) -> None:
-        horizon = now_ms - self._retention_ms
+        horizon = 0 if now_ms < self._hold_ms else now_ms - self._retention_ms
         while self._order and (self._order[0].timestamp < horizon or len(self._order) > self._max_records):
             record = self._order.popleft()
             place = (record.stream, record.partition)

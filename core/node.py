@@ -15,6 +15,7 @@ until what was written before has been read (the barrier), then until the record
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -176,6 +177,9 @@ _WITNESS_TRIES = 256
 _WITNESSES_PER_SWEEP = 200
 _CONFIG_RETRY_S = 1.0
 _EXPIRE_INDEX_S = 10.0
+_HOLD_MS = 150_000
+"""What the look-back brings is held for so long once the core is ready, however old: where there was no core for a while, clients ask for
+what lies before."""
 
 # Plain numbers: every record of the log is compared with them, and members of an enumeration compare slowly.
 _MESSAGE = int(Kind.MESSAGE)
@@ -344,6 +348,7 @@ class CoreNode:
         kept_bytes = limits.kept_bytes // (high + 1 - low)
         self._partitions = {number: _Partition(recent, kept_bytes) for number in range(low, high + 1)}
         self._index = index
+        index.hold(math.inf)
         self._fold = Fold(limits.fold_ids, random(16))
         self._connections = Connections(
             name,
@@ -1875,8 +1880,9 @@ class CoreNode:
         """While looking back: are verdicts sound from this record on? They are once everything within the window before it was read."""
         if partition.sound_after_ms is None:
             partition.recency.read_from(record.offset)  # whatever its kind: those before the first message have no message either
-            start = 0 if record.offset == 0 else self._now_ms - self._look_back_ms + WINDOW_MS + SKEW_MS
-            partition.sound_after_ms = start
+            # The tail begins so long before now, or earlier, if there was no core for a while.
+            since = min(self._now_ms - self._look_back_ms, record.timestamp)
+            partition.sound_after_ms = 0 if record.offset == 0 else since + WINDOW_MS + SKEW_MS
         if record.offset == 0 or record.timestamp >= partition.sound_after_ms:
             self._set_floor(partition, record.partition, record.offset)
 
@@ -1936,6 +1942,7 @@ class CoreNode:
         looked = all(partition.looked for partition in self._partitions.values())
         if not self._was_ready and self._config_read and looked and self._attendance.restored:
             self._was_ready = True
+            self._index.hold(self._now_ms + _HOLD_MS)
             self._statistics.begin(self._now_ms)
             self._release_held()
 

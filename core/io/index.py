@@ -246,6 +246,7 @@ class RocksIndex:
         self._opened = 0
         self._size = 0
         self._now_ms = 0
+        self._hold_ms = 0.0
         self._write = WriteOptions()
         self._write.disable_wal = True  # type: ignore[method-assign, assignment]  # a property, whatever its stub says
         self._thread = ThreadPoolExecutor(1, "tidegate-index")
@@ -276,7 +277,7 @@ class RocksIndex:
         if not records:
             return
         self._now_ms = max(self._now_ms, *map(_timestamp, records))
-        horizon = (self._now_ms - self._retention_ms) // BUCKET_MS
+        horizon = self._horizon()
         found: dict[int, _Bucket | None] = {}
         """By minute. None: past retention, or there is no disk."""
         bucket: _Bucket | None = None
@@ -453,9 +454,16 @@ class RocksIndex:
 
     # --- away -------------------------------------------------------------------------------------------------------------------------
 
+    def hold(self, until_ms: float) -> None:
+        self._hold_ms = until_ms
+
+    def _horizon(self) -> int:
+        """The first minute that is not past retention."""
+        return 0 if self._now_ms < self._hold_ms else (self._now_ms - self._retention_ms) // BUCKET_MS
+
     def expire(self, now_ms: int) -> None:
         self._now_ms = max(self._now_ms, now_ms)
-        horizon = (self._now_ms - self._retention_ms) // BUCKET_MS
+        horizon = self._horizon()
         if self._buckets and (min(self._buckets) < horizon or self._size > self._max_bytes):
             for minute in sorted(self._buckets):
                 if minute < horizon or self._size > self._max_bytes:

@@ -103,6 +103,16 @@ def test_what_is_past_retention_is_expired_not_absent(index: Index) -> None:
     assert index.covers_from("stream00", 0) == 3
 
 
+def test_nothing_is_past_retention_while_all_is_held(index: Index) -> None:
+    index.hold(T0 + 20 * MINUTE)
+    put(index, [record(0), record(1, b"app:b")])
+    put(index, [record(2, at=T0 + 19 * MINUTE), record(3, b"app:b"), record(4)])  # a partition that lags behind in its look-back
+    index.expire(T0 + 19 * MINUTE)
+    assert offsets(read(index, 0)) == [2, 4]
+    index.expire(T0 + 20 * MINUTE)
+    assert read(index, 0) is None
+
+
 def test_a_position_before_what_is_held_will_do_if_the_next_record_is_held(index: Index) -> None:
     put(index, [record(0), record(1, b"app:b"), record(5, at=T0 + 5 * MINUTE), record(6, b"app:b", T0 + 5 * MINUTE)], [-1, -1, 0, 3])
     assert index.covers_from("stream00", 0) == 2

@@ -134,6 +134,29 @@ def test_records_read_while_looking_back_are_indexed_where_their_verdict_is_soun
     assert frames[-1].error.code == 90003
 
 
+def test_what_was_written_before_there_was_no_core_for_a_while_is_replayed_after_it():
+    """Row M6.1: nobody may have seen the last of it. It is held for two and a half minutes from now on, whatever is written meanwhile."""
+    core = Dialogue(ready=False)
+    core.ends = dict.fromkeys(core.ends, 1000)
+    away_ms = core.now_ms - 3_600_000
+    times = [away_ms - WINDOW_MS - SKEW_MS, *range(away_ms, away_ms + 4)]  # the tail begins as long before the checkpoint as verdicts need
+    records = [core.record("a", publish_id=f"s:{n}", ts=ts) for n, ts in enumerate(times)]
+    core.happens(Tailed(records))
+    core.tick(30)
+    for partition in range(STREAM.partitions):
+        core.happens(Looked(partition, 1000, core.ends[partition]))
+    core.happens(Tailed([core.record("b", publish_id="s:now")]))
+    core.edge_up()
+    for waited, code in ((130, None), (30, 90003)):
+        core.tick(waited)
+        session = core.admitted().session
+        core.open("a", session, after=serial(records[1]))
+        core.turns()
+        frames = core.sent()
+        assert [frame.offset for frame in frames[:-1]] == ([record.offset for record in records[2:]] if code is None else [])
+        assert (frames[-1].error and frames[-1].error.code) == code
+
+
 def test_a_partition_without_traffic_opens_at_its_end():
     core = Dialogue(ready=False)
     core.ends = dict.fromkeys(core.ends, 1000)
