@@ -405,6 +405,7 @@ class Channel(Timed):
         self.skipped = 0
         self.last = UNKNOWN
         self.witness = self.surety = None
+        self.settled = frozenset()
         self.presence.shut()
         self.hub.release(self)
 

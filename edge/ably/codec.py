@@ -109,7 +109,7 @@ class Wire:
         return self._frame(self._encode(body))
 
     def delivery(self, body: RecordBody, channel: str, channel_serial: str, only: Sequence[int] | None = None) -> bytes:
-        """The MESSAGE that subscribers of `channel` (in their spelling) get for one record; `only`: of its messages those with these indices.
+        """The MESSAGE that subscribers of `channel` (in their spelling) get for one record; `only`: its messages with these indices.
 
         Source: specification TM2, RSL6.
         """
