@@ -45,11 +45,11 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Attachments of one connection. Above it: ERROR on the channel with 90010."""
     filters_per_connection: int = 50
     """Of these, derived channels. Above it: ERROR 90010 for that channel."""
-    filters_per_channel: int = 250
+    filters_per_channel: int = 200
     """Distinct expressions of derived channels of one channel on this edge: each is asked of each message. Above it: ERROR 90021 for the
     derived channel that adds one."""
     filters: int = 10_000
-    """The same for all channels together, for the memory they take (up to some 30 KB each). Above it: ERROR 90021."""
+    """The same for all channels together, for the memory they take (up to some 25 KB each). Above it: ERROR 90021."""
     filter_position_records: int = 500
     """After so many records of which a derived channel got none, its clients are told the position, so that a resume need not go over
     them."""
@@ -490,7 +490,7 @@ class ProtocolLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Longest channel name with its qualifiers, in UTF-8 bytes. Above it: 40010."""
     max_filter_chars: int = 1_024
     """Longest expression of a derived channel, in characters once decoded. Above it: 40010."""
-    max_filter_tokens: int = 100
+    max_filter_tokens: int = 64
     """Names, values, operators and brackets of such an expression. Above it: 40010."""
     max_messages: int = 1_000
     """Messages of one publish. Above it: 40034, nothing is published."""
