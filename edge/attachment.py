@@ -171,13 +171,8 @@ class Attachment:
         if anyone:
             presence.due(self)
 
-    def modes_changed(self, serial: str | None) -> None:
-        """Unsolicited ATTACHED with other modes, after a reauthentication."""
-        if self.attached:
-            self._tell(serial, self.granted | Flag.RESUMED, None)
-
-    def moved_on(self, serial: str | None) -> None:
-        """Unsolicited ATTACHED with a later position: nothing was lost, and nothing up to there was for it."""
+    def told_anew(self, serial: str | None) -> None:
+        """Unsolicited ATTACHED, and nothing was lost: with other modes, after a reauthentication; with a later position, behind a filter."""
         if self.attached:
             self._tell(serial, self.granted | Flag.RESUMED, None)
 

@@ -853,7 +853,7 @@ class Connection(Timed):
                 if before & PRESENCE and not attachment.granted & PRESENCE:
                     self._withdraw(attachment)
                 channel.changed(attachment)
-                attachment.modes_changed(channel.serial)
+                attachment.told_anew(channel.serial)
             else:
                 self.desk.occupancies.settle(attachment)  # others may be told by its right
 

@@ -667,7 +667,7 @@ class Channel(Timed):
                 if only is None:
                     sent += clients
                 else:
-                    self._count(clients * len(only), clients * self._part(record, body, only))
+                    self._count(clients * len(only), clients * len(record.body))
             counts[OUT_REALTIME] += sent * len(body.messages)
             counts[OUT_REALTIME + 1] += sent * len(record.body)
         self._flush(runs)
@@ -692,7 +692,7 @@ class Channel(Timed):
         behind = {key for key, group in self.groups.items() if group.behind}
         for attachment in list(self.readers) if behind and self.last != UNKNOWN else ():
             if (attachment.wire.msgpack, attachment.text) in behind:
-                attachment.moved_on(self.serial)
+                attachment.told_anew(self.serial)
         for key in behind:
             self.groups[key].behind = False
 
@@ -738,7 +738,7 @@ class Channel(Timed):
             self.hub.turn.stats.deliveries += 1
         reached = max([reached, *replay.records])
         if attachment.filter is not None and backlog:
-            attachment.moved_on(Serial(self.stream, self.partition, reached).text)  # past what came after the last one that matched
+            attachment.told_anew(Serial(self.stream, self.partition, reached).text)  # past what came after the last one that matched
         self._join_after(attachment, reached)
 
     def _promote(self, offset: int) -> None:
@@ -812,7 +812,7 @@ class Channel(Timed):
                     continue
                 serial = Serial(self.stream, self.partition, record.offset).text
                 frames.append(attachment.wire.delivery(body, attachment.text, serial, only))
-                self._count(len(only), len(record.body) if attachment.filter is None else self._part(record, body, only))
+                self._count(len(only), len(record.body))
             elif record.kind == Kind.PRESENCE and leaves and attachment.receives_presence:
                 body = self.decoded(record)
                 gone = leaves_of(body) if body is not None else []
@@ -822,11 +822,6 @@ class Channel(Timed):
                     self.usage.counts[OUT_REALTIME_PRESENCE] += len(gone)
                     self.usage.counts[OUT_REALTIME_PRESENCE + 1] += len(record.body)
         return frames
-
-    @staticmethod
-    def _part(record: Record, body: RecordBody, only: Sequence[int]) -> int:
-        """What some messages are of the bytes of a record."""
-        return len(record.body) * len(only) // len(body.messages)
 
     def _count(self, messages: int, size: int) -> None:
         """One client has been sent so many."""
