@@ -172,7 +172,7 @@ class Attachment:
             presence.due(self)
 
     def told_anew(self, serial: str | None) -> None:
-        """Unsolicited ATTACHED, and nothing was lost: with other modes, after a reauthentication; with a later position, behind a filter."""
+        """Unsolicited ATTACHED, and nothing was lost: with other modes after a reauthentication, with a later position behind a filter."""
         if self.attached:
             self._tell(serial, self.granted | Flag.RESUMED, None)
 

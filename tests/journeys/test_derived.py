@@ -9,6 +9,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from relay.link import calls
 from relay.link.frames import Fetch, Opened, Record
@@ -130,6 +132,62 @@ def test_a_position_that_was_told_is_good_for_a_resume_long_after_what_did_not_p
     other = attached(world, "[?x=1]own:1")
     other.sends(action=ATTACH, channel=name, channelSerial=before)
     assert other.gets(ATTACHED, channel=name)["error"]["code"] == 90003
+
+
+STEP = st.one_of(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.sampled_from([3.0, 16.0]), st.just("drop"), st.just("again"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(STEP, min_size=1, max_size=14))
+def test_however_it_drops_and_resumes_a_client_gets_all_that_passes_once_and_in_order(steps: list[list[int] | float | str]) -> None:
+    world = World(edges=2, cores=2)
+    name, writer = derived("headers.n > `5`", "own:1"), publisher(world)
+    reader, edge, serial = world.client(), 0, 0
+    connected = reader.gets(CONNECTED)
+    position: str | None = None
+    got: list[str] = []
+    sent: list[int] = []
+
+    def attaches() -> None:
+        nonlocal position
+        reader.sends(action=ATTACH, channel=name, **({"channelSerial": position} if position else {}))
+        frame = reader.gets(ATTACHED)
+        assert bool(frame["flags"] & RESUMED) is (position is not None)
+        assert "error" not in frame
+        position = frame["channelSerial"]
+
+    def reads() -> None:
+        nonlocal position
+        while reader.has_more():
+            frame = reader.takes()
+            assert frame["channelSerial"] >= (position or "")
+            position = frame["channelSerial"]
+            if frame["action"] == MESSAGE:
+                got.extend(data(frame))
+
+    attaches()
+    for step in [*steps, "drop"]:
+        if isinstance(step, list):
+            publishes(writer, "own:1", serial, *(score(number) for number in step))
+            serial += 1
+            sent += step
+        elif isinstance(step, float):
+            world.wait(step)
+        elif step == "drop":
+            reader.drops()
+            edge = 1 - edge
+            reader = world.client(edge=edge, resume=connected["connectionDetails"]["connectionKey"])
+            connected = reader.gets(CONNECTED, connectionId=connected["connectionId"])
+            attaches()
+        else:
+            reads()
+            reader.sends(action=DETACH, channel=name)
+            reader.gets(DETACHED)
+            attaches()
+        if not isinstance(step, list):
+            reads()
+    reads()
+    assert got == [str(number) for number in sent if number > 5]
 
 
 def test_who_may_only_read_through_a_filter_reads_so_and_does_nothing_else(world: AnyWorld, channel: str) -> None:

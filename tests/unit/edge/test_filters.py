@@ -190,6 +190,7 @@ def test_an_expression_means_what_the_library_says(expression: str, name: str | 
         assert found is expected
 
 
+@pytest.mark.filterwarnings("ignore:deprecated string literal")
 @given(
     st.text(alphabet="namehdrs.[]{}()`'\"|&!=<>?*@,:-01 \\", max_size=40)
     | st.text(alphabet=string.printable, max_size=60)
