@@ -1438,7 +1438,7 @@ class CoreNode:
         if witness.grant.app != frame.app:
             raise Denied("wrong_app", 40160, "The witness belongs to another app")
         name = parse_channel(frame.channel)
-        if not witness.capability.permits(Operation.SUBSCRIBE, name.name):
+        if not witness.capability.permits_following(name.name):
             raise _denied(witness, name.name, Operation.SUBSCRIBE)
         if self._channels.get(link, frame.req) is not None:
             raise Denied("number_in_use", 40000, "The request number names an open channel")
@@ -1560,11 +1560,7 @@ class CoreNode:
         former = sessions.get(channel.witness)
         candidates = [former] if former is not None else []
         for session in [*candidates, *islice(sessions.values(), _WITNESS_TRIES)]:
-            if (
-                session.grant.app == channel.app
-                and self._now_ms < session.ends
-                and session.capability.permits(Operation.SUBSCRIBE, channel.name)
-            ):
+            if session.grant.app == channel.app and self._now_ms < session.ends and session.capability.permits_following(channel.name):
                 return session
         return None
 
@@ -1991,7 +1987,8 @@ class CoreNode:
             session = self._roster.get(link, frame.session, self._now_ms)
         except RelayError:
             return False
-        return session.grant.app == frame.app and bool(session.capability.operations_on(name.name))
+        capability = session.capability
+        return session.grant.app == frame.app and (bool(capability.operations_on(name.name)) or capability.permits_following(name.name))
 
     def _watch(self, link: int, frame: Watch) -> None:
         channel = self._channels.get(link, frame.ref)

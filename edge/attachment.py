@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from edge.ably.channel_params import Backlog
 from edge.ably.codec import Wire
 from edge.ably.protocol import PRESENCE_SUBSCRIBE, SUBSCRIBE, Action, Flag, modes_of
+from edge.filters import Filter
 from edge.leaving import Entered
 from relay.model.capability import Operation
 from relay.model.channel import ChannelName, is_qualified
@@ -60,15 +61,20 @@ NEXT: dict[State, dict[Heard, State]] = {
 
 class Attachment:
     __slots__ = (
-        *("after", "answers", "asked", "backlog", "channel", "connection", "echo", "entered", "granted"),
+        *("after", "answers", "asked", "backlog", "channel", "connection", "echo", "entered", "filter", "granted", "name"),
         *("params", "reads", "state", "sync_due", "sync_id", "text"),
     )
 
-    def __init__(self, connection: Connection, name: ChannelName, channel: Channel) -> None:
+    def __init__(self, connection: Connection, name: ChannelName, channel: Channel, filter_: Filter | None) -> None:
         self.connection = connection
         self.text = name.text
         """As the client spells it: every message about it repeats exactly this."""
+        self.name = name.resource
+        """What the client's capability must name."""
         self.channel = channel
+        """Of a derived channel, the one that it is derived from."""
+        self.filter = filter_
+        """Of a derived channel: it gets the messages that this leaves, and nothing else of the channel."""
         self.state = State.ATTACHING
         self.params: dict[str, str] | None = None
         self.asked = 0
@@ -138,9 +144,9 @@ class Attachment:
     def allow(self, asked: int) -> bool:
         """Grant of `asked` what the session's capability permits. False when nothing is left."""
         session = self.session
-        operations = session.capability.operations_on(self.channel.name)
+        operations = session.capability.operations_on(self.name)
         self.asked = asked
-        self.granted = asked & modes_of(operations, read_only=is_qualified(self.channel.key))
+        self.granted = asked & modes_of(operations, read_only=self.filter is not None or is_qualified(self.channel.key))
         self.reads = Operation.SUBSCRIBE in operations
         return self.granted != 0
 
@@ -165,8 +171,8 @@ class Attachment:
         if anyone:
             presence.due(self)
 
-    def modes_changed(self, serial: str | None) -> None:
-        """Unsolicited ATTACHED with other modes, after a reauthentication."""
+    def told_anew(self, serial: str | None) -> None:
+        """Unsolicited ATTACHED, and nothing was lost: with other modes after a reauthentication, with a later position behind a filter."""
         if self.attached:
             self._tell(serial, self.granted | Flag.RESUMED, None)
 

@@ -22,6 +22,7 @@ from edge.admission import Admission
 from edge.attachment import Attachment, Heard
 from edge.desk import Desk
 from edge.events import ClientOpened
+from edge.filters import expression_of
 from edge.hub import Channel, PendingAppend
 from edge.leaving import Entered, leave
 from edge.limits import InboundRate, Verdict
@@ -31,7 +32,7 @@ from edge.sync import Syncs
 from edge.turn import TICK, Timed
 from relay.link.frames import Admit, Admitted, Renew, Up
 from relay.model.capability import Operation
-from relay.model.channel import METACHANNELS, parse_channel
+from relay.model.channel import METACHANNELS, ChannelName, parse_channel
 from relay.model.errors import ErrorInfo, RelayError
 from relay.model.message import Message, PresenceAction, PresenceItem, RecordBody
 from relay.model.presence import presence_from_wire, settle_presence
@@ -439,16 +440,17 @@ class Connection(Timed):
 
     def _permitted(self, text: str, message: ProtocolMessage, before: Attachment | None) -> Attachment:
         """The attachment (`before`, if there is one) with the params and modes asked for. Raises RelayError: 40010, 40160 (or
-        40161, 40311: the namespace), 40003, 90010."""
+        40161, 40311: the namespace), 40003, 90010; for a derived channel's filter 40010, 90010, 90021."""
         session, limits = self.session, self.desk.turn.limits
         assert session is not None, "connected"
         name = parse_channel(text)
-        if name.qualifier is not None and name.name not in METACHANNELS:
+        derived = name.qualifier == "filter"
+        if name.qualifier is not None and not derived and name.name not in METACHANNELS:
             raise RelayError(40010, f"there is no such channel with the qualifier [{name.qualifier}] on this server")
-        allowed = modes_of(session.capability.operations_on(name.name), read_only=name.qualifier is not None)
+        allowed = modes_of(session.capability.operations_on(name.resource), read_only=name.qualifier is not None)
         if not allowed:
             raise session.capability.refusal(name.name)
-        params = attach_params(message.params, name.params)
+        params = attach_params(message.params, name.params, derived=derived)
         if name.qualifier is not None or not session.capability.permits(Operation.CHANNEL_METADATA, name.name):
             params.pop(METRICS_PARAM, None)
         asked = modes_asked(params, message.flags)
@@ -456,11 +458,26 @@ class Connection(Timed):
             raise session.capability.refusal(name.name)
         if before is None and len(self.attachments or ()) >= limits.channels_per_connection:
             raise RelayError(90010, f"Maximum number of channels per connection ({limits.channels_per_connection}) exceeded")
-        attachment = before or Attachment(self, name, self.desk.hub.channel(session.app, name.name))
+        attachment = before or self._new_attachment(session, name)
         attachment.allow(asked)
         attachment.params = params or None
         attachment.echo = self.echo and params.get("echo") != "false"
         return attachment
+
+    def _new_attachment(self, session: Session, name: ChannelName) -> Attachment:
+        """Raises RelayError: for a derived channel 90010, 90021, 40010."""
+        hub, most = self.desk.hub, self.desk.turn.limits.filters_per_connection
+        if name.qualifier != "filter":
+            return Attachment(self, name, hub.channel(session.app, name.log_name), None)
+        if sum(other.filter is not None for other in (self.attachments or {}).values()) >= most:
+            raise RelayError(90010, f"Maximum number of derived channels per connection ({most}) exceeded")
+        expression = expression_of(name.qualifier_value)
+        channel = hub.channel(session.app, name.log_name)
+        try:
+            return Attachment(self, name, channel, channel.filter(expression))
+        except RelayError:
+            hub.release(channel)
+            raise
 
     def _channel_of(self, attachment: Attachment) -> Channel:
         """The hub forgets a channel that nobody reads; an attachment that could only publish may be about to read it."""
@@ -507,6 +524,8 @@ class Connection(Timed):
         """Its members leave: all that this connection has on the channel, unless another attachment to it is left."""
         session = self.session
         assert session is not None, "connected"
+        if attachment.filter is not None:
+            return  # nobody enters through a derived channel
         entered, attachment.entered = attachment.entered, None
         leaving = dict.fromkeys(entered or ())
         channel = attachment.channel
@@ -828,13 +847,13 @@ class Connection(Timed):
             before, read = attachment.granted, attachment.reads
             if not attachment.allow(attachment.asked):
                 self._forget(attachment, Heard.REFUSED)
-                self._channel_error(attachment.text, session.capability.refusal(attachment.channel.name).info)
+                self._channel_error(attachment.text, session.capability.refusal(attachment.name).info)
             elif attachment.attached and (attachment.granted, attachment.reads) != (before, read):
                 channel = self._channel_of(attachment)
                 if before & PRESENCE and not attachment.granted & PRESENCE:
                     self._withdraw(attachment)
                 channel.changed(attachment)
-                attachment.modes_changed(channel.serial)
+                attachment.told_anew(channel.serial)
             else:
                 self.desk.occupancies.settle(attachment)  # others may be told by its right
 

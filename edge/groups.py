@@ -1,4 +1,4 @@
-"""Who gets the same bytes: attachments of one channel in one format and spelling."""
+"""Who gets the same bytes: attachments of one channel in one format and spelling (and so with one filter, if any)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from edge.ably.codec import Wire
 
 if TYPE_CHECKING:
     from edge.attachment import Attachment
+    from edge.filters import Filter
 
 
 class Group:
     """The subscribers who get the same bytes: one format, one spelling of the channel."""
 
-    __slots__ = ("clients", "named_at", "quiet", "text", "wire")
+    __slots__ = ("behind", "clients", "filter", "named_at", "quiet", "text", "wire")
 
-    def __init__(self, wire: Wire, text: str) -> None:
+    def __init__(self, wire: Wire, text: str, filter_: Filter | None) -> None:
         self.wire = wire
         self.text = text
+        self.filter = filter_
+        self.behind = False
+        """Its clients have not got the latest record: nothing of it matched."""
         self.clients: dict[int, None] = {}
         self.named_at = 0
         """Number of the event that broadcast to `clients` last."""
@@ -28,14 +32,20 @@ class Group:
 class Groups(dict[tuple[bool, str], Group]):
     """The groups of one channel, by format and spelling; one without members is not in it."""
 
-    __slots__ = ()
+    __slots__ = ("filtered",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filtered = 0
+        """How many have a filter."""
 
     def enter(self, attachment: Attachment, turn: int) -> None:
         """`turn` is the number of the event that is being handled."""
         wire, text = attachment.wire, attachment.text
         group = self.get((wire.msgpack, text))
         if group is None:
-            group = self[wire.msgpack, text] = Group(wire, text)
+            group = self[wire.msgpack, text] = Group(wire, text, attachment.filter)
+            self.filtered += group.filter is not None
         elif group.named_at == turn:
             # An effect of this very event names `clients`, and is performed later: who joins now must not get what was before.
             group.clients = dict(group.clients)
@@ -59,3 +69,4 @@ class Groups(dict[tuple[bool, str], Group]):
                 del group.quiet[attachment.session.id]
             if not group.clients:
                 del self[key]
+                self.filtered -= group.filter is not None

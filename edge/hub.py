@@ -11,6 +11,7 @@ unanswered appends are sent again in their order under their ids. What arrives t
 from __future__ import annotations
 
 import enum
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +21,7 @@ from edge.ably.channel_params import Backlog
 from edge.attachment import Attachment
 from edge.barriers import Barriers
 from edge.effects import Broadcast
+from edge.filters import Filter
 from edge.groups import Group, Groups
 from edge.links import Links, Session
 from edge.members import leaves_of
@@ -30,7 +32,7 @@ from edge.usage import Usages
 from relay.link import calls
 from relay.link.frames import Append, Fetch, Lost, Open, Opened, Page, Positions, Reached, Record, Shut
 from relay.model.channel import log_key
-from relay.model.errors import ErrorInfo
+from relay.model.errors import ErrorInfo, RelayError
 from relay.model.message import Kind, Message, PresenceItem, RecordBody
 from relay.model.serials import Serial
 from relay.model.stats import OUT_REALTIME, OUT_REALTIME_PRESENCE
@@ -109,9 +111,9 @@ class Channel(Timed):
     """One channel on this edge: its link, its readers, its unanswered appends."""
 
     __slots__ = (
-        *("app", "appends", "barriers", "catching", "covered", "groups", "held", "held_size", "hub", "joining"),
-        *("key", "last", "link", "moving", "name", "partition", "presence", "readers", "ref", "retry_at"),
-        *("settled", "shut_at", "state", "stream", "surety", "usage", "waiting", "witness"),
+        *("app", "appends", "barriers", "catching", "covered", "filters", "groups", "held", "held_size", "hub", "joining"),
+        *("key", "last", "link", "moving", "name", "partition", "position_at", "presence", "readers", "ref", "retry_at"),
+        *("settled", "shut_at", "skipped", "state", "stream", "surety", "usage", "waiting", "witness"),
     )
 
     def __init__(self, hub: Hub, app: str, name: str, key: bytes) -> None:
@@ -137,6 +139,12 @@ class Channel(Timed):
         self.surety: Attachment | None = None
         """Who was the witness when it was asked for last."""
         self.groups = Groups()
+        self.filters: weakref.WeakValueDictionary[str, Filter] | None = None
+        """Of its derived channels, by expression; as long as an attachment has one."""
+        self.position_at: float | None = None
+        """When to tell the position to those behind a filter who have not got the latest record."""
+        self.skipped = 0
+        """Records since the first one that they have not got."""
         self.presence = Presence(self)
         self.readers: dict[Attachment, None] = {}
         """Attached, and permitted to read."""
@@ -160,6 +168,23 @@ class Channel(Timed):
         return Serial(self.stream, self.partition, self.last).text if self.last != UNKNOWN else None
 
     # --- readers ---------------------------------------------------------------------------------------------------------------------
+
+    def filter(self, expression: str) -> Filter:
+        """The filter of a derived channel. Raises RelayError: 40010, 90021."""
+        if self.filters is None:
+            self.filters = weakref.WeakValueDictionary()
+        found = self.filters.get(expression)
+        if found is None:
+            limits, every = self.hub.turn.limits, self.hub.filters
+            if len(self.filters) >= limits.filters_per_channel or len(every) >= limits.filters:
+                raise RelayError(90021, "Too many filters: too many different derived channels of this channel, or on this server")
+            found = self.filters[expression] = Filter(expression, self.hub.turn.stats)
+            every.add(found)
+        return found
+
+    def plain_reader(self) -> Attachment | None:
+        """Somebody who may read all of the channel. O(readers)."""
+        return next((each for each in self._all_readers() if each.reads and each.filter is None), None)
 
     def attach(self, attachment: Attachment) -> None:
         """A reader wants in. It hears `opened` or `failed`, now or later."""
@@ -376,9 +401,11 @@ class Channel(Timed):
     def shut(self) -> None:
         self._forget_refs(shut=True)
         self.state = State.SHUT
-        self.shut_at = None
+        self.shut_at = self.position_at = None
+        self.skipped = 0
         self.last = UNKNOWN
         self.witness = self.surety = None
+        self.settled = frozenset()
         self.presence.shut()
         self.hub.release(self)
 
@@ -593,6 +620,7 @@ class Channel(Timed):
                 continue
             self.last = offset
             turn.stats.records += 1
+            self.skipped += self.position_at is not None
             if self.joining:
                 self._flush(runs)
                 self._promote(offset)
@@ -604,6 +632,8 @@ class Channel(Timed):
             if record.kind == Kind.PRESENCE:
                 self._flush(runs)
                 self.presence.record(record)
+                for group in self.groups.values() if self.groups.filtered else ():
+                    self._skip(group)
                 continue
             if not self.groups or record.kind != Kind.MESSAGE:
                 continue
@@ -613,20 +643,58 @@ class Channel(Timed):
             serial = Serial(self.stream, self.partition, offset).text
             publisher = body.connection_id
             sent = 0
+            found: dict[Filter, Sequence[int]] = {}
             for group in self.groups.values():
-                frame = group.wire.delivery(body, group.text, serial)
+                only = None
+                if group.filter is not None:
+                    only = found.get(group.filter)
+                    if only is None:
+                        only = found[group.filter] = group.filter.matching(body.messages)
+                    if not only:
+                        self._skip(group)
+                        continue
+                    group.behind = False
+                frame = group.wire.delivery(body, group.text, serial, only)
+                clients = len(group.clients)
                 if group.quiet and publisher in group.quiet:
+                    clients -= 1
                     self._flush(runs)
                     group.named_at = turn.number
                     turn.effects.append(Broadcast(group.clients, frame, group.quiet[publisher]))
-                    turn.stats.deliveries += len(group.clients) - 1
-                    sent -= 1
+                    turn.stats.deliveries += clients
                 else:
                     runs.setdefault(group, []).append(frame)
-                sent += len(group.clients)
+                if only is None:
+                    sent += clients
+                else:
+                    self._count(clients * len(only), clients * len(record.body))
             counts[OUT_REALTIME] += sent * len(body.messages)
             counts[OUT_REALTIME + 1] += sent * len(record.body)
         self._flush(runs)
+        if self.skipped >= turn.limits.filter_position_records:
+            self._tell_position()
+
+    def _skip(self, group: Group) -> None:
+        """Nothing of a record is for a group with a filter."""
+        if group.filter is None:
+            return
+        group.behind = True
+        if self.position_at is None:
+            turn = self.hub.turn
+            self.position_at = turn.now + turn.limits.filter_position_s
+            turn.wheel.schedule(self, self._next_wake())
+
+    def _tell_position(self) -> None:
+        """Clients behind a filter that nothing has passed for a while: else their next resume would begin where cores have no index any
+        more, or go over more than is replayed."""
+        self.position_at = None
+        self.skipped = 0
+        behind = {key for key, group in self.groups.items() if group.behind}
+        for attachment in list(self.readers) if behind and self.last != UNKNOWN else ():
+            if (attachment.wire.msgpack, attachment.text) in behind:
+                attachment.told_anew(self.serial)
+        for key in behind:
+            self.groups[key].behind = False
 
     def _flush(self, runs: dict[Group, list[bytes]]) -> None:
         turn = self.hub.turn
@@ -657,14 +725,21 @@ class Channel(Timed):
         # A client that is told the head and dies before it has read the backlog would take the head for its position, and lose the backlog.
         # With RESUMED its own position is as good, since then it leaves the serial alone that it uses for history.
         position = replay.after.offset if frame.error is None and missed else reached
+        frames = self._frames_for(attachment, [(record, 0) for record in missed], leaves=True)
         backlog = any(record.kind == Kind.MESSAGE for record in missed)
+        if attachment.filter is not None:
+            backlog = bool(frames)
+            position = position if backlog else reached
         attachment.opened(
             Serial(self.stream, self.partition, position).text, resumed=frame.error is None, backlog=backlog, error=frame.error
         )
-        for written in self._frames_for(attachment, [(record, 0) for record in missed], leaves=True):
+        for written in frames:
             self.hub.turn.write(attachment.client, written)
             self.hub.turn.stats.deliveries += 1
-        self._join_after(attachment, max([reached, *replay.records]))
+        reached = max([reached, *replay.records])
+        if attachment.filter is not None and backlog:
+            attachment.told_anew(Serial(self.stream, self.partition, reached).text)  # past what came after the last one that matched
+        self._join_after(attachment, reached)
 
     def _promote(self, offset: int) -> None:
         """Those whose replay had run ahead, and ended before `offset`."""
@@ -732,9 +807,12 @@ class Channel(Timed):
                     continue
                 if not attachment.echo and body.connection_id == attachment.session.id:
                     continue
+                only: Sequence[int] = range(first, len(body.messages))
+                if attachment.filter is not None and not (only := attachment.filter.matching(body.messages)):
+                    continue
                 serial = Serial(self.stream, self.partition, record.offset).text
-                frames.append(attachment.wire.delivery(body, attachment.text, serial, first))
-                self._count(len(body.messages) - first, len(record.body))
+                frames.append(attachment.wire.delivery(body, attachment.text, serial, only))
+                self._count(len(only), len(record.body))
             elif record.kind == Kind.PRESENCE and leaves and attachment.receives_presence:
                 body = self.decoded(record)
                 gone = leaves_of(body) if body is not None else []
@@ -785,7 +863,7 @@ class Channel(Timed):
 
     def _next_wake(self) -> float:
         at = min(self.waiting.values(), default=float("inf"))
-        for other in (self.shut_at, self.retry_at):
+        for other in (self.shut_at, self.retry_at, self.position_at):
             if other is not None and other < at:
                 at = other
         return at
@@ -801,6 +879,8 @@ class Channel(Timed):
             else:
                 attachment.failed(_LATE)
         self._linger()
+        if self.position_at is not None and self.position_at <= now:
+            self._tell_position()
         if self.retry_at is not None and self.retry_at <= now:
             self.retry_at = None
             if self.readers or self.waiting or self.joining:
@@ -830,7 +910,7 @@ class Hub:
     """All channels with readers, or with appends that are unanswered."""
 
     __slots__ = (
-        *("appends", "channels", "links", "occupancies", "presence_bytes", "refs", "sessions", "turn"),
+        *("appends", "channels", "filters", "links", "occupancies", "presence_bytes", "refs", "sessions", "turn"),
         *("unanswered_bytes", "unrouted", "usages"),
     )
 
@@ -843,6 +923,8 @@ class Hub:
         self.presence_bytes = 0
         """Of the presence sets of all channels."""
         self.channels: dict[bytes, Channel] = {}
+        self.filters: weakref.WeakSet[Filter] = weakref.WeakSet()
+        """Those of all channels."""
         self.refs: dict[int, Channel] = {}
         self.appends: dict[int, PendingAppend] = {}
         self.unrouted: dict[Channel, None] = {}

@@ -275,6 +275,11 @@ class EdgeNode:
         return len(self._desk.hub.appends)
 
     @property
+    def filters(self) -> int:
+        """Distinct filters of derived channels, channel by channel."""
+        return len(self._desk.hub.filters)
+
+    @property
     def presence_bytes(self) -> int:
         """The presence sets of all open channels."""
         return self._desk.hub.presence_bytes

@@ -30,7 +30,7 @@ _EVICTED = ErrorInfo.of(91007, "the members of this connection have left the cha
 
 
 class Presence(Timed):
-    __slots__ = ("_after", "_counted", "_request", "awaiting", "channel", "groups", "mirror", "overfull")
+    __slots__ = ("_after", "_counted", "_request", "awaiting", "channel", "groups", "idle", "mirror", "overfull")
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
@@ -40,6 +40,8 @@ class Presence(Timed):
         """Those who are to get a SYNC once the mirror is complete."""
         self.overfull = False
         """The set was given up, since this edge holds too much."""
+        self.idle = False
+        """The set is not known: all who read the channel here read it through filters, and are not to see it."""
         self._request = 0
         """The unanswered question for a page; 0: none."""
         self._after = 0
@@ -60,6 +62,9 @@ class Presence(Timed):
 
     def joined(self, attachment: Attachment) -> None:
         """It gets what comes from now on, if its modes permit; and a SYNC, if it has been promised one."""
+        if self.idle and attachment.filter is None:
+            self.idle = False
+            self._load()
         if attachment.receives_presence:
             self.groups.enter(attachment, self.channel.hub.turn.number)
             if attachment.sync_due:
@@ -115,11 +120,11 @@ class Presence(Timed):
         """The channel is open: `members` at the position up to which it has been sent. `anew`: with a gap, or for the first time."""
         if anew:
             self.mirror.clear()
-            self.overfull = False
+            self.overfull = self.idle = False
             self._account()
             if members:
                 self.mirror.load()
-        if not self.mirror.complete and not self.overfull:
+        if not (self.mirror.complete or self.overfull or self.idle):
             self._load()
         if anew:
             for attachment in list(self.channel.readers):
@@ -135,6 +140,14 @@ class Presence(Timed):
         """For the next page, in the name of whoever may read the channel."""
         channel, turn = self.channel, self.channel.hub.turn
         witness, link = channel.witness, channel.link
+        if witness is not None and witness.filter is not None:
+            witness = channel.plain_reader()
+            if witness is None:
+                self.idle = True
+                self.mirror.clear()
+                self.mirror.load()
+                self._account()
+                return
         if witness is None or link is None:
             turn.wheel.schedule(self, turn.now + _AGAIN_S)
             return
@@ -187,7 +200,7 @@ class Presence(Timed):
     def wake(self) -> None:
         """A page has not come in time, or the time has come to ask again."""
         self._answered(self._request)
-        if not self.mirror.complete and not self.overfull and self.channel.ref:
+        if not (self.mirror.complete or self.overfull or self.idle) and self.channel.ref:
             self._load()
 
     def interrupted(self) -> None:
@@ -239,7 +252,7 @@ class Presence(Timed):
     def record(self, record: Record) -> None:
         """The next PRESENCE record of the channel."""
         channel = self.channel
-        body = None if self.overfull else channel.decoded(record)
+        body = None if self.overfull or self.idle else channel.decoded(record)
         if body is None or body.connection_id is None:
             return
         shown = self.mirror.apply(body, record.offset)
@@ -248,7 +261,7 @@ class Presence(Timed):
         turn = channel.hub.turn
         connection = channel.hub.sessions.get(body.connection_id)
         attachments = (connection.attachments or {}).values() if connection is not None else ()
-        own = [each for each in attachments if each.channel is channel and each in channel.readers]
+        own = [each for each in attachments if each.channel is channel and each in channel.readers and each.filter is None]
         if body.cause is not None and connection is not None:
             # It was believed to be gone, and it is here. Told before the others are, it does not see its own members leave.
             for attachment in own:

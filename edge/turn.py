@@ -27,7 +27,7 @@ class Stats:
     """What an edge counts. Read by the metrics page; labels are words of ours."""
 
     __slots__ = (
-        *("connects", "messages_in", "deliveries", "bytes_in", "records", "undecodable", "rest_requests"),
+        *("connects", "messages_in", "deliveries", "bytes_in", "records", "undecodable", "filter_errors", "rest_requests"),
         *("refusals", "nacks", "closures", "link_losses"),
     )
 
@@ -38,6 +38,7 @@ class Stats:
         self.records = 0
         self.deliveries = 0
         self.undecodable = 0
+        self.filter_errors = 0
         self.rest_requests = 0
         self.link_losses = 0
         self.refusals: Counter[int] = Counter()

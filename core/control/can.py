@@ -18,12 +18,16 @@ class Granted:
     by: list[str]
     other: list[str]
     """Lines that match the channel, and grant something else."""
+    derived: bool = False
+    """The channel is a derived one, and the operation is not `subscribe`."""
 
     @property
     def yes(self) -> bool:
         return bool(self.by)
 
     def sentence(self, operation: str, channel: str) -> str:
+        if self.derived:
+            return "no: a derived channel can be subscribed to, and nothing else"
         if self.by:
             return f"yes: {self.whose} permits {operation} on {channel} by {' and '.join(self.by)}"
         if self.other:
@@ -44,6 +48,8 @@ def granted(whose: str, capability: Any, operation: str, channel: str) -> Grante
         lines = Capability.parse(capability).lines_on(channel)
     except RelayError as error:
         raise ValueError(f"{whose}: {error.info.message}") from None
+    if asked is not Operation.SUBSCRIBE and _is_derived(channel):
+        return Granted(whose, [], [_line(resource, operations) for resource, operations in lines], derived=True)
     by = [_line(resource, operations) for resource, operations in lines if asked in operations]
     return Granted(whose, by, [_line(resource, operations) for resource, operations in lines if asked not in operations])
 
@@ -52,6 +58,14 @@ def meet(token: Any, key: Any, operation: str, channel: str) -> bool:
     """Whether what a token asks for and what its key has permit the operation together, as a core puts them together. Two lines that only
     overlap (`a:*` and `*:b`) do not."""
     return Capability.parse(token).intersect(Capability.parse(key)).permits(Operation(operation), channel)
+
+
+def _is_derived(channel: str) -> bool:
+    while channel.startswith("[") and "]" in channel:
+        inner, _, channel = channel[1:].partition("]")
+        if inner.partition("?")[0].partition("=")[0] == "filter":
+            return True
+    return False
 
 
 def as_data_plane(capability: dict[str, list[str]]) -> dict[str, list[str]]:

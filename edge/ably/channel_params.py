@@ -16,10 +16,15 @@ _OCCUPANCY = frozenset({"metrics", *(f"metrics.{category}" for category in METRI
 _RECOGNISED = frozenset({"modes", "rewind", "rewindLimit", "delta", "occupancy", "echo", "appendMode"})
 
 
-def attach_params(asked: Any, qualifier: Mapping[str, str]) -> dict[str, str]:
+_NOT_DERIVED = frozenset({"rewind", "rewindLimit", "delta"})
+"""What a derived channel has not got."""
+
+
+def attach_params(asked: Any, qualifier: Mapping[str, str], *, derived: bool = False) -> dict[str, str]:
     """The recognised params, unchanged, as ATTACHED repeats them; those of the message win over those in the channel's name.
 
-    Unknown names are dropped, and an `occupancy` that there is not. Raises 40003 when a recognised one has a value that cannot be meant.
+    Unknown names are dropped, an `occupancy` that there is not, and what a `derived` channel has not got. Raises 40003 when a recognised
+    one has a value that cannot be meant.
     """
     params = {name: value for name, value in qualifier.items() if name in _RECOGNISED}
     if asked is not None:
@@ -33,7 +38,7 @@ def attach_params(asked: Any, qualifier: Mapping[str, str]) -> dict[str, str]:
             raise RelayError(40003, f"invalid value of channel param {name}")
     if params.get(METRICS_PARAM) not in _OCCUPANCY:
         params.pop(METRICS_PARAM, None)
-    return params
+    return {name: value for name, value in params.items() if name not in _NOT_DERIVED} if derived else params
 
 
 def _text(name: str, value: Any) -> str:

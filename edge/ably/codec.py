@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -108,15 +108,16 @@ class Wire:
                 body[name] = error_shape(value) if isinstance(value, ErrorInfo) else value
         return self._frame(self._encode(body))
 
-    def delivery(self, body: RecordBody, channel: str, channel_serial: str, first: int = 0) -> bytes:
-        """The MESSAGE that subscribers of `channel` (in their spelling) get for one record, without the messages before `first`.
+    def delivery(self, body: RecordBody, channel: str, channel_serial: str, only: Sequence[int] | None = None) -> bytes:
+        """The MESSAGE that subscribers of `channel` (in their spelling) get for one record; `only`: its messages with these indices.
 
         Source: specification TM2, RSL6.
         """
-        messages = [_outbound(message, message_serial(channel_serial, index), self.msgpack) for index, message in enumerate(body.messages)]
-        if first:
-            del messages[:first]
-            for index, message in enumerate(messages, first):
+        if only is None or len(only) == len(body.messages):
+            messages = [_outbound(each, message_serial(channel_serial, index), self.msgpack) for index, each in enumerate(body.messages)]
+        else:
+            messages = [_outbound(body.messages[index], message_serial(channel_serial, index), self.msgpack) for index in only]
+            for index, message in zip(only, messages, strict=True):
                 message.id = message.id or f"{body.id}:{index}"  # a client would count from the first that it gets
         return self._frame(
             self._encode(

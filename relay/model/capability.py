@@ -203,6 +203,11 @@ class Capability:
     def permits(self, operation: Operation, channel_name: str) -> bool:
         return operation in self.operations_on(channel_name)
 
+    def permits_following(self, channel_name: str) -> bool:
+        """Whether what is published on a channel from now on may be read: all of it, or what a filter leaves. Whoever may subscribe to
+        `[filter]name` writes the filter, and so may choose one that leaves everything."""
+        return self.permits(Operation.SUBSCRIBE, channel_name) or self.permits(Operation.SUBSCRIBE, f"[filter]{channel_name}")
+
     def permits_any(self, channel_name: str, operations: Iterable[Operation]) -> bool:
         return not self.operations_on(channel_name).isdisjoint(operations)
 

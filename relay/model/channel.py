@@ -21,7 +21,7 @@ class ChannelName:
     text: str
     """As the client spelled it: every answer repeats exactly this."""
     name: str
-    """Without the inline params, with `[meta]` or `[filter=…]`: what capabilities are asked for."""
+    """Without the inline params, with `[meta]` or `[filter=…]`."""
     params: dict[str, str]
     """The inline params, percent-decoded; the last of equal names wins. Treat as read-only."""
     qualifier: str | None
@@ -30,6 +30,11 @@ class ChannelName:
     """What follows `filter=`; otherwise empty."""
     path: str
     """Without any qualifier: the channel that a `[filter=…]` is derived from."""
+
+    @property
+    def resource(self) -> str:
+        """What a capability must name: of a derived channel `[filter]path`, whatever the filter is."""
+        return f"[filter]{self.path}" if self.qualifier == "filter" else self.name
 
     @property
     def log_name(self) -> str:

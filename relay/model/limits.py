@@ -43,6 +43,18 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Frames that a client may send before its CONNECTED, of `max_frame_bytes` together. Above it: ERROR 80013, closed."""
     channels_per_connection: int = 200
     """Attachments of one connection. Above it: ERROR on the channel with 90010."""
+    filters_per_connection: int = 50
+    """Of these, derived channels. Above it: ERROR 90010 for that channel."""
+    filters_per_channel: int = 200
+    """Distinct expressions of derived channels of one channel on this edge: each is asked of each message. Above it: ERROR 90021 for the
+    derived channel that adds one."""
+    filters: int = 10_000
+    """The same for all channels together, for the memory they take (up to some 25 KB each). Above it: ERROR 90021."""
+    filter_position_records: int = 500
+    """After so many records of which a derived channel got none, its clients are told the position, so that a resume need not go over
+    them."""
+    filter_position_s: float = 15.0
+    """The same by time: so long after the first such record, in seconds."""
     attach_wait_s: float = 8.0
     """How long an ATTACH waits for the core. Beyond it: DETACHED 50003 on the channel; the client tries again."""
     channel_linger_s: float = 5.0
@@ -476,6 +488,10 @@ class ProtocolLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     max_channel_name_bytes: int = 2_048
     """Longest channel name with its qualifiers, in UTF-8 bytes. Above it: 40010."""
+    max_filter_chars: int = 1_024
+    """Longest expression of a derived channel, in characters once decoded. Above it: 40010."""
+    max_filter_tokens: int = 64
+    """Names, values, operators and brackets of such an expression. Above it: 40010."""
     max_messages: int = 1_000
     """Messages of one publish. Above it: 40034, nothing is published."""
     max_message_id_bytes: int = 512

@@ -242,7 +242,18 @@ def test_nobody_writes_on_a_metachannel_whatever_its_rights(world: AnyWorld, for
 
 PRIVATE, OWN = "private:1", "own:1"
 _channels = st.sampled_from(
-    [*[OWN] * 8, *[PRIVATE] * 4, f"[?rewind=1]{PRIVATE}", "[meta]x", CHANNEL_LIFECYCLE, "", f"[?delta=x]{OWN}", "own:*", "*"]
+    [
+        *[OWN] * 8,
+        *[PRIVATE] * 4,
+        f"[?rewind=1]{PRIVATE}",
+        "[meta]x",
+        CHANNEL_LIFECYCLE,
+        "",
+        f"[?delta=x]{OWN}",
+        f"[filter=bmFtZQ==]{OWN}",
+        "own:*",
+        "*",
+    ]
 )
 
 

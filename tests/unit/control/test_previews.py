@@ -164,6 +164,14 @@ def test_can_says_which_line_says_so(core):
     assert (no["permitted"], no["by"], no["other"]) == (False, [], ['"*":["history"]'])
     assert no["because"].startswith(f"no: key {app}.{key} has for room only")
     assert can("presence", "[meta]x").json()["because"].endswith("has no line for [meta]x")
+    assert can("presence", "[filter=bmFtZQ==]room").json()["because"].endswith("a derived channel can be subscribed to, and nothing else")
+    assert can("subscribe", "[filter=bmFtZQ==]room").json()["because"].endswith("has no line for [filter=bmFtZQ==]room")
+    through = core.made(f"/apps/{app}/keys", {"name": "through", "capability": {"[filter]*": ["*"]}})["id"]
+    for channel in ("[filter=bmFtZQ==?rewind=1]room", "[?rewind=1][filter=bmFtZQ==]room", "[filter]room"):
+        for operation, permitted in (("subscribe", True), ("publish", False), ("history", False)):
+            query = {"operation": operation, "channel": channel}
+            answer = core.ask("GET", f"/apps/{app}/keys/{through}/can", params=query, token="reader").json()
+            assert (answer["permitted"], answer["by"]) == (permitted, ['"[filter]*":["*"]'] if permitted else [])
     assert list(can("fly", "room").json()["details"]) == ["operation"]
     assert list(can("publish", "").json()["details"]) == ["channel"]
     core.ask("POST", f"/apps/{app}/keys/{key}/revoke")

@@ -53,6 +53,7 @@ def key(app: str, key_id: str, capability: str = '{"*":["*"]}', **more: Any) -> 
 def apps() -> list[App]:
     keys = [key("shop", "all"), key("shop", "chat", '{"chat:*":["publish","subscribe"]}'), key("shop", "gone", status=1)]
     keys.append(key("shop", "revocable", revocable_tokens=True))
+    keys.append(key("shop", "filters", '{"[filter]*":["*"]}'))
     return [App(id="shop", keys={one.id: one for one in keys}), App(id="bank", keys={"all": key("bank", "all")})]
 
 

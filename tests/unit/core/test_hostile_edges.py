@@ -24,6 +24,7 @@ from relay.link.frames import (
     Hello,
     Lane,
     Open,
+    Opened,
     Present,
     Renew,
     Shut,
@@ -84,6 +85,15 @@ def test_a_witness_that_may_only_publish(core):
     session = core.admitted(token(**{"x-ably-capability": '{"a":["publish","presence"]}'})).session
     assert core.answer(core.open("a", session)).error.code == 40160
     assert core.counted("open.capability") == 1
+
+
+def test_a_witness_that_may_read_through_filters_opens_and_sees_no_past_and_no_members(core):
+    session = core.admitted(token("shop.filters", **{"x-ably-capability": '{"[filter]a":["*"]}'})).session
+    assert isinstance(core.answer(core.open("a", session)), Opened)
+    assert core.answer(core.open("b", session)).error.code == 40160
+    for what, call in ((calls.MEMBERS, calls.Members(channel="a", limit=1)), (calls.REWIND, calls.Rewind(channel="a", limit=1))):
+        core.edge_sends(Fetch(900, session, what, calls.encode(call)))
+        assert core.answer(900).error.code == 40160
 
 
 def test_a_channel_of_another_app(core):

@@ -19,7 +19,7 @@ from relay.link import calls
 from relay.link.frames import Counts, Depart, Fetch, Occupancy, Page, Refused, Shut, Watch
 from relay.model.limits import CoreLimits
 from relay.model.occupancy import ATTACHED, METRICS, metrics
-from tests.unit.core.dialogue import OTHER_EDGE, SECRET, Dialogue
+from tests.unit.core.dialogue import OTHER_EDGE, SECRET, Dialogue, token
 
 KEY = b"shop:room"
 
@@ -165,6 +165,9 @@ def test_an_edge_is_believed_about_channels_that_a_client_of_its_could_attach_to
     report(core, 4, 1, by="")
     assert (total(core)["connections"], total(core, b"bank:room")["connections"]) == (0, 0)
     assert core.counted("occupancy.no_witness") == 4
+    through = core.admitted(token("shop.filters", **{"x-ably-capability": '{"[filter]derived":["subscribe"]}'})).session
+    report(core, 1, 1, by=through, channel="derived")
+    assert total(core, b"shop:derived")["connections"] == 1
     report(core, 5, 1, by=chats, channel="chat:x")
     assert total(core, b"shop:chat:x")["connections"] == 1
     # What it was believed about it may take back through any core, whoever is left there.

@@ -168,6 +168,14 @@ def test_matching(resource, covered, not_covered):
         assert not capability.permits(Operation.SUBSCRIBE, name), name
 
 
+@pytest.mark.parametrize("resource", ["a", "*", "[filter]a", "[filter]*", "[*]a"])
+def test_a_channel_may_be_followed_by_its_own_right_or_that_to_its_derived_channels(resource):
+    assert Capability.parse({resource: ["subscribe"]}).permits_following("a")
+    for other in ({resource: ["publish", "presence", "history"]}, {"[meta]a": ["*"], "b": ["*"], "[filter]b": ["*"]}):
+        assert not Capability.parse(other).permits_following("a")
+    assert not Capability.parse({"[filter]*": ["*"]}).permits_following("[meta]log")
+
+
 def test_matching_resources_add_up():
     capability = Capability.parse({"a:*": ["subscribe"], "a:b": ["publish"], "[*]*": ["stats"]})
     assert capability.operations_on("a:b") == {Operation.SUBSCRIBE, Operation.PUBLISH, Operation.STATS}

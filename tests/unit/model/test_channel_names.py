@@ -67,6 +67,8 @@ def test_a_metachannel_has_a_log_of_its_own_and_a_derived_channel_reads_its_base
     derived = parse_channel("[filter=bmFtZQ==?rewind=1]chat:lobby")
     assert (derived.name, derived.qualifier, derived.qualifier_value) == ("[filter=bmFtZQ==]chat:lobby", "filter", "bmFtZQ==")
     assert derived.log_name == "chat:lobby"
+    assert derived.resource == "[filter]chat:lobby"
+    assert parse_channel("[meta?rewind=1]log").resource == "[meta]log"
     assert derived.params == {"rewind": "1"}
 
 
