@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from confluent_kafka import KafkaError
 
 NO_TOKEN = "no_token"  # noqa: S105 - a reason
 _PREFIX = "Failed to acquire SASL OAUTHBEARER token: "
+_LINE = re.compile(r'Failed to retrieve \w+ token from ".*?": (.*) \((-?\d+)\)$', re.DOTALL)
 _REFUSALS = frozenset(
     ("invalid_request", "invalid_client", "invalid_grant", "invalid_scope", "unauthorized_client", "unsupported_grant_type")
 )
@@ -44,7 +46,16 @@ def why_no_token(error: KafkaError) -> tuple[str, str] | None:
     text = error.str()
     if error.code() != KafkaError._AUTHENTICATION or not text.startswith(_PREFIX):
         return None
-    said = text.removeprefix(_PREFIX)
+    return _told(text.removeprefix(_PREFIX))
+
+
+def without_answer(line: str) -> str:
+    """The driver's log line about a token that it did not get, in the same words, and with the HTTP status (-1: no answer)."""
+    found = _LINE.search(line)
+    return "the token endpoint gives no token" + (f": {_told(found[1])[1]} ({found[2]})" if found else "")
+
+
+def _told(said: str) -> tuple[str, str]:
     try:
         refusal = msgspec.json.decode(said, type=_Refusal).error
     except (msgspec.MsgspecError, UnicodeError):

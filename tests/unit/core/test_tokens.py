@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka import KafkaError
 
 from core.kafka import KafkaConfig
+from core.kafka.logs import log
 from core.kafka.tokens import why_no_token
 
 
@@ -34,6 +35,23 @@ def failure(said: str) -> KafkaError:
 def test_why_there_is_no_token(said: str, reason: str, cause: str) -> None:
     """R7.9: in words of our own, for an endpoint may repeat the secret that it was sent."""
     assert why_no_token(failure(said)) == (reason, cause)
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "shown"),
+    [
+        ('{"error": "invalid_client", "hush-hush": "(1)"}', 401, ": invalid_client (401)"),
+        ("hush-hush\n(503)", 503, ": what it answers is none (503)"),
+        ("Failed to connect to 127.0.0.1 port 1", -1, ": nobody answers (-1)"),
+    ],
+)
+def test_the_drivers_own_line_goes_to_the_log_without_the_answer(
+    said: str, code: int, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it comes of the clients of the core's own cluster."""
+    text = f'[thrd:background]: Failed to retrieve OIDC token from "https://id.example/token?hush-hush": {said} ({code})'
+    log.error("%s [%s] %s", "OIDC", "tidegate-owner#producer-1", text)
+    assert caplog.messages == [f"OIDC [tidegate-owner#producer-1] the token endpoint gives no token{shown}"]
 
 
 def test_other_errors_are_about_no_token() -> None:
