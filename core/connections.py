@@ -197,7 +197,7 @@ class Connections:
         self._table: OrderedDict[str, ConnectionRecord] = OrderedDict()
         self._leases: dict[str, EdgeRecord] = {}
         self._heard: dict[str, float] = {}
-        """When the latest lease of an edge was read, in monotonic seconds."""
+        """When the latest lease of an edge was read, in monotonic seconds; of one without any, when somebody asked for it."""
         self._edges: dict[str, _Edge] = {}
         """Edge processes linked here, by boot id."""
         self._heard_ms = 0
@@ -521,15 +521,15 @@ class Connections:
             record = self._again.pop(connection)
             if join(known := self._table.get(connection), record) is not known:
                 self._write(connection, record)
-        self._forget()
+        self._forget(now)
 
-    def _forget(self) -> None:
+    def _forget(self, now: float) -> None:
         """Tombstones for what is long gone, a piece of the table at a time: by the core whose record it is, else later by any."""
         after_ms = self._ttl_ms + int(_FORGET_AFTER_S * 1000)
         for _ in range(min(_SCANNED_PER_SWEEP, len(self._table))):
             name = next(self._scan, None)
             if name is None:
-                self._forget_leases(3 * after_ms)
+                self._forget_leases(3 * after_ms, now)
                 self._scan = iter(list(self._table))
                 return
             record = self._table.get(name)
@@ -539,9 +539,11 @@ class Connections:
                 if over > (0 if record.core == self._core else after_ms):
                     self._emit(WriteSession(self._number(), f"connection:{name}", None))
         if not self._table:
-            self._forget_leases(3 * after_ms)
+            self._forget_leases(3 * after_ms, now)
 
-    def _forget_leases(self, after_ms: int) -> None:
+    def _forget_leases(self, after_ms: int, now: float) -> None:
+        for boot in [boot for boot, at in self._heard.items() if now - at > after_ms / 1000 and boot not in self._leases]:
+            del self._heard[boot]
         for boot in [boot for boot, lease in self._leases.items() if self._heard_ms - lease.at > after_ms and boot not in self._edges]:
             self._emit(WriteSession(self._number(), f"edge:{boot}", None))
 

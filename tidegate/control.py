@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 WAIT_S = 20.0
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "�")
@@ -112,10 +112,15 @@ def why_refused(refused: urllib.error.HTTPError) -> str:
 
 
 def show(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    table = Table(*columns, title=title)
+    table = Table(*columns, title=Text(_plain(title), style="table.title"))
     for row in rows:
-        table.add_row(*(escape(_plain(_cell(value))) for value in row))
+        add_row(table, *row)
     console.print(table)
+
+
+def add_row(table: Table, *values: object) -> None:
+    """What is no `Text` yet is shown as it is: markup and `:names:` of emoji in it mean nothing."""
+    table.add_row(*(value if isinstance(value, Text) else Text(_plain(_cell(value))) for value in values))
 
 
 def _cell(value: object) -> str:

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 VERSION = "4.1.1"
@@ -197,11 +198,14 @@ class LocalKafka:
     2 to 3 s once Kafka is fetched.
     """
 
-    def __init__(self, port: int = 0, directory: Path | None = None, extra: str = "", *, fast_start: bool = True) -> None:
-        """`fast_start`: at the price of speed later, for the virtual machine does not compile what is called often a second time."""
+    def __init__(
+        self, port: int = 0, directory: Path | None = None, extra: str = "", *, fast_start: bool = True, options: Iterable[str] = ()
+    ) -> None:
+        """`fast_start`: at the price of speed later, for the virtual machine does not compile what is called often a second time.
+        `options`: more of them for the virtual machine."""
         self._port = port
         self._extra = extra
-        self._options = ["-XX:TieredStopAtLevel=1"] if fast_start else []
+        self._options = [*(["-XX:TieredStopAtLevel=1"] if fast_start else []), *options]
         self._controller = 0
         self._directory = directory
         self._temporary: tempfile.TemporaryDirectory[str] | None = None

@@ -17,11 +17,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from core.config import CoreConfig
 from core.control.cluster import together
 from relay.runtime.settings import load
-from tidegate.control import NoRedirect, why_refused
+from tidegate.control import NoRedirect, add_row, why_refused
 
 WAIT_S = 5.0
 SILENT_S = 15.0
@@ -129,14 +130,15 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     )
     for core in status["cores"]:
         if "error" in core:
-            cores.add_row(core["url"], f"[red]no answer[/red]: {core['error']}")
+            add_row(cores, core["url"], Text.assemble(("no answer", "red"), f": {core['error']}".translate(_CONTROL)))
         elif "partitions" not in core:
-            cores.add_row(core["node"], "[yellow]starting[/yellow]")
+            add_row(cores, core["node"], Text("starting", style="yellow"))
         else:
             lags = [each["lag"] for each in core["partitions"] if each["lag"] is not None]
-            cores.add_row(
+            add_row(
+                cores,
                 core["node"],
-                "[green]ready[/green]" if core["ready"] else "[red]not ready[/red]",
+                Text("ready", style="green") if core["ready"] else Text("not ready", style="red"),
                 f"{_ranges(each['partition'] for each in core['partitions'] if each['owned'])} of {len(core['partitions'])}",
                 str(sum(lags)) if lags else "?",
                 *(str(value) for value in (len(core["links"]), core["sessions"], core["connections"], core["channels"], core["appends"])),
@@ -145,20 +147,20 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     edges = Table("edge", "process", "state", "lease, s", "linked to", "sessions", title="Edges")
     for edge in status["edges"]:
         age = "" if edge["ageMs"] is None else f"{edge['ageMs'] / 1000:.1f}"
-        state = "[green]alive[/green]" if edge["alive"] else "[red]gone[/red]"
-        edges.add_row(edge["edge"], edge["boot"][:8], state, age, ", ".join(edge["cores"]) or "-", str(edge["sessions"]))
+        state = Text("alive", style="green") if edge["alive"] else Text("gone", style="red")
+        add_row(edges, edge["edge"], edge["boot"][:8], state, age, ", ".join(edge["cores"]) or "-", str(edge["sessions"]))
     console.print(edges)
     for wrong, which in (("without an owner", 0), ("with two owners (for some seconds that is normal)", 2)):
         numbers = [each["partition"] for each in status["partitions"] if min(len(each["owners"]), 2) == which]
         if numbers:
-            console.print(f"[yellow]Partitions {wrong}: {_ranges(numbers)}[/yellow]")
+            console.print(Text(f"Partitions {wrong}: {_ranges(numbers)}", style="yellow"))
     parked = [(core["node"], each) for core in status["cores"] for each in core.get("parkedRules", ())]
     if parked:
         rules = Table("rule", "topic", "why", "since, UTC", "core", "partitions", "behind", title="Parked rules")
         for node, each in sorted(parked, key=lambda one: (one[1]["rule"], one[1]["topic"], one[0])):
             since = datetime.fromtimestamp(each["since"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
             why = each["reason"].replace("_", " ") + (", catching up" if each["catchingUp"] else "")
-            rules.add_row(each["rule"], each["topic"] or "all", why, since, node, _ranges(each["partitions"]), str(each["behind"]))
+            add_row(rules, each["rule"], each["topic"] or "all", why, since, node, _ranges(each["partitions"]), str(each["behind"]))
         console.print(rules)
     remote = [(core["node"], each) for core in status["cores"] for each in core.get("remoteRules", ())]
     if remote:
@@ -166,7 +168,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
         for node, each in sorted(remote, key=lambda one: (one[1]["rule"], one[1]["topic"], one[0])):
             found = each["state"] + (f": {each['reason'].replace('_', ' ')}" if each["reason"] else "")
             where = each["topic"] or "all"
-            rules.add_row(each["rule"], where, each["cluster"], found, node, _ranges(each["partitions"]), str(each["behind"]))
+            add_row(rules, each["rule"], where, each["cluster"], found, node, _ranges(each["partitions"]), str(each["behind"]))
         console.print(rules)
 
 

@@ -56,9 +56,9 @@ class Tried(NamedTuple):
         table.columns[4].ratio = 3
         for each in self.found:
             if each.output is None:
-                table.add_row(each.rule, Text("no record", style="yellow"), "", "", Text(each.reason))
+                table.add_row(Text(each.rule), Text("no record", style="yellow"), "", "", Text(each.reason))
             else:
-                table.add_row(each.rule, *(Text(visible(text)) for text in _cells(each.output)))
+                table.add_row(Text(each.rule), *(Text(visible(text)) for text in _cells(each.output)))
         console.print(table)
 
 

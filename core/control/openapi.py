@@ -83,6 +83,7 @@ _TARGET = {
                     "username": {"type": ["string", "null"], "description": "With oauthbearer the client's id"},
                     "password": {"type": ["string", "null"], "description": "null in answers without the scope `secrets`"},
                     "tokenEndpoint": {"type": ["string", "null"], "description": "Of oauthbearer: https"},
+                    "tokenCa": {"type": ["string", "null"], "description": "PEM of the token endpoint's authority"},
                     "scope": {"type": ["string", "null"], "description": "Of oauthbearer"},
                     "extensions": {"type": ["string", "null"], "description": "Of oauthbearer: key=value,key=value"},
                 },

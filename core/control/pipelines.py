@@ -50,6 +50,7 @@ _MAPPING_FIELDS = {
 MAPPING_RECORDS = ("mapping:", "steering:", "app:")
 """What the keys of records begin with that say which mappings run, and how."""
 _SEEK_FIELDS = ("to", "topic", "partition", "offset")
+_SASL_FIELDS = {"tokenEndpoint": "token_endpoint", "tokenCa": "token_ca"}
 _SCHEMA_FIELDS = {"onInvalid": "on_invalid", "dlqTopic": "dlq_topic"}
 _PATH = re.compile(r"(?s)(.*?)(?: - at `\$\.?(.*)`)?")
 
@@ -240,8 +241,8 @@ class Pipelines:
         body = _for_own_cluster(body)
         source, target = body["source"], body["target"]
         sasl = _sasl(body)
-        if sasl is not None and "tokenEndpoint" in sasl:
-            sasl["token_endpoint"] = sasl.pop("tokenEndpoint")
+        if sasl is not None:
+            sasl = {_SASL_FIELDS.get(name, name): value for name, value in sasl.items()}
         raw: Body = {
             "id": name,
             "status": body["status"],
@@ -543,7 +544,7 @@ def _auth(target: Body, details: dict[str, list[str]]) -> tuple[Body | None, str
         details["target.auth.sasl.password"] = ["must be text"]
         password = None
     kept = {"mechanism": sasl.get("mechanism"), "username": sasl.get("username")}
-    kept |= {name: sasl[name] for name in ("tokenEndpoint", "scope", "extensions") if _or(sasl.get(name), None) is not None}
+    kept |= {name: sasl[name] for name in ("tokenEndpoint", "tokenCa", "scope", "extensions") if _or(sasl.get(name), None) is not None}
     return {"sasl": kept}, password
 
 
@@ -557,8 +558,8 @@ def _check_shown_to(before: Body, after: Body) -> None:
 def _shown_to(body: Body) -> tuple[Any, ...]:
     """Whom a rule shows its password to, and how. With a login there is TLS unless it says otherwise."""
     sasl, target = _sasl(body) or {}, body["target"]
-    endpoint = sasl.get("tokenEndpoint") or ""
-    return target["brokers"], target.get("tls") is not False, target.get("ca") or "", sasl.get("mechanism"), endpoint
+    tokens = sasl.get("tokenEndpoint") or "", sasl.get("tokenCa") or ""
+    return target["brokers"], target.get("tls") is not False, target.get("ca") or "", sasl.get("mechanism"), *tokens
 
 
 def _sasl(body: Body) -> Body | None:
@@ -635,7 +636,7 @@ def _static_schema(schema: RuleSchema | None) -> Body | None:
 
 
 def _static_sasl(sasl: Sasl) -> Body:
-    more = {"tokenEndpoint": sasl.token_endpoint, "scope": sasl.scope, "extensions": sasl.extensions}
+    more = {"tokenEndpoint": sasl.token_endpoint, "tokenCa": sasl.token_ca, "scope": sasl.scope, "extensions": sasl.extensions}
     return {"mechanism": sasl.mechanism, "username": sasl.username} | {name: value for name, value in more.items() if value}
 
 

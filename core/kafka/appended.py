@@ -18,7 +18,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from core.kafka.config import KafkaConfig
 from core.kafka.consumer import open_consumer, read_batch
-from core.kafka.records import read_headers
+from core.kafka.records import headers_of, read_headers
 from core.kafka.topics import StreamInfo
 from relay.model.channel import log_key
 
@@ -199,7 +199,7 @@ class LogScan:
                 raise KafkaException(error)
             return
         self.records += 1
-        _, publish_id = read_headers(message.headers() or [])
+        _, publish_id = read_headers(headers_of(message) or [])
         source = source_of(publish_id)
         if source is not None and source.mapping == self._mapping and (message.key() or b"").startswith(self._app):
             look = self._looks.get(source.place)

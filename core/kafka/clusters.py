@@ -24,6 +24,7 @@ from core.kafka.consumer import open_consumer, wrapped
 from core.kafka.log_reader import LogReader, open_reader
 from core.kafka.logs import log
 from core.kafka.targets import TargetTopics, fault_of
+from core.kafka.tokens import why_no_token
 from core.kafka.topics import StreamInfo
 from core.kafka.transactions import CALL_S, TOO_LARGE, again
 from core.ownership import OwnedPartition
@@ -48,11 +49,15 @@ CLOSE_S = 12.0
 """Longest wait for a thread to end, in seconds."""
 BATCH_BYTES = 65_536
 """Largest batch, but for a record that is larger by itself. A broker that finds a batch too large refuses all of it."""
+TOKEN_S = 3600.0
+"""How long a token that could not be had explains that brokers refuse the login, in seconds: they do once the last one has run out, and the
+driver does not say again what was wrong."""
 UNREACHABLE = "unreachable_cluster"
+REFUSED = "refused_login"
 _TROUBLES = {
-    KafkaError._AUTHENTICATION: "refused_login",
-    KafkaError.SASL_AUTHENTICATION_FAILED: "refused_login",
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "refused_login",
+    KafkaError._AUTHENTICATION: REFUSED,
+    KafkaError.SASL_AUTHENTICATION_FAILED: REFUSED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: REFUSED,
     KafkaError._SSL: "tls_failed",
     KafkaError._RESOLVE: "unknown_host",
 }
@@ -149,6 +154,11 @@ class ClusterWriter:
         self._other = OtherCluster(brokers=cluster.name, prefix=config.prefix, properties=dict(cluster.properties), trouble=self._trouble)
         self._why = ""
         """What was last wrong with a connection."""
+        self._token = ""
+        """What was last wrong with tokens."""
+        self._token_until = 0.0
+        self._token_over = False
+        """Brokers have refused the login since."""
         self._fatal = False
         """The producer is of no use any more."""
         self._closing = threading.Event()
@@ -230,7 +240,8 @@ class ClusterWriter:
                 each.rule.alone = False
             if each.rule.caught_up():
                 log.info("rule %s: caught up on topic %s", each.rule.rule, each.rule.topic)
-        self._let_go()
+        if not self._let_go():
+            return
         self._solo = next((each.rule for each in self._active if each.rule.alone), None)
         busy = False
         if now >= self._away_until:
@@ -250,7 +261,8 @@ class ClusterWriter:
         if not busy:
             self._producer.poll(IDLE_S)
 
-    def _let_go(self) -> None:
+    def _let_go(self) -> bool:
+        """Of those who are gone. Returns whether the producer is left."""
         gone = [each.rule for each in self._watched if each.rule.gone]
         if gone:
             self._watched = [each for each in self._watched if not each.rule.gone]
@@ -259,6 +271,8 @@ class ClusterWriter:
             self._abandoned.popleft()
         if self._abandoned and (self._why or any(each.rule.reason for each in self._watched)):
             self._drop_producer()  # nobody asks any more for what it holds, and it may do so for long
+            return False
+        return True
 
     # --- the producer ----------------------------------------------------------------------------------------------------------------
 
@@ -291,8 +305,15 @@ class ClusterWriter:
         self._abandoned.clear()
 
     def _trouble(self, error: KafkaError) -> None:
-        """Any thread that polls a client."""
-        why = _TROUBLES.get(error.code(), "")
+        """Called as a client is polled."""
+        why, now = _TROUBLES.get(error.code(), ""), time.monotonic()
+        no_token = why_no_token(error)
+        if no_token is not None:
+            self._token, cause = no_token
+            self._say(f"the token endpoint gives no token: {cause}")
+        if no_token is not None or (why == REFUSED and now < self._token_until):
+            why, self._token_until = self._token, now + TOKEN_S
+            self._token_over = no_token is None
         if why or error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
             self._why = why or self._why or UNREACHABLE
         self._fatal = self._fatal or error.fatal()
@@ -399,13 +420,18 @@ class ClusterWriter:
         return True
 
     def _answered(self) -> None:
-        self._why = ""
+        self._fine()
         self._failures = 0
+
+    def _fine(self) -> None:
+        self._why = ""
+        if self._token_over:
+            self._token_over, self._token_until = False, 0.0
 
     def _reported(self, rule: RemoteRule, entry: Sending, output: Output, error: KafkaError | None, _message: object) -> None:
         rule.report(entry, output, error, time.monotonic())
         if error is None:
-            self._why = ""
+            self._fine()
             self._account.wrote([output])
 
     def _set_apart(self, each: _Watched, faults: dict[str, Any], now: float) -> bool:

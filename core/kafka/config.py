@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from core.kafka.logs import log
+from core.kafka.tokens import token_authorities
 from relay.runtime.settings import File, PrivateFile, Secret
 
 WINDOW_S = 240.0
@@ -56,6 +57,7 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "error_cb": lambda error: log.warning("kafka %s: %s", role, error.name()),
             "logger": log,
         }
+        settings |= token_authorities(self.properties)
         return settings | dict(self.properties) | {name.replace("_", "."): value for name, value in overrides.items()}
 
 

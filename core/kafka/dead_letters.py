@@ -112,7 +112,7 @@ class DeadLetters:
             self._topic,
             record.value,
             record.key,
-            headers=[*record.headers, *((HEADER + name, text.encode()) for name, text in about.items())],
+            headers=[*(record.headers or ()), *((HEADER + name, text.encode()) for name, text in about.items())],
             on_delivery=lambda error, _: self._reported(letter, error),
         )
 

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from core.kafka.tokens import without_answer
+
 LINES = 10
 """Lines of one kind that are logged within `SPAN_S`. Above it: they are left out, and the next one that is logged says how many."""
 SPAN_S = 60.0
@@ -40,6 +42,8 @@ class Moderation(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         first = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""
+        if first == "OIDC" and isinstance(record.args, tuple):
+            record.args = (*record.args[:2], without_answer(str(record.args[-1])))
         now = self._clock()
         with self._lock:
             kind = self._kinds.get((record.msg, first))

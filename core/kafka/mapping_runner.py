@@ -28,6 +28,7 @@ from core.kafka.consumer import KafkaThread, open_consumer, read_batch
 from core.kafka.dead_letters import DeadLetters
 from core.kafka.lanes import Entry, Lane, LogAppends, Position, State
 from core.kafka.logs import log
+from core.kafka.records import headers_of
 from core.kafka.targets import TargetTopics
 from core.mappings import Delayed, Failed, Mapped, Mapping, Schemas, Seek, SourceRecord, Steering
 from relay.model.limits import CoreLimits
@@ -482,7 +483,7 @@ class MappingRunner(KafkaThread):
             error = message.error()
             if error is None:
                 place = (message.topic(), message.partition())
-                record = SourceRecord(*place, message.offset(), message.key(), message.value(), message.headers() or [])
+                record = SourceRecord(*place, message.offset(), message.key(), message.value(), headers_of(message))
                 batch.setdefault(place, []).append(record)
             elif error.fatal():
                 raise KafkaException(error)

@@ -10,6 +10,9 @@ FORMAT_VERSION = b"1"
 """The `version` header. A reader skips what it does not know."""
 UNKNOWN = -1
 """Kind of a record that this build cannot read: no headers, another format version, or a kind that is no number."""
+UNREADABLE = (SystemError, UnicodeDecodeError)
+"""What the driver raises of headers if the name of one is not UTF-8; with confluent-kafka 2.16 it is the first. Asked once more it gives a
+list with null pointers in it, which end the process when they are touched: ask once."""
 NUMERALS = [str(kind).encode() for kind in range(256)]
 KINDS: dict[bytes | None, int] = {numeral: kind for kind, numeral in enumerate(NUMERALS)}
 
@@ -21,7 +24,10 @@ def headers(kind: int, publish_id: str) -> list[tuple[str, str | bytes | None]]:
 
 def log_record(message: Any, stream: str) -> LogRecord:
     """What a message of confluent_kafka says as a record of the log. Foreign records keep their place and get the kind `UNKNOWN`."""
-    found = message.headers()
+    try:
+        found = message.headers()
+    except UNREADABLE:
+        found = None
     kind, publish_id = read_headers(found) if found else (UNKNOWN, "")
     return LogRecord(
         stream,
@@ -33,6 +39,14 @@ def log_record(message: Any, stream: str) -> LogRecord:
         kind,
         publish_id,
     )
+
+
+def headers_of(message: Any) -> list[tuple[str, bytes | None]] | None:
+    """Headers of a record that others have written; None if they cannot be had. To be called once for each."""
+    try:
+        return message.headers() or []
+    except UNREADABLE:
+        return None
 
 
 def read_headers(found: list[tuple[str, bytes | None]]) -> tuple[int, str]:

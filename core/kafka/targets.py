@@ -103,6 +103,7 @@ class TargetTopics:
         if self._admin is None:
             self._admin = AdminClient(self._config.client("targets"))
         wait = self._timeout_s
+        self._admin.poll(0)  # what it has to say; it keeps that until somebody asks
         asked = self._admin.describe_topics(TopicCollection(topics), include_authorized_operations=True, request_timeout=wait)
         found: dict[str, Fault | None] = {}
         for topic, future in asked.items():

@@ -146,6 +146,8 @@ class Mapping:
             return Failed("refused", type(defect).__name__)
 
     def _map(self, record: SourceRecord, now_ms: int, schemas: Schemas | None, seek: int) -> Mapped:
+        if record.headers is None:
+            raise FailedError("undecodable", "the name of a header is not UTF-8")
         key = self._key(record.key, schemas)
         value = self._value(record.value, schemas)
         view = View(record, key, value)

@@ -29,7 +29,8 @@ class SourceRecord(NamedTuple):
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: list[tuple[str, bytes | None]]
+    headers: list[tuple[str, bytes | None]] | None
+    """None: they cannot be had, as one of them has a name that is not UTF-8."""
 
 
 class View(NamedTuple):
@@ -122,7 +123,7 @@ def _header(name: str) -> Value:
     wanted = name.removeprefix(_HEADER)
 
     def value(view: View) -> str:
-        for header, content in reversed(view.record.headers):
+        for header, content in reversed(view.record.headers or ()):
             if header == wanted:
                 return text_of(content, f"#{{{name}}}")
         raise FailedError("missing_field", f"#{{{name}}} is not there")

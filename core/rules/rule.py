@@ -67,7 +67,9 @@ class Sasl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     password: Secret
     """With `oauthbearer` the client's secret."""
     token_endpoint: str = ""
-    """`https://…`: where tokens are asked for. Of `oauthbearer`, like the two below."""
+    """`https://…`: where tokens are asked for. Of `oauthbearer`, like what follows."""
+    token_ca: str = ""
+    """Certificates in PEM that the token endpoint's is checked against; empty: those that the machine trusts."""
     scope: str = ""
     extensions: str = ""
     """SASL extensions that brokers ask for: `key=value,key=value`."""
@@ -161,6 +163,7 @@ class Cluster(NamedTuple):
             "sasl.oauthbearer.client.secret": sasl.password.reveal(),
             "sasl.oauthbearer.token.endpoint.url": sasl.token_endpoint,
         }
+        made |= {"https.ca.pem": sasl.token_ca} if sasl.token_ca else {}
         made |= {"sasl.oauthbearer.scope": sasl.scope} if sasl.scope else {}
         return made | ({"sasl.oauthbearer.extensions": sasl.extensions} if sasl.extensions else {})
 
@@ -180,11 +183,16 @@ def cluster_of(target: RuleTarget) -> Cluster | None:
     tls = sasl is not None if target.tls is None else target.tls
     if target.ca and not tls:
         raise ConfigError("target.ca", "is for TLS, which is off")
-    if target.ca and (len(target.ca) > MAX_CA or "-----BEGIN CERTIFICATE-----" not in target.ca or "PRIVATE KEY" in target.ca):
-        raise ConfigError("target.ca", f"must be certificates in PEM, of at most {MAX_CA} characters")
+    check_ca("target.ca", target.ca)
     if sasl is not None:
         check_sasl(sasl)
     return Cluster(tuple(target.brokers), tls, target.ca, sasl)
+
+
+def check_ca(field: str, pem: str) -> None:
+    """Raises ConfigError."""
+    if pem and (len(pem) > MAX_CA or "-----BEGIN CERTIFICATE-----" not in pem or "PRIVATE KEY" in pem):
+        raise ConfigError(field, f"must be certificates in PEM, of at most {MAX_CA} characters")
 
 
 def check_sasl(sasl: Sasl) -> None:
@@ -197,9 +205,10 @@ def check_sasl(sasl: Sasl) -> None:
     if sasl.mechanism == "oauthbearer":
         if not sasl.token_endpoint.startswith("https://"):
             raise ConfigError(f"{where}token_endpoint", "must begin with https://: the client's secret is sent there")
+        check_ca(f"{where}token_ca", sasl.token_ca)
         return
-    for name, value in (("token_endpoint", sasl.token_endpoint), ("scope", sasl.scope), ("extensions", sasl.extensions)):
-        if value:
+    for name in ("token_endpoint", "token_ca", "scope", "extensions"):
+        if getattr(sasl, name):
             raise ConfigError(f"{where}{name}", "is for oauthbearer")
 
 

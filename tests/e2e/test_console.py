@@ -412,6 +412,7 @@ def test_a_rule_into_another_cluster_that_is_saved_keeps_its_login_and_tls(visit
     """The Control API's other users say nothing of TLS, which is on then, and of mechanisms there are more than most forms have."""
     app = str(api.made("/accounts/tidegate/apps", {"name": f"console {time.time_ns()}"})["id"])
     login = {"mechanism": "oauthbearer", "username": "me", "password": "a secret", "tokenEndpoint": "https://id.example/token"}
+    login["tokenCa"] = "-----BEGIN CERTIFICATE-----"
     target = {"routingKey": "t", "brokers": ["127.0.0.1:1"], "auth": {"sasl": login}}
     rule = {"ruleType": "kafka", "requestMode": "single", "status": "disabled", "source": {"type": "channel.message"}, "target": target}
     made = api.made(f"/apps/{app}/rules", rule)["id"]

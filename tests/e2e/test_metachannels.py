@@ -10,8 +10,10 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
 
-from tests.chaos.occupancy import occupancy, prepare
+from tests.chaos.occupancy import Api, occupancy, prepare
 from tests.journeys.real import RealClient, RealWorld
 from tests.support.product import Product
 
@@ -75,3 +77,27 @@ def test_a_rule_that_leaves_out_records_says_so_on_the_log(prepared: tuple[str, 
         about = json.loads(message["data"])
         assert (about["reason"], about["error"]["code"]) == ("illegal_topic", 70000)
         assert "secret" not in message["data"]
+
+
+def test_a_mapping_that_waits_at_a_record_says_so_on_the_log(relay: Product, prepared: tuple[str, list[str]], world: RealWorld) -> None:
+    """Once, whichever core has the partition, and to clients of both edges."""
+    key, _ = prepared
+    app, topic = key.partition(".")[0], f"poison-{secrets.token_hex(4)}"
+    admin = AdminClient({"bootstrap.servers": relay.kafka})  # its answers go with it
+    for made in admin.create_topics([NewTopic(topic, 1)]).values():
+        made.result(10)
+    watchers = watching(world, key, "[meta]log")
+    mapping = {"topics": [topic], "channel": "x:#{value.missing}", "from": "earliest", "onFailedRecordMapping": "stop"}
+    made_id = Api(relay).ask("POST", f"/apps/{app}/mappings", mapping)["id"]
+    producer = Producer({"bootstrap.servers": relay.kafka})
+    producer.produce(topic, key=b"secret", value=b'{"data": "secret"}')
+    producer.flush(20)
+    for watcher in watchers:
+        (message,) = watcher.gets(MESSAGE)["messages"]
+        assert message["name"] == "mapping.stopped"
+        about = json.loads(message["data"])
+        assert about.pop("error")["code"] == 70000
+        assert about == {"mappingId": made_id, "reason": "missing_field", "topic": topic, "partition": 0, "offset": 0}
+        assert "secret" not in message["data"]
+    for watcher in watchers:
+        watcher.gets_nothing()

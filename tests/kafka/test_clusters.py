@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import signal
 import time
@@ -14,13 +15,14 @@ import msgspec
 import pytest
 
 from core.kafka import LogProducer
-from core.rules import Rule, RuleConfig
+from core.rules import Rule, RuleConfig, Version
 from relay.runtime.settings import Secret
 from tests.kafka.test_parked import CHANNELS, publishing, routing, settled
 from tests.kafka.test_rules import committed, create, numbers, publish, rule, until
 from tests.support.kafka import kafka
 from tests.support.other_cluster import OtherCluster, other_cluster
 from tests.support.owner_process import owner_process
+from tests.support.token_endpoint import SECRET
 
 pytestmark = pytest.mark.kafka
 
@@ -138,6 +140,60 @@ def test_an_outage_of_the_other_cluster_delays_and_repeats_nothing(kafka_brokers
             assert_in_order(found)
 
     asyncio.run(story())
+
+
+def test_a_token_endpoint_that_refuses_or_is_away_delays_its_rules(
+    kafka_brokers: str, other: OtherCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R7.2, R7.4, R7.9: tokens of some seconds, which the brokers check. Who gets none is parked and says why; so is who had one, once it
+    has run out. All is there once when the endpoint is back, and when the secret is the right one."""
+
+    async def story() -> None:
+        endpoint = other.endpoint
+        async with kafka(kafka_brokers) as world:
+            topics = {name: other.create(topic_name(), 1) for name in ("good", "wrong", "unknown")}
+
+            def made(name: str, **sasl: str) -> Rule:
+                return remote(name, routing(topics[name]), other.token_target(**sasl))
+
+            others = [made("good"), made("unknown", token_ca="")]
+            owner = world.owner([*others, made("wrong", password=f"not {SECRET}")])
+            await settled(owner)
+            async with publishing(world) as stream:
+                await until(lambda: owner.written["app/good"] >= 50)
+                await until(lambda: state_of(owner, "wrong") == ("parked", "refused_login"))
+                await until(lambda: state_of(owner, "unknown") == ("parked", "no_token"))
+                given, written = endpoint.given, owner.written["app/good"]
+                await until(lambda: endpoint.given >= given + 4)  # two clients, each twice
+                assert state_of(owner, "good") == ("running", "")
+                assert owner.written["app/good"] > written + 500
+                endpoint.down()
+                await until(lambda: state_of(owner, "good") == ("parked", "no_token"), 40)
+                endpoint.up()
+                before = stream.published
+                await until(lambda: state_of(owner, "good") == ("running", "") and owner.written["app/good"] > before, 40)
+                owner.change([*others, made("wrong")], Version(position=1))
+                await until(lambda: state_of(owner, "wrong") == ("running", "") and owner.written["app/wrong"] > before, 40)
+            await until(lambda: all(owner.written[f"app/{name}"] == stream.published for name in ("good", "wrong")))
+            said = str([owner.status(), owner.remote_rules(), owner.waiting_rules(), owner.state_of("app/wrong")])
+            await owner.close()
+            assert owner.failures == 0
+            for name in ("good", "wrong"):
+                found = await asyncio.to_thread(committed, other.plain, topics[name], 1)
+                assert sorted(numbers(found)) == list(range(stream.published))
+                assert_in_order(found)
+            assert SECRET not in said
+
+    other.endpoint.up()
+    with caplog.at_level(logging.DEBUG):
+        try:
+            asyncio.run(story())
+        finally:
+            other.endpoint.down()
+    assert "gives no token: invalid_client" in caplog.text
+    assert "gives no token: nobody answers" in caplog.text
+    assert "gives no token: its certificate is not trusted" in caplog.text
+    assert SECRET not in caplog.text
 
 
 def test_a_topic_that_is_missing_there_waits_alone(kafka_brokers: str, other: OtherCluster) -> None:

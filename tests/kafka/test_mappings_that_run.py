@@ -27,6 +27,7 @@ from relay.model.message import RecordBody
 from tests.kafka.test_mappings import create, drained, firsts, log_of, logged, marks, message, produce, raw_log, until
 from tests.support.core_process import Core, core_process
 from tests.support.kafka import Kafka, a_config, kafka
+from tests.support.raw_headers import produce_raw
 from tidegate.kafka_local import free_port
 
 pytestmark = pytest.mark.kafka
@@ -191,6 +192,56 @@ def test_a_change_of_the_policy_lets_a_stopped_partition_go(kafka_brokers: str) 
             assert (await asyncio.to_thread(marks, world, running.group, topic, 1))[0] == [4]
             assert len(logged(world)) == 2
             assert running.failures == 0
+
+    asyncio.run(story())
+
+
+def test_a_header_whose_name_is_no_text_is_the_trouble_of_its_record(kafka_brokers: str) -> None:
+    """Rows M4.3 and M4.6: the partition waits, others go on; then it is a dead letter. Values of headers may be any bytes."""
+
+    async def story() -> None:
+        async with kafka(kafka_brokers) as world:
+            topic, dead = create(world, "in", 2), create(world, "dead", 1)
+            appends = log_of(world)
+            running = runner(world, appends, mapping(world, topics=[topic], channel="c:#{topic.partition}"))
+            put(kafka_brokers, topic, "before")
+            produce_raw(kafka_brokers, topic, 0, b"poison", [(b"fine", b"1"), (b"\xff\xfe", b"2"), (b"last", b"3")])
+            produce_raw(kafka_brokers, topic, 0, b"after", [("näme".encode(), b"\xff")])
+            put(kafka_brokers, topic, "beside", partition=1)
+            await until(lambda: running.stopped and len(logged(world)) == 2)
+            assert [(each.partition, each.offset, each.reason) for each in running.stopped] == [(0, 1, "undecodable")]
+            running.use(mapping(world, topics=[topic], channel="c", on_failed_record_mapping="dlq", dlq_topic=dead), Steering())
+            await until(lambda: len(logged(world)) == 3)
+            (letter,) = await asyncio.to_thread(drained, kafka_brokers, dead, 1)
+            headers = dict(letter.headers())
+            assert (letter.key(), letter.value(), headers["tidegate.dlq.reason"]) == (b"k", b"poison", b"undecodable")
+            assert {name.rpartition(".")[0] for name in headers} == {"tidegate.dlq"}
+            await running.close()
+            assert running.failures == 0
+            assert {message(record).data for record in logged(world)} == {"before", "beside", "after"}
+            (extras,) = [found.extras for record in logged(world) if (found := message(record)).data == "after"]
+            assert extras is not None
+            assert extras["headers"] == {"näme": "/w=="}
+
+    asyncio.run(story())
+
+
+def test_a_foreign_record_of_the_log_with_such_a_header_keeps_its_place(kafka_brokers: str) -> None:
+    """Nobody is to write there. Who does all the same stops neither tails nor owners."""
+
+    async def story() -> None:
+        async with kafka(kafka_brokers) as world:
+            produce_raw(kafka_brokers, world.log.topic, 0, b"x", [(b"\xff", b"1")])
+            topic = create(world, "in", 1)
+            running = runner(world, log_of(world), mapping(world, topics=[topic]))
+            owner = world.owner()
+            await until(lambda: owner.ready and len(owner.owned) == 4)
+            put(kafka_brokers, topic, "one")
+            await until(lambda: any(record.key == b"app:k" for record in logged(world)))
+            await until(lambda: sum(each.committed or 0 for each in owner.partitions) >= 2)
+            await running.close()
+            await owner.close()
+            assert (running.failures, owner.failures) == (0, 0)
 
     asyncio.run(story())
 

@@ -1,4 +1,4 @@
-"""Another Kafka cluster: a broker that has users, with passwords, and TLS if asked for."""
+"""Another Kafka cluster: a broker that has users, with passwords or tokens, and TLS if asked for."""
 
 from __future__ import annotations
 
@@ -15,18 +15,30 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.support.kafka import skip_or_fail
+from tests.support.token_endpoint import AUDIENCE, CLIENT, ISSUER, SCOPE, SECRET, TokenEndpoint
 from tidegate.kafka_local import KafkaUnavailable, LocalKafka, free_port
 
 USER, PASSWORD = "relay", "a password of rules"
 SETTINGS = """\
-listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:%(sasl)d,SECURE://127.0.0.1:%(secure)d,CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:%(sasl)d,SECURE://127.0.0.1:%(secure)d
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT,SECURE:SASL_SSL
+listeners=%(listeners)s,CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=%(listeners)s
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT,SECURE:SASL_SSL,TOKENS:SASL_SSL
 sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
 %(logins)s
 listener.name.secure.ssl.keystore.type=PEM
 listener.name.secure.ssl.keystore.location={directory}/keystore.pem
+listener.name.tokens.ssl.keystore.type=PEM
+listener.name.tokens.ssl.keystore.location={directory}/keystore.pem
+listener.name.tokens.sasl.enabled.mechanisms=OAUTHBEARER
+listener.name.tokens.oauthbearer.sasl.jaas.config=org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required;
+listener.name.tokens.oauthbearer.sasl.server.callback.handler.class=%(validator)s
+listener.name.tokens.oauthbearer.connections.max.reauth.ms=3600000
+sasl.oauthbearer.jwks.endpoint.url=file://{directory}/jwks.json
+sasl.oauthbearer.expected.issuer=%(issuer)s
+sasl.oauthbearer.expected.audience=%(audience)s
+sasl.oauthbearer.clock.skew.seconds=0
 """
+VALIDATOR = "org.apache.kafka.common.security.oauthbearer.OAuthBearerValidatorCallbackHandler"
 LOGIN = """\
 listener.name.%(name)s.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_%(user)s="%(password)s";
 listener.name.%(name)s.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
@@ -38,13 +50,25 @@ class OtherCluster:
     """`broker.pause`, `kill` and `start` are what happens to it."""
 
     def __init__(self, directory: Path) -> None:
-        self.sasl, self.secure = free_port(), free_port()
-        logins = "".join(LOGIN % {"name": name, "user": USER, "password": PASSWORD} for name in ("sasl", "secure"))
-        settings = SETTINGS % {"sasl": self.sasl, "secure": self.secure, "logins": logins}
-        self.broker = LocalKafka(directory=directory, extra=settings)
+        self.sasl, self.secure, self.tokens = free_port(), free_port(), free_port()
+        ports = ("PLAINTEXT", "{port}"), ("SASL", self.sasl), ("SECURE", self.secure), ("TOKENS", self.tokens)
+        settings = SETTINGS % {
+            "listeners": ",".join(f"{name}://127.0.0.1:{port}" for name, port in ports),
+            "logins": "".join(LOGIN % {"name": name, "user": USER, "password": PASSWORD} for name in ("sasl", "secure")),
+            "validator": VALIDATOR,
+            "issuer": ISSUER,
+            "audience": AUDIENCE,
+        }
+        allowed = f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls=file://{directory}/jwks.json"
+        self.broker = LocalKafka(directory=directory, extra=settings, options=[allowed])
         directory.mkdir(parents=True, exist_ok=True)
         private, self.ca = _self_signed()
         (directory / "keystore.pem").write_text(private + self.ca)
+        private, self.token_ca = _self_signed()
+        (directory / "tokens.pem").write_text(private + self.token_ca)
+        self.endpoint = TokenEndpoint(directory / "tokens.pem")
+        """Gives tokens for the listener `tokens`."""
+        (directory / "jwks.json").write_text(self.endpoint.jwks)
 
     def start(self) -> None:
         """Raises KafkaUnavailable."""
@@ -70,6 +94,12 @@ class OtherCluster:
         login = {"mechanism": mechanism, "username": USER, "password": PASSWORD} | sasl
         port = self.secure if tls else self.sasl
         return {"brokers": [f"127.0.0.1:{port}"], "auth": {"sasl": login}, "tls": tls} | ({"ca": self.ca} if tls else {})
+
+    def token_target(self, **sasl: Any) -> dict[str, Any]:
+        """The same with tokens of `endpoint`, which has an authority of its own."""
+        login = {"mechanism": "oauthbearer", "username": CLIENT, "password": SECRET, "scope": SCOPE, "extensions": "logicalCluster=one"}
+        login |= {"token_endpoint": self.endpoint.url, "token_ca": self.token_ca} | sasl
+        return {"brokers": [f"127.0.0.1:{self.tokens}"], "auth": {"sasl": login}, "ca": self.ca}
 
 
 @contextmanager

@@ -103,6 +103,7 @@ function form(found) {
     "target.auth.sasl.username": text("User name", { value: sasl?.username ?? "", hint: "For OAUTHBEARER the client’s id, and its secret" }),
     "target.auth.sasl.password": text("Password", { type: "password", hint: found && sasl ? "Empty: it stays what it is. To be given again when brokers, TLS, authority or SASL change" : undefined }),
     "target.auth.sasl.tokenEndpoint": text("Token endpoint", { value: sasl?.tokenEndpoint ?? "", mono: true, hint: "https://…" }),
+    "target.auth.sasl.tokenCa": area("Its certificate authority", { rows: 2, value: sasl?.tokenCa ?? "", hint: "In PEM. Empty: those that the cores’ machines trust" }),
     "target.auth.sasl.scope": text("Scope", { value: sasl?.scope ?? "", mono: true }),
     "target.ca": area("Certificate authority", { rows: 2, value: target.ca ?? "", hint: "In PEM. Empty: those that the cores’ machines trust" }),
   };
@@ -115,7 +116,7 @@ function form(found) {
   });
   const follow = () => {
     for (const name of ["username", "password"]) fields[`target.auth.sasl.${name}`].hide(mechanism.value === "");
-    for (const name of ["tokenEndpoint", "scope"]) fields[`target.auth.sasl.${name}`].hide(mechanism.value !== OAUTH);
+    for (const name of ["tokenEndpoint", "tokenCa", "scope"]) fields[`target.auth.sasl.${name}`].hide(mechanism.value !== OAUTH);
     for (const name of ["subject", "version", "onInvalid"]) fields[`target.schema.${name}`].hide(of("target.schema") === "");
     fields["target.schema.dlqTopic"].hide(of("target.schema") === "" || of("target.schema.onInvalid") !== "dlq");
     fields["target.ca"].hide(!of("target.tls"));
@@ -124,7 +125,7 @@ function form(found) {
   const sample = sampleEvent(source.channelFilter);
   const loginOf = () => {
     const given = { mechanism: mechanism.value, username: of("target.auth.sasl.username"), password: of("target.auth.sasl.password") || null };
-    return given.mechanism === OAUTH ? { ...given, tokenEndpoint: of("target.auth.sasl.tokenEndpoint"), scope: of("target.auth.sasl.scope"), extensions: sasl?.extensions } : given;
+    return given.mechanism === OAUTH ? { ...given, tokenEndpoint: of("target.auth.sasl.tokenEndpoint"), tokenCa: of("target.auth.sasl.tokenCa").trim(), scope: of("target.auth.sasl.scope"), extensions: sasl?.extensions } : given;
   };
   const schemaOf = () => ({
     format: of("target.schema"),

@@ -144,6 +144,7 @@ def test_another_cluster_comes_back_letter_for_letter_and_wrong_ones_with_their_
         "username": "client",
         "password": "hush-hush",
         "tokenEndpoint": "https://t.example",
+        "tokenCa": "-----BEGIN CERTIFICATE-----",
         "scope": "kafka",
     }
     target = {"routingKey": "t", "brokers": ["b:9092"], "tls": True, "ca": "-----BEGIN CERTIFICATE-----", "auth": {"sasl": sasl}}
@@ -153,6 +154,7 @@ def test_another_cluster_comes_back_letter_for_letter_and_wrong_ones_with_their_
         ({"brokers": ["b 9092"]}, "target.brokers"),
         ({"brokers": []}, "target.tls"),
         ({"auth": {"sasl": {**sasl, "tokenEndpoint": "http://t.example"}}}, "target.auth.sasl.tokenEndpoint"),
+        ({"auth": {"sasl": {**sasl, "tokenCa": "no certificate"}}}, "target.auth.sasl.tokenCa"),
         ({"tls": False}, "target.ca"),
     ):
         answer = core.ask("POST", f"/apps/{app}/rules", {**RULE, "target": target | change})

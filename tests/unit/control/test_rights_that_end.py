@@ -101,6 +101,7 @@ def test_expired_tokens_make_room_again(core):
         {"ca": "-----BEGIN CERTIFICATE-----"},
         {"auth": {"sasl": {"mechanism": "plain", "username": "u", "password": None}}},
         {"auth": {"sasl": {"mechanism": "oauthbearer", "username": "u", "tokenEndpoint": "https://mine.example/"}}},
+        {"auth": {"sasl": {"mechanism": "scram-sha-256", "username": "u", "tokenCa": "-----BEGIN CERTIFICATE-----"}}},
     ],
 )
 def test_a_password_that_may_not_be_seen_is_not_sent_elsewhere_either(core, change):

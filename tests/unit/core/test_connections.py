@@ -377,6 +377,19 @@ def test_what_is_long_gone_is_forgotten_everywhere_by_one_tombstone(core, other)
         assert one.node._connections.find(live) is not None
 
 
+def test_an_edge_that_somebody_asked_for_is_forgotten_though_it_never_had_a_lease(core):
+    """Members of the state may be of an edge whose lease was forgotten before this core was started."""
+    connections = core.node._connections
+    for boot in range(50):
+        assert not connections.is_silent(f"dead-{boot}", core.now)
+    core.tick(15)
+    assert connections.is_silent("dead-1", core.now)
+    for _ in range(200):
+        core.tick(3)
+        core.sessions_round()
+    assert connections._heard.keys() == connections._leases.keys() == {"boot-1", "boot-2"}
+
+
 def test_a_core_that_hears_nothing_of_kafka_forgets_nobody(core):
     core.admitted()
     core.sessions_round()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from concurrent.futures import Future
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,6 +78,35 @@ def test_what_writes_to_another_cluster_begins_again() -> None:
     run._closing.wait = lambda _: None
     run._run()
     assert turns == [0, 1]
+
+
+def test_a_producer_that_is_let_go_is_missed_by_nobody() -> None:
+    """It holds what nobody asks for any more, of a cluster that is away. The turn ends there; the next one makes another."""
+    run: Any = object.__new__(ClusterWriter)
+    run._inbox, run._watched, run._abandoned = SimpleQueue(), [], deque([SimpleNamespace(unreported=1, begin_again=lambda: None)])
+    run._producer = SimpleNamespace(poll=lambda _: 0, purge=lambda: None, flush=lambda _: 0)
+    run._fatal, run._why = False, "unreachable_cluster"
+    run._turn()
+    assert (run._producer, list(run._abandoned)) == (None, [])
+
+
+def test_a_refused_login_is_explained_by_the_token_that_could_not_be_had() -> None:
+    """The driver says once that it gets none. What it has serves until it runs out; from then on brokers refuse it."""
+    run: Any = object.__new__(ClusterWriter)
+    run._name, run._account = "c", SimpleNamespace(complain=lambda *_: None)
+    run._why = run._token = ""
+    run._token_until, run._token_over, run._fatal = 0.0, False, False
+    refusal = KafkaError(KafkaError._AUTHENTICATION, "SASL authentication error")
+    for _ in range(2):
+        run._trouble(KafkaError(KafkaError._AUTHENTICATION, "Failed to acquire SASL OAUTHBEARER token: Failed to connect to 127.0.0.1"))
+        assert run._why == "no_token"
+        run._fine()
+        assert run._why == ""
+        run._trouble(refusal)
+        assert run._why == "no_token"
+        run._fine()  # there are tokens again
+        run._trouble(refusal)
+        assert run._why == "refused_login"
 
 
 def test_what_appends_to_the_log_goes_on() -> None:

@@ -139,6 +139,8 @@ def elsewhere(**target: Any) -> Rule:
         ({"auth": {"sasl": SASL | {"username": ""}}}, "auth.sasl.username"),
         ({"auth": {"sasl": SASL | {"scope": "write"}}}, "auth.sasl.scope"),
         ({"auth": {"sasl": OAUTH | {"token_endpoint": "http://tokens.example"}}}, "auth.sasl.token_endpoint"),
+        ({"auth": {"sasl": OAUTH | {"token_ca": "no certificate"}}}, "auth.sasl.token_ca"),
+        ({"auth": {"sasl": SASL | {"token_ca": PEM}}}, "auth.sasl.token_ca"),
     ],
 )
 def test_another_cluster_that_cannot_be_meant_is_refused(target: dict[str, Any], field: str) -> None:
@@ -169,7 +171,7 @@ def test_another_cluster_that_cannot_be_meant_is_refused(target: dict[str, Any],
             {"security.protocol": "sasl_plaintext", "sasl.mechanism": "PLAIN", "sasl.username": "u", "sasl.password": "not to be seen"},
         ),
         (
-            {"auth": {"sasl": OAUTH | {"scope": "kafka", "extensions": "logicalCluster=lkc-1"}}},
+            {"auth": {"sasl": OAUTH | {"scope": "kafka", "extensions": "logicalCluster=lkc-1", "token_ca": PEM}}},
             {
                 "security.protocol": "sasl_ssl",
                 "sasl.mechanism": "OAUTHBEARER",
@@ -177,6 +179,7 @@ def test_another_cluster_that_cannot_be_meant_is_refused(target: dict[str, Any],
                 "sasl.oauthbearer.client.id": "client",
                 "sasl.oauthbearer.client.secret": "not to be seen",
                 "sasl.oauthbearer.token.endpoint.url": "https://tokens.example/token",
+                "https.ca.pem": PEM,
                 "sasl.oauthbearer.scope": "kafka",
                 "sasl.oauthbearer.extensions": "logicalCluster=lkc-1",
             },
