@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -19,6 +20,25 @@ FIRST = ("chaos", "kafka", "relay", "journeys", "e2e", "link")
 tests that wait for Kafka are the best company. Last come the many small ones, which leave no worker without work."""
 OF_THEIR_OWN = frozenset({"test_edge_alone.py", "test_faults.py", "test_hostile_edge.py", "test_leaderboard.py", "test_operators.py"})
 """Modules of tests/e2e without the product that the others share."""
+
+
+class AtOnce:
+    """Tells of failures when they happen: of a run that is ended from outside nothing else is seen."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            reporter: Any = self._config.pluginmanager.get_plugin("terminalreporter")
+            reporter.ensure_newline()
+            reporter.write_line(f"FAILED {report.nodeid} ({report.when})")
+            reporter.write_line(report.longreprtext)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("CI") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(AtOnce(config))
 
 
 def group_of(nodeid: str) -> str:

@@ -271,7 +271,7 @@ def test_after_a_fatal_error_a_new_producer_appends_again_in_order_before_anythi
             await world.until(lambda: len(world.of(Reported)) == 4_000)
             producer.append(4_000, 0, b"k", b"4000", Kind.MESSAGE, "s:4000")
             await world.until(lambda: len(world.of(Reported)) + len(world.of(Overfull)) == 4_001)
-            assert producer.replaced == 1
+            await world.until(lambda: producer.replaced == 1)
             assert None not in reported(world).values()
             await world.until(lambda: len({record.id for record in tailed(world)}) == 4_000 + len(world.of(Reported)) - 4_000)
             for partition in range(4):

@@ -14,13 +14,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from core.kafka import mapping_runner, read_state
 from core.kafka.lanes import LogAppends
 from core.kafka.mapping_runner import MappingRunner
 from core.kafka.mapping_set import MappingSet
+from core.kafka.records import UNKNOWN, headers_of, log_record
 from core.kept import kept
 from core.mappings import Mapping, MappingConfig, Schemas, Seek, Steering, Wanted
 from relay.model.message import RecordBody
@@ -242,6 +243,28 @@ def test_a_foreign_record_of_the_log_with_such_a_header_keeps_its_place(kafka_br
             await running.close()
             await owner.close()
             assert (running.failures, owner.failures) == (0, 0)
+
+    asyncio.run(story())
+
+
+def test_such_a_header_is_noticed_also_where_the_interpreter_has_specialised_what_reads_it(kafka_brokers: str) -> None:
+    """Touched, it would end the process."""
+
+    async def story() -> None:
+        async with kafka(kafka_brokers) as world:
+            topic = create(world, "in", 1)
+            put(kafka_brokers, topic, *map(str, range(200)))
+            for _ in range(2):
+                produce_raw(kafka_brokers, topic, 0, b"poison", [(b"\xff", b"1")])
+            consumer = Consumer({"bootstrap.servers": kafka_brokers, "group.id": "none"})
+            consumer.assign([TopicPartition(topic, 0, 0)])
+            read: list[Any] = []
+            while len(read) < 202:
+                read += await asyncio.to_thread(consumer.consume, 202, 1.0)
+            found = [headers_of(each) for each in read[:100] + read[200:201]]
+            kinds = [log_record(each, "s").kind for each in read[100:200] + read[201:]]
+            consumer.close()
+            assert (found, kinds) == ([[]] * 100 + [None], [UNKNOWN] * 101)
 
     asyncio.run(story())
 
