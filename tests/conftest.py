@@ -63,5 +63,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return group_of(nodeid)
 
+        def _reschedule(self, node: Any) -> None:
+            if node in self.registered_collections:  # a worker that takes the place of another may not be there yet
+                super()._reschedule(node)
+
+        def remove_node(self, node: Any) -> str | None:
+            """The test that ended its worker is not run again. Units of which nothing is left go, too: a worker that is given one never
+            asks for another, and the run stands still (seen with pytest-xdist 3.8)."""
+            work = self.assigned_work[node]
+            crashed: str | None = next((test for unit in work.values() for test, done in unit.items() if not done), None)
+            if crashed is not None:
+                work[self._split_scope(crashed)][crashed] = True
+            for scope in [scope for scope, unit in work.items() if all(unit.values())]:
+                del work[scope]
+            super().remove_node(node)
+            return crashed
+
     config.option.loadscopereorder = False
     return Groups(config, log)

@@ -103,7 +103,7 @@ def test_a_rewind_by_time_in_the_name_and_one_that_finds_nothing(world: AnyWorld
     early = publisher(world)
     early.sends(action=ATTACH, channel=channel, params={"rewind": "1"})
     assert not early.gets(ATTACHED)["flags"] & HAS_BACKLOG
-    publishes(early, channel, 0, "a")
+    publishes(publisher(world), channel, 0, "a")
     early.gets(MESSAGE)
     late = publisher(world, edge=1)
     late.sends(action=ATTACH, channel=f"[?rewind=1m]{channel}")
