@@ -9,6 +9,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from typing import Any
 from urllib.parse import urlencode
 
@@ -22,6 +23,8 @@ from tests.support.product import Product
 
 ANSWER_S = 15.0
 SILENCE_S = 0.7
+ACK, NACK, PRESENCE, MESSAGE = 1, 2, 14, 15
+UNORDERED = [{answer, shown} for answer in (ACK, NACK) for shown in (MESSAGE, PRESENCE)]
 
 
 class RealWorld:
@@ -77,6 +80,7 @@ class RealClient:
     def __init__(self, real: RealWorld, edge: int, binary: bool, params: dict[str, str]) -> None:
         self._binary = binary
         self._run = real.loop.run
+        self._early: deque[dict[str, Any]] = deque()
         url = real.product.edges[edge % len(real.product.edges)]
 
         async def dial() -> ClientConnection:
@@ -92,12 +96,20 @@ class RealClient:
             self._run(self._socket.send(data, text=not self._binary), ANSWER_S)
 
     def gets(self, action: int, **members: Any) -> dict[str, Any]:
-        return world.expect(self.takes(), action, members)
+        """Nothing is promised about which comes first, an answer to a publish or its echo: the other one waits for its turn."""
+        early: list[dict[str, Any]] = []
+        frame = self.takes()
+        while {action, frame["action"]} in UNORDERED:
+            early.append(frame)
+            frame = self.takes()
+        self._early.extendleft(reversed(early))
+        return world.expect(frame, action, members)
 
     def takes(self) -> dict[str, Any]:
-        return self._next(ANSWER_S)
+        return self._early.popleft() if self._early else self._next(ANSWER_S)
 
     def gets_nothing(self) -> None:
+        assert not self._early, self._early
         try:
             frame = self._next(SILENCE_S)
         except (TimeoutError, ConnectionClosed):
