@@ -17,6 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,6 +29,8 @@ from core.index import Slice
 from core.log import LogRecord
 
 BUCKET_MS = 60_000
+MOST_BUCKETS = 20
+"""Minutes that are held at once, however long nothing is past retention (`hold`): each has some open files, and its records in memory."""
 KEY = struct.Struct(">BHqQ")
 """Stream (in order of appearance), partition, hash of the channel, offset of the block's last record: a channel's blocks lie side by side,
 in order."""
@@ -243,7 +246,7 @@ class RocksIndex:
         self._buckets: dict[int, _Bucket] = {}
         self._next: tuple[int, Future[_Bucket]] | None = None
         """The bucket of the minute to come, opened ahead of time."""
-        self._opened = 0
+        self._opened = count()
         self._size = 0
         self._now_ms = 0
         self._hold_ms = 0.0
@@ -278,6 +281,8 @@ class RocksIndex:
             return
         self._now_ms = max(self._now_ms, *map(_timestamp, records))
         horizon = self._horizon()
+        oldest = self._past() if self._held() else 0
+        """All that is past retention and held nonetheless goes here: a look-back may span days."""
         found: dict[int, _Bucket | None] = {}
         """By minute. None: past retention, or there is no disk."""
         bucket: _Bucket | None = None
@@ -298,7 +303,7 @@ class RocksIndex:
                 at_stream, at_partition = stream, partition
                 if place.started is None:
                     place.started = offset
-                minute = place.minute = max(place.minute, timestamp // BUCKET_MS)
+                minute = place.minute = max(place.minute, timestamp // BUCKET_MS, oldest)
                 until = (minute + 1) * BUCKET_MS
                 if minute not in found:
                     # Past retention: read in the look-back of a partition that lags behind the others
@@ -355,7 +360,7 @@ class RocksIndex:
                     bucket = ahead[1].result()
                 else:
                     if ahead is not None:
-                        ahead[1].add_done_callback(_drop_unused)
+                        self._thread.submit(_drop_unused, ahead[1])
                     bucket = self._open(minute)
             except Exception:
                 self.errors += 1
@@ -366,8 +371,13 @@ class RocksIndex:
         return bucket
 
     def _open(self, minute: int) -> _Bucket:
-        self._opened += 1  # a path that was never used: the one before may still be on its way out
-        return _Bucket(self._directory / f"minute-{minute}-{self._opened}")
+        # A path that was never used: the one before may still be on its way out. Both threads come here.
+        path = self._directory / f"minute-{minute}-{next(self._opened)}"
+        try:
+            return _Bucket(path)
+        except Exception:  # the next batch tries again, and so on for as long as the disk is full
+            shutil.rmtree(path, ignore_errors=True)
+            raise
 
     def _place(self, stream: str, partition: int) -> _Place:
         place = self._places.get((stream, partition))
@@ -457,17 +467,23 @@ class RocksIndex:
     def hold(self, until_ms: float) -> None:
         self._hold_ms = until_ms
 
-    def _horizon(self) -> int:
+    def _held(self) -> bool:
+        """Whether nothing is forgotten for its age."""
+        return self._now_ms < self._hold_ms
+
+    def _past(self) -> int:
         """The first minute that is not past retention."""
-        return 0 if self._now_ms < self._hold_ms else (self._now_ms - self._retention_ms) // BUCKET_MS
+        return (self._now_ms - self._retention_ms) // BUCKET_MS
+
+    def _horizon(self) -> int:
+        """The first minute that is not to be forgotten for its age."""
+        return 0 if self._held() else self._past()
 
     def expire(self, now_ms: int) -> None:
         self._now_ms = max(self._now_ms, now_ms)
         horizon = self._horizon()
-        if self._buckets and (min(self._buckets) < horizon or self._size > self._max_bytes):
-            for minute in sorted(self._buckets):
-                if minute < horizon or self._size > self._max_bytes:
-                    self._lose(minute)
+        while self._buckets and (min(self._buckets) < horizon or self._size > self._max_bytes or len(self._buckets) > MOST_BUCKETS):
+            self._lose(min(self._buckets))
 
     def _lose(self, minute: int) -> None:
         """The bucket goes, and with it everything before it: a reader may not skip a hole."""
@@ -485,7 +501,7 @@ class RocksIndex:
         for minute in sorted(self._buckets):
             self._lose(minute)
         if self._next is not None:
-            self._next[1].add_done_callback(_drop_unused)
+            self._thread.submit(_drop_unused, self._next[1])
             self._next = None
         self._thread.shutdown(wait=True)
         self._lock.close()
@@ -498,5 +514,6 @@ def _until(end: bytes) -> Any:
 
 
 def _drop_unused(opening: Future[_Bucket]) -> None:
+    """On the thread, which has opened it by then."""
     if opening.exception() is None:
         opening.result().drop()

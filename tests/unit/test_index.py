@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -270,6 +272,41 @@ def test_the_disk_agrees_with_what_was_written_wherever_it_is_held(
     index.close()
 
 
+@pytest.mark.parametrize("minutes_of_clock", [0, 300], ids=["a long look-back", "a start that does not end"])
+def test_however_long_all_is_held_few_databases_are_open(tmp_path: Path, minutes_of_clock: int) -> None:
+    """Each has eight files, memory, and takes 10 ms to open. What a look-back brings that is past retention needs but one."""
+    index = RocksIndex(tmp_path)
+    index.hold(math.inf)
+    for minute in range(300):
+        index.expire(T0 + (minute if minutes_of_clock else 1_000) * MINUTE)
+        put(index, [record(minute, at=T0 + minute * MINUTE)])
+        assert len(index._buckets) <= (on_disk.MOST_BUCKETS if minutes_of_clock else 1)
+    covers = index.covers_from("stream00", 0)
+    assert covers == (300 - on_disk.MOST_BUCKETS if minutes_of_clock else 0)
+    assert offsets(read(index, covers - 1)) == list(range(covers, 300))
+    put(index, [record(300, at=T0 + 1_001 * MINUTE)])
+    index.hold(T0 + 1_002 * MINUTE)
+    index.expire(T0 + 1_002 * MINUTE + 200_000)
+    assert offsets(read_back(index, 301)) == [], "and it goes as all else does"
+    assert index.errors == 0
+    index.close()
+
+
+def test_a_database_that_nobody_needs_goes_on_the_thread_that_opened_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes as long as 80 ms, in which the loop would stand still."""
+    dropped: list[str] = []
+    drop = on_disk._Bucket.drop
+    monkeypatch.setattr(on_disk._Bucket, "drop", lambda bucket: (dropped.append(threading.current_thread().name), drop(bucket)))
+    index = RocksIndex(tmp_path)
+    put(index, [record(0)])
+    assert index._next is not None
+    index._next[1].result()
+    put(index, [record(1, at=T0 + 2 * MINUTE)])  # nothing was written in the minute between
+    index.close()
+    assert len(dropped) == 4
+    assert {name.rpartition("_")[0] for name in dropped} == {"tidegate-index"}
+
+
 # --- the disk ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -394,6 +431,23 @@ def test_a_write_that_fails_expires_what_it_did_not_take(tmp_path: Path, monkeyp
     assert index.errors == 1
     assert read(index, 0) is None
     assert offsets(read(index, 2)) == offsets(read_back(index, 9)) == [3]
+    index.close()
+
+
+def test_databases_that_cannot_be_opened_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, _: object) -> None:
+        Path(path).mkdir()
+        raise OSError("too many open files")
+
+    index = RocksIndex(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(on_disk, "Rdict", refuse)
+        for offset in range(5):
+            put(index, [record(offset)])
+    assert index.errors == 5
+    assert not list(tmp_path.glob("minute-*"))
+    put(index, [record(5)])
+    assert offsets(read(index, 4)) == [5]
     index.close()
 
 
