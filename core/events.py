@@ -108,12 +108,14 @@ class SessionWritten:
 class StateRead:
     """What `tidegate.state` says of one partition, read before the tail starts. `checkpoint` is the offset from which the log goes on, None
     if no owner has ever written one; `records` are key → value (`core.state`), without the checkpoint. `quiet_from`: a channel of which
-    the tail reads nothing, and of which there is no `last` record, had its last record before that offset; None: nothing is known."""
+    the tail reads nothing, and of which there is no `last` record, had its last record before that offset; None: nothing is known.
+    `time`: broker time of the last record before the checkpoint, in milliseconds, 0 if it is not known."""
 
     partition: int
     checkpoint: int | None
     records: dict[bytes, bytes]
     quiet_from: int | None = None
+    time: int = 0
 
 
 @dataclass(frozen=True, slots=True)

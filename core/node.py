@@ -205,7 +205,7 @@ _encode_json = msgspec.json.Encoder().encode
 class _Partition:
     """How far the tail has read one partition of the log, and who waits for it to read further."""
 
-    __slots__ = ("ahead", "floor", "kept", "looked", "position", "quiet_from", "recency", "sound_after_ms", "verdicts")
+    __slots__ = ("ahead", "checkpoint_ms", "floor", "kept", "looked", "position", "quiet_from", "recency", "sound_after_ms", "verdicts")
 
     def __init__(self, recent: int, kept_bytes: int) -> None:
         self.position = 0
@@ -223,7 +223,8 @@ class _Partition:
         """The last record of each channel that a replay would bring: no duplicates, and nothing ephemeral."""
         self.kept = KeptMessages(kept_bytes)
         self.quiet_from: int | None = None
-        """As the state has it: see `StateRead`."""
+        self.checkpoint_ms = 0
+        """As the state has them: see `StateRead`."""
 
 
 class _Pending:
@@ -328,7 +329,7 @@ class CoreNode:
     ) -> None:
         """`random(n)` gives n unpredictable bytes. `config_log`: whether `tidegate.config` is read, and asked before a key is called
         unknown. `region`: what readers of metachannels are told of where channels live. `connection_lifecycle`: whether they are told of
-        connections. `look_back_ms`: how far before its start the tail begins.
+        connections. `look_back_ms`: how far before its start, or an older checkpoint, the tail begins.
         """
         self.name = name
         self.counters: Counter[str] = Counter()
@@ -1876,14 +1877,16 @@ class CoreNode:
         """While looking back: are verdicts sound from this record on? They are once everything within the window before it was read."""
         if partition.sound_after_ms is None:
             partition.recency.read_from(record.offset)  # whatever its kind: those before the first message have no message either
-            # The tail begins so long before now, or earlier, if there was no core for a while.
-            since = min(self._now_ms - self._look_back_ms, record.timestamp)
+            # The tail begins so long before now or before the checkpoint, if there was no core for a while; or with the log.
+            until = min(self._now_ms, partition.checkpoint_ms or self._now_ms)
+            since = min(until - self._look_back_ms, record.timestamp)
             partition.sound_after_ms = 0 if record.offset == 0 else since + WINDOW_MS + SKEW_MS
         if record.offset == 0 or record.timestamp >= partition.sound_after_ms:
             self._set_floor(partition, record.partition, record.offset)
 
     def _set_floor(self, partition: _Partition, number: int, offset: int) -> None:
         partition.floor = offset
+        self._index.expire(self._now_ms)  # it may not know yet what time it is, and what of a look-back is past retention
         self._index.begin(self._stream.id, number, offset)
 
     def _state_read(self, event: StateRead) -> None:
@@ -1893,7 +1896,7 @@ class CoreNode:
         self._attendance.restore(event, self._now)
         self._lifecycle.restore(event.partition, event.records)
         self._occupancy_log.restore(event.partition, event.records)
-        partition.quiet_from = event.quiet_from
+        partition.quiet_from, partition.checkpoint_ms = event.quiet_from, event.time
         for key, last in lasts(event.records).items():
             partition.recency.restore(key, last.offset)
         partition.kept.restore(kept(event.records))

@@ -171,6 +171,8 @@ def told(found: Mapping[int, PartitionState]) -> list[StateRead]:
     return [
         StateRead(number, None, {})
         if partition.checkpoint is None
-        else StateRead(number, partition.checkpoint.offset, dict(partition.records), partition.checkpoint.quiet_from)
+        else StateRead(
+            number, partition.checkpoint.offset, dict(partition.records), partition.checkpoint.quiet_from, partition.checkpoint.time
+        )
         for number, partition in found.items()
     ]

@@ -12,7 +12,7 @@ import confluent_kafka
 from confluent_kafka import OFFSET_END, KafkaError, TopicPartition
 
 from core.events import Event, Gap, Looked, Tailed
-from core.kafka.config import LOOK_BACK_S, SKEW_S, WINDOW_S, KafkaConfig
+from core.kafka.config import LOOK_BACK_S, KafkaConfig
 from core.kafka.consumer import KafkaThread, open_consumer, read_batch
 from core.kafka.logs import log
 from core.kafka.outlet import Deliver, Outlet
@@ -35,8 +35,8 @@ _key, _value = attrgetter("key"), attrgetter("value")
 
 class Tail(KafkaThread):
     """Delivers `Tailed` in offset order per partition, from `LOOK_BACK_S` before now on, and `Looked` for each partition when it has
-    reached what was its end at the start. Given `checkpoints`, it begins early enough for who has the state of then: where the checkpoint
-    is older, as much before it as the duplicate verdicts need; without one, at the beginning of the log.
+    reached what was its end at the start. Given `checkpoints`, it begins early enough for who has the state of then, and for clients that
+    were there then: where the checkpoint is older, as long before that; without one, at the beginning of the log.
 
     A core that is slower than its log makes the tail stop reading (`tail_queue_bytes`, `tail_queue_records`); nothing is left out.
     Kafka out of reach: the tail goes on where it was once it is back. `Gap` if retention was faster than the tail.
@@ -115,7 +115,7 @@ class Tail(KafkaThread):
         if place not in self._checkpoints:
             return since
         checkpoint = self._checkpoints[place]
-        return 0 if checkpoint is None else max(0, min(since, checkpoint.time - int((WINDOW_S + SKEW_S) * 1000)))
+        return 0 if checkpoint is None else max(0, min(since, checkpoint.time - int(LOOK_BACK_S * 1000)))
 
     def _looked(self, place: tuple[str, int]) -> list[Event]:
         """`Looked`, once per partition, when it is due."""

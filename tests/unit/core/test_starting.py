@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from core.effects import AskConfigEnd, LinkClose
-from core.events import EdgeLost, EndOffset, Gap, Looked, Tailed
+from core.events import EdgeLost, EndOffset, Gap, Looked, StateRead, Tailed
 from core.fold import SKEW_MS, WINDOW_MS
 from core.node import LOOK_BACK_MS
 from relay.link.frames import Admit, Admitted, Opened, Present, Record, Refused, Unknown
@@ -155,6 +157,27 @@ def test_what_was_written_before_there_was_no_core_for_a_while_is_replayed_after
         frames = core.sent()
         assert [frame.offset for frame in frames[:-1]] == ([record.offset for record in records[2:]] if code is None else [])
         assert (frames[-1].error and frames[-1].error.code) == code
+
+
+@pytest.mark.parametrize("sound", [True, False], ids=["after a checkpoint", "without one"])
+def test_what_was_written_before_there_was_no_core_for_a_while_is_replayed_where_little_was_written(sound):
+    """The first record that is read may be much younger than what the tail began with: verdicts are sound from when *it* began."""
+    core = Dialogue(ready=False, restored=False)
+    core.ends = dict.fromkeys(core.ends, 1000)
+    away_ms = core.now_ms - 3_600_000
+    records = [core.record("a", publish_id=f"s:{n}", ts=away_ms + ts) for n, ts in enumerate([-200_000, -140_000, -60_000, 0])]
+    for partition in range(STREAM.partitions):
+        core.happens(StateRead(partition, 1003, {}, time=away_ms - 60_000 if sound else 0))
+    core.happens(Tailed(records))
+    for partition in range(STREAM.partitions):
+        core.happens(Looked(partition, 1000, core.ends[partition]))
+    core.edge_up()
+    session = core.admitted().session
+    core.open("a", session, after=serial(records[0]))
+    core.turns()
+    frames = core.sent()
+    assert [frame.offset for frame in frames[:-1]] == [record.offset for record in (records[1:] if sound else [])]
+    assert (frames[-1].error and frames[-1].error.code) == (None if sound else 90003)
 
 
 def test_a_partition_without_traffic_opens_at_its_end():

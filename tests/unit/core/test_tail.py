@@ -9,9 +9,10 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from core.events import Event, Gap, Tailed
-from core.kafka.config import KafkaConfig
+from core.kafka.config import LOOK_BACK_S, KafkaConfig
 from core.kafka.tail import Tail
 from core.kafka.topics import StreamInfo
+from core.state import Checkpoint
 from relay.model.limits import CoreLimits
 
 LOG = StreamInfo("aaaabbbb", "t.log", 2)
@@ -96,3 +97,16 @@ def test_a_gap_is_told_after_the_records_before_it_and_reading_goes_on_behind_it
     assert [type(event) for event in events] == [Tailed, Gap]
     assert events[1] == Gap("aaaabbbb", 1, 8, 20)
     assert consumer.assigned == [(0, 6), (1, 20)]
+
+
+def test_a_tail_begins_as_long_before_an_old_checkpoint_as_before_now() -> None:
+    """Nobody was there in between: clients ask for what was written in the minutes before it."""
+    now_ms, look_back_ms = 1_800_000_000_000, int(LOOK_BACK_S * 1000)
+    times = {(LOG.topic, 0): now_ms - 3_600_000, (LOG.topic, 1): now_ms + 5}
+    checkpoints = {place: Checkpoint(LOG.stream, 3, time) for place, time in times.items()}
+
+    async def main() -> Tail:
+        return Tail(KafkaConfig(brokers="x:1"), [LOG], CoreLimits(), asyncio.get_running_loop(), lambda _: None, checkpoints)
+
+    tail = asyncio.run(main())
+    assert [tail._since(place, now_ms) for place in times] == [now_ms - 3_600_000 - look_back_ms, now_ms - look_back_ms]
