@@ -440,7 +440,7 @@ class Connection(Timed):
 
     def _permitted(self, text: str, message: ProtocolMessage, before: Attachment | None) -> Attachment:
         """The attachment (`before`, if there is one) with the params and modes asked for. Raises RelayError: 40010, 40160 (or
-        40161, 40311: the namespace), 40003, 90010; for a derived channel's filter 40010, 90010, 90021."""
+        40161, 40311: the namespace), 40003, 90010; for a derived channel's filter 90010, 42911, 40010, 90021."""
         session, limits = self.session, self.desk.turn.limits
         assert session is not None, "connected"
         name = parse_channel(text)
@@ -465,12 +465,15 @@ class Connection(Timed):
         return attachment
 
     def _new_attachment(self, session: Session, name: ChannelName) -> Attachment:
-        """Raises RelayError: for a derived channel 90010, 90021, 40010."""
-        hub, most = self.desk.hub, self.desk.turn.limits.filters_per_connection
+        """Raises RelayError: for a derived channel 90010, 42911, 40010, 90021."""
+        hub, turn = self.desk.hub, self.desk.turn
         if name.qualifier != "filter":
             return Attachment(self, name, hub.channel(session.app, name.log_name), None)
+        most = turn.limits.filters_per_connection
         if sum(other.filter is not None for other in (self.attachments or {}).values()) >= most:
             raise RelayError(90010, f"Maximum number of derived channels per connection ({most}) exceeded")
+        if not self.rate.afford(turn.limits, turn.now, turn.limits.filter_attach_cost):
+            raise RelayError(42911, "Rate limit exceeded; too many derived channels in too short a time; metric = connection.inboundRate")
         expression = expression_of(name.qualifier_value)
         channel = hub.channel(session.app, name.log_name)
         try:
@@ -563,8 +566,9 @@ class Connection(Timed):
             self.say(action, channel=attachment.text, error=error)
 
     def _channel_error(self, text: str, error: ErrorInfo) -> None:
+        """What passes (a rate) makes the client try again (DETACHED)."""
         self.desk.turn.stats.refusals[error.code] += 1
-        self.say(Action.ERROR, channel=text, error=error)
+        self.say(Action.DETACHED if error.code in _RETRIABLE else Action.ERROR, channel=text, error=error)
 
     # --- publishing ------------------------------------------------------------------------------------------------------------------
 

@@ -658,6 +658,7 @@ class Channel(Timed):
                 clients = len(group.clients)
                 if group.quiet and publisher in group.quiet:
                     clients -= 1
+                    self._skip(group)  # the publisher does not get it
                     self._flush(runs)
                     group.named_at = turn.number
                     turn.effects.append(Broadcast(group.clients, frame, group.quiet[publisher]))
@@ -720,6 +721,9 @@ class Channel(Timed):
         head = Serial.parse(frame.serial)
         reached = max(self.last, head.offset if head is not None else UNKNOWN)
         missed = [record for _, record in sorted(replay.records.items())]
+        if attachment.filter is not None and not self._askable(attachment.filter, missed):
+            self._give_up(replay)
+            return
         # A SYNC takes the place of what changed in the presence set: it begins once the client gets what comes live.
         attachment.sync_due = any(record.kind == Kind.PRESENCE for record in missed)
         # A client that is told the head and dies before it has read the backlog would take the head for its position, and lose the backlog.
@@ -740,6 +744,17 @@ class Channel(Timed):
         if attachment.filter is not None and backlog:
             attachment.told_anew(Serial(self.stream, self.partition, reached).text)  # past what came after the last one that matched
         self._join_after(attachment, reached)
+
+    def _askable(self, filter_: Filter, records: Iterable[Record]) -> bool:
+        """Whether a filter may be asked of all these at once: nobody else is served meanwhile, and the answers are for one client only.
+        What is held back is bounded by records and bytes, and a record may have very many messages."""
+        left = self.hub.turn.limits.filter_replay_steps
+        for record in records:
+            body = self.decoded(record) if record.kind == Kind.MESSAGE else None
+            left -= 0 if body is None else len(body.messages) * filter_.tokens
+            if left < 0:
+                return False
+        return True
 
     def _promote(self, offset: int) -> None:
         """Those whose replay had run ahead, and ended before `offset`."""

@@ -38,6 +38,14 @@ class InboundRate:
             return Verdict.WITHIN
         return Verdict.ABOVE if level > -limits.inbound_burst else Verdict.FAR_ABOVE
 
+    def afford(self, limits: EdgeLimits, now: float, messages: int) -> bool:
+        """Spend what costs as much as so many messages; False, and nothing is spent, where there is not as much left."""
+        self._level, self._at = min(self._level + (now - self._at) * limits.inbound_per_s, limits.inbound_burst), now
+        if self._level < messages:
+            return False
+        self._level -= messages
+        return True
+
 
 class Addresses:
     """Connects and refused credentials by address. Bounded: the address seen longest ago is forgotten, which can only favour it."""

@@ -58,7 +58,7 @@ def without_answer(line: str) -> str:
 def _told(said: str) -> tuple[str, str]:
     try:
         refusal = msgspec.json.decode(said, type=_Refusal).error
-    except (msgspec.MsgspecError, UnicodeError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):  # the last: nested ever so deeply
         cause = next((cause for words, cause in _CAUSES.items() if words in said), "what it answers is none")
         return NO_TOKEN, cause
     return ("refused_login", refusal) if refusal in _REFUSALS else (NO_TOKEN, "what it answers is none")

@@ -50,6 +50,12 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     derived channel that adds one."""
     filters: int = 10_000
     """The same for all channels together, for the memory they take (up to some 25 KB each). Above it: ERROR 90021."""
+    filter_attach_cost: int = 20
+    """What an ATTACH of a derived channel counts for, in ProtocolMessages (`inbound_per_s`): its expression has to be made into a filter.
+    Where not as much is left: DETACHED 42911 for that channel; the client tries again."""
+    filter_replay_steps: int = 1_000_000
+    """Messages that one resume of a derived channel goes over, times the names, values, operators and brackets of its expression. Above it:
+    continuity is given up (ATTACHED with 90004 and no RESUMED)."""
     filter_position_records: int = 500
     """After so many records of which a derived channel got none, its clients are told the position, so that a resume need not go over
     them."""

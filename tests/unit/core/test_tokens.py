@@ -25,6 +25,7 @@ def failure(said: str) -> KafkaError:
         ('{"error": "temporarily_unavailable"}', "no_token", "what it answers is none"),
         ('["hush-hush"]', "no_token", "what it answers is none"),
         ("<h1>hush-hush</h1>", "no_token", "what it answers is none"),
+        ('{"hush-hush": ' + "[" * 1_900, "no_token", "what it answers is none"),
         ('Expected JSON response with "access_token" field', "no_token", "what it answers is none"),
         ("Failed to connect to 127.0.0.1:1 after 0 ms: Could not connect to server", "no_token", "nobody answers"),
         ("Could not resolve host: id.example", "no_token", "the name does not resolve"),
@@ -41,6 +42,7 @@ def test_why_there_is_no_token(said: str, reason: str, cause: str) -> None:
     ("said", "code", "shown"),
     [
         ('{"error": "invalid_client", "hush-hush": "(1)"}', 401, ": invalid_client (401)"),
+        ('{"hush-hush": ' + "[" * 1_900, 400, ": what it answers is none (400)"),
         ("hush-hush\n(503)", 503, ": what it answers is none (503)"),
         ("Failed to connect to 127.0.0.1 port 1", -1, ": nobody answers (-1)"),
     ],

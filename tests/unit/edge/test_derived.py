@@ -194,6 +194,24 @@ def test_90021_so_many_different_expressions(limits: dict[str, int]) -> None:
     assert all(message["action"] != 9 for message in another_client.inbox)
 
 
+def test_42911_an_attach_counts_for_what_it_costs() -> None:
+    """To make a filter takes 20 times as long as anything else that is as small: one client could keep an edge from all others."""
+    edge = Edge(limits=EdgeLimits(inbound_burst=100, inbound_per_s=10.0, filter_attach_cost=40))
+    client = edge.connect(capability=ALL)
+    compiled = 0
+    for number in range(6):
+        channel = derived(f"contains(name, '{number}') || headers.*")
+        edge.sends(client, action=10, channel=channel)
+        (answer,) = [message for message in client.inbox if message.get("channel") == channel]
+        compiled += answer["error"]["code"] == 40010
+        assert (answer["action"], answer["error"]["code"]) in ((9, 40010), (13, 42911))
+        client.inbox.clear()
+    assert compiled == 2
+    assert client.closed is None
+    stay(edge, 10, client)
+    edge.attach(client, A)
+
+
 # --- what passes -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +302,13 @@ def test_it_is_told_only_to_those_whom_no_message_has_told_it(edge: Edge) -> Non
     assert [[each["channelSerial"] for each in messages if each["action"] == 11] for messages in got] == [[edge.serial("c", 52)], [], []]
 
 
+def test_it_is_told_to_a_publisher_who_does_not_want_its_own(edge: Edge) -> None:
+    client, opening = reader(edge, query="key=app.key:secret&v=6&echo=false")
+    edge.core(named(edge, opening.req, 51, "x"), named(edge, opening.req, 52, "a", connection=client.session))
+    got = stay(edge, 16, client)[0]
+    assert [(each["action"], each["channelSerial"]) for each in got] == [(11, edge.serial("c", 52))]
+
+
 def test_or_after_so_many_records() -> None:
     edge = Edge(limits=EdgeLimits(filter_position_records=3))
     client, opening = reader(edge)
@@ -338,6 +363,19 @@ def test_a_gap_is_said(edge: Edge) -> None:
     client = replayed(edge, (45, "a"), head=50, error=ErrorInfo.of(90003, "messages expired"))
     edge.gets(client, action=11, code=90003, flags=SUBSCRIBE | BACKLOG)
     edge.gets(client, action=15)
+
+
+@pytest.mark.parametrize(("steps", "flags", "at"), [(24, SUBSCRIBE | RESUMED | BACKLOG, 40), (23, SUBSCRIBE, 50)])
+def test_a_resume_asks_a_filter_of_so_many_messages_at_once(steps: int, flags: int, at: int) -> None:
+    """What is held back may be a million of them: 10 s in which nobody else is served, for each ATTACH of a client that means harm."""
+    edge = Edge(limits=EdgeLimits(filter_replay_steps=steps))
+    client = replayed(edge, (41, "xxxx"), (42, "xxxa"), head=50)  # of three tokens
+    attached = edge.gets(client, action=11, flags=flags, channelSerial=edge.serial("c", at))
+    assert attached.get("error", {}).get("code") == (None if at == 40 else 90004)
+    if at == 40:
+        edge.gets(client, action=15)
+        edge.gets(client, action=11)
+    edge.gets_nothing(client)
 
 
 def test_a_lost_core_is_no_business_of_those_who_read_through_a_filter() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import string
 import time
 from typing import Any
@@ -58,6 +59,26 @@ def matches(expression: str, message: Message = FIRST) -> bool:
 )
 def test_3_2_what_an_expression_leaves(expression: str, first: bool, bare: bool) -> None:
     assert (matches(expression), matches(expression, BARE)) == (first, bare)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("5", 5),
+        ("-05", -5),
+        ("+5", 5),
+        ("1.5", 1.5),
+        ("1.", 1),
+        (".5", 0.5),
+        ("1e3", 1000),
+        ("-1.5E-1", -0.15),
+        ("12345678901234567890", 12345678901234567890),
+    ]
+    + [(text, None) for text in ("", "x", "-", ".", "e3", "1e", "1 ", "0x1", "1_0", "nan", "inf", "\u0663", "9" * 65)],
+)
+def test_what_is_a_number(text: str, number: float | None) -> None:
+    message = Message(extras={"headers": {"text": text}})
+    assert matches(f"to_number(headers.text) == `{json.dumps(number)}`", message)
 
 
 def test_of_several_messages_those_are_named_that_match() -> None:
