@@ -13,6 +13,7 @@ import binascii
 import operator
 import re
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 from jmespath.exceptions import JMESPathError
@@ -103,9 +104,8 @@ def _evaluator(node: Node) -> Evaluate:
             return lambda _: value
         case "current" | "identity":
             return lambda given: given
-        case "subexpression" | "pipe":
-            first, then = map(_evaluator, node["children"])
-            return lambda given: then(first(given))
+        case "subexpression" | "pipe":  # of `a.b.c` the parser makes one with three children
+            return reduce(_then, map(_evaluator, node["children"]))
         case "and_expression":
             one, other = map(_evaluator, node["children"])
             return lambda given: other(given) if _true(found := one(given)) else found
@@ -122,6 +122,10 @@ def _evaluator(node: Node) -> Evaluate:
     raise RelayError(
         40010, "Invalid filter: lists, hashes, projections, slices and `&` are not supported here; a literal list is: `[1, 2]`"
     )
+
+
+def _then(first: Evaluate, then: Evaluate) -> Evaluate:
+    return lambda given: then(first(given))
 
 
 def _true(value: Any) -> bool:

@@ -152,10 +152,8 @@ def test_what_retention_took_before_its_owner_is_said_and_a_log_made_anew_voids_
 
 
 def test_a_tail_begins_where_the_checkpoint_needs_it(kafka_brokers: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a checkpoint at the beginning; with an old one at its window; with a recent one where the look-back begins."""
+    """Without a checkpoint at the beginning; with an old one a look-back before it; with a recent one where the look-back begins."""
     monkeypatch.setattr(tail_module, "LOOK_BACK_S", 0.0)
-    monkeypatch.setattr(tail_module, "WINDOW_S", 0.0)
-    monkeypatch.setattr(tail_module, "SKEW_S", 0.0)
 
     async def story() -> None:
         async with kafka(kafka_brokers) as world:

@@ -38,6 +38,8 @@ def matches(expression: str, message: Message = FIRST) -> bool:
         ("headers.zero", True, False),  # a number is never false
         ("headers.no || headers.nil", False, False),
         ("headers.yes", True, False),
+        ("@.headers.n == `5`", True, False),
+        ("headers.text.a.b", False, False),
         ("headers.yes == `1`", False, False),
         ("headers.n > `4` && headers.n <= `5.0`", True, False),
         ("headers.text > `4`", False, False),
