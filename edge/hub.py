@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -44,6 +45,7 @@ UNKNOWN = -2
 """No offset at all. -1 is one: the position before the first record."""
 
 _decode_body = msgspec.msgpack.Decoder(RecordBody).decode
+_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _RETRY_S = 1.0
 """Between two attempts to open a channel that the core refused for a reason that passes."""
 
@@ -708,7 +710,7 @@ class Channel(Timed):
     def decoded(self, record: Record) -> RecordBody | None:
         try:
             return _decode_body(record.body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except _UNDECODABLE:
             self.hub.turn.stats.undecodable += 1
             return None
 
@@ -750,8 +752,9 @@ class Channel(Timed):
         What is held back is bounded by records and bytes, and a record may have very many messages."""
         left = self.hub.turn.limits.filter_replay_steps
         for record in records:
-            body = self.decoded(record) if record.kind == Kind.MESSAGE else None
-            left -= 0 if body is None else len(body.messages) * filter_.tokens
+            if record.kind == Kind.MESSAGE:
+                with suppress(*_UNDECODABLE):  # counted when it is left out
+                    left -= len(_decode_body(record.body).messages) * filter_.tokens
             if left < 0:
                 return False
         return True

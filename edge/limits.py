@@ -32,19 +32,23 @@ class InboundRate:
         if self.grace:
             self.grace -= 1
             return Verdict.WITHIN
-        level = min(self._level + (now - self._at) * limits.inbound_per_s, limits.inbound_burst) - 1
-        self._level, self._at = level, now
-        if level >= 0:
+        self._refill(limits, now)
+        self._level -= 1
+        if self._level >= 0:
             return Verdict.WITHIN
-        return Verdict.ABOVE if level > -limits.inbound_burst else Verdict.FAR_ABOVE
+        return Verdict.ABOVE if self._level > -limits.inbound_burst else Verdict.FAR_ABOVE
 
     def afford(self, limits: EdgeLimits, now: float, messages: int) -> bool:
         """Spend what costs as much as so many messages; False, and nothing is spent, where there is not as much left."""
-        self._level, self._at = min(self._level + (now - self._at) * limits.inbound_per_s, limits.inbound_burst), now
+        self._refill(limits, now)
         if self._level < messages:
             return False
         self._level -= messages
         return True
+
+    def _refill(self, limits: EdgeLimits, now: float) -> None:
+        self._level = min(self._level + (now - self._at) * limits.inbound_per_s, limits.inbound_burst)
+        self._at = now
 
 
 class Addresses:

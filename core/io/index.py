@@ -281,7 +281,7 @@ class RocksIndex:
             return
         self._now_ms = max(self._now_ms, *map(_timestamp, records))
         horizon = self._horizon()
-        oldest = self._past() if self._held() else 0
+        oldest = self._first_retained() if self._held() else 0
         """All that is past retention and held nonetheless goes here: a look-back may span days."""
         found: dict[int, _Bucket | None] = {}
         """By minute. None: past retention, or there is no disk."""
@@ -471,13 +471,13 @@ class RocksIndex:
         """Whether nothing is forgotten for its age."""
         return self._now_ms < self._hold_ms
 
-    def _past(self) -> int:
+    def _first_retained(self) -> int:
         """The first minute that is not past retention."""
         return (self._now_ms - self._retention_ms) // BUCKET_MS
 
     def _horizon(self) -> int:
         """The first minute that is not to be forgotten for its age."""
-        return 0 if self._held() else self._past()
+        return 0 if self._held() else self._first_retained()
 
     def expire(self, now_ms: int) -> None:
         self._now_ms = max(self._now_ms, now_ms)

@@ -7,6 +7,7 @@ import pytest
 from core.effects import AskConfigEnd, LinkClose
 from core.events import EdgeLost, EndOffset, Gap, Looked, StateRead, Tailed
 from core.fold import SKEW_MS, WINDOW_MS
+from core.log import LogRecord
 from core.node import LOOK_BACK_MS
 from relay.link.frames import Admit, Admitted, Opened, Present, Record, Refused, Unknown
 from relay.model.limits import CoreLimits
@@ -14,9 +15,17 @@ from relay.model.message import Message
 from tests.unit.core.dialogue import SECRET, STREAM, Dialogue, serial
 
 
-def look_back(core: Dialogue) -> None:
+def look_back(core: Dialogue, start: int = 0) -> None:
     for partition in range(STREAM.partitions):
-        core.happens(Looked(partition, 0, core.ends[partition]))
+        core.happens(Looked(partition, start, core.ends[partition]))
+
+
+def replayed(core: Dialogue, session: int, after: LogRecord) -> tuple[list[int], int | None]:
+    """Offsets and the code of what a client gets that was there until `after`."""
+    core.open("a", session, after=serial(after))
+    core.turns()
+    *frames, opened = core.sent()
+    return [frame.offset for frame in frames], opened.error.code if opened.error else None
 
 
 def test_ready_when_all_partitions_are_read_and_the_configuration_too():
@@ -120,20 +129,12 @@ def test_records_read_while_looking_back_are_indexed_where_their_verdict_is_soun
     young = start_ms + WINDOW_MS + SKEW_MS
     records = [core.record("a", publish_id=f"s:{n}", ts=ts) for n, ts in enumerate([start_ms, young - 1, young, young + 1, core.now_ms])]
     core.happens(Tailed(records))
-    for partition in range(STREAM.partitions):
-        core.happens(Looked(partition, 1000, core.ends[partition]))
+    look_back(core, 1000)
     core.edge_up()
     session = core.admitted().session
-    core.open("a", session, after=serial(records[1]))
-    core.turns()
-    frames = core.sent()
-    assert [frame.offset for frame in frames[:-1]] == [record.offset for record in records[2:]]
-    assert frames[-1].error is None
-    core.open("a", session, after=serial(records[0]))
-    core.turns()
-    frames = core.sent()
-    assert [frame.offset for frame in frames[:-1]] == [record.offset for record in records[2:]]
-    assert frames[-1].error.code == 90003
+    sound = [record.offset for record in records[2:]]
+    assert replayed(core, session, records[1]) == (sound, None)
+    assert replayed(core, session, records[0]) == (sound, 90003)
 
 
 def test_what_was_written_before_there_was_no_core_for_a_while_is_replayed_after_it():
@@ -141,22 +142,17 @@ def test_what_was_written_before_there_was_no_core_for_a_while_is_replayed_after
     core = Dialogue(ready=False)
     core.ends = dict.fromkeys(core.ends, 1000)
     away_ms = core.now_ms - 3_600_000
-    times = [away_ms - WINDOW_MS - SKEW_MS, *range(away_ms, away_ms + 4)]  # the tail begins as long before the checkpoint as verdicts need
+    times = [away_ms - WINDOW_MS - SKEW_MS, *range(away_ms, away_ms + 4)]  # the first is what the tail began with
     records = [core.record("a", publish_id=f"s:{n}", ts=ts) for n, ts in enumerate(times)]
     core.happens(Tailed(records))
     core.tick(30)
-    for partition in range(STREAM.partitions):
-        core.happens(Looked(partition, 1000, core.ends[partition]))
+    look_back(core, 1000)
     core.happens(Tailed([core.record("b", publish_id="s:now")]))
     core.edge_up()
     for waited, code in ((130, None), (30, 90003)):
         core.tick(waited)
-        session = core.admitted().session
-        core.open("a", session, after=serial(records[1]))
-        core.turns()
-        frames = core.sent()
-        assert [frame.offset for frame in frames[:-1]] == ([record.offset for record in records[2:]] if code is None else [])
-        assert (frames[-1].error and frames[-1].error.code) == code
+        got = replayed(core, core.admitted().session, records[1])
+        assert got == ([record.offset for record in records[2:]] if code is None else [], code)
 
 
 @pytest.mark.parametrize("sound", [True, False], ids=["after a checkpoint", "without one"])
@@ -169,15 +165,10 @@ def test_what_was_written_before_there_was_no_core_for_a_while_is_replayed_where
     for partition in range(STREAM.partitions):
         core.happens(StateRead(partition, 1003, {}, time=away_ms - 60_000 if sound else 0))
     core.happens(Tailed(records))
-    for partition in range(STREAM.partitions):
-        core.happens(Looked(partition, 1000, core.ends[partition]))
+    look_back(core, 1000)
     core.edge_up()
-    session = core.admitted().session
-    core.open("a", session, after=serial(records[0]))
-    core.turns()
-    frames = core.sent()
-    assert [frame.offset for frame in frames[:-1]] == [record.offset for record in (records[1:] if sound else [])]
-    assert (frames[-1].error and frames[-1].error.code) == (None if sound else 90003)
+    got = replayed(core, core.admitted().session, records[0])
+    assert got == (([record.offset for record in records[1:]], None) if sound else ([], 90003))
 
 
 def test_a_partition_without_traffic_opens_at_its_end():
